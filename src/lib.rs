@@ -1,0 +1,36 @@
+//! limitrate, an OpenAI-compatible LLM gateway that queues instead of rejecting.
+//!
+//! This is the map. Imports run downwards only; `tests/layering.rs` holds the code to it.
+//!
+//! | floor | room | owns |
+//! |---|---|---|
+//! | 6 | [`cli`] | the command line: serve, check, demo; exit codes |
+//! | 5 | [`server`] | the front: listener, connection loop, routes, relay to the caller, shutdown |
+//! | 5 | [`admin`] | `/admin/health`, `/admin/stats` |
+//! | 4 | [`registry`] | model name -> provider; the merged model list |
+//! | 4 | [`provider`] | one provider: its scheduler, its upstream, its counters |
+//! | 3 | [`upstream`] | the back: pool, connect (DNS, TCP, TLS), client (one exchange) |
+//! | 3 | [`shaping`] | limiter and queue (pure), scheduler (the task that sleeps) |
+//! | 2 | [`http1`] | heads and body framing; the only room that names `async_h1`, `http_types`, `httparse` |
+//! | 2 | [`openai`] | error and model-list objects, peeking at a body, SSE events |
+//! | 1 | [`config`] | YAML -> validated [`config::Config`]; `${ENV}`; secrets |
+//! | 0 | [`error`] | one `Error`; status and JSON are decided only there |
+//!
+//! A request's way: `server` reads a head and a body through `http1`, `openai` peeks at `model`, `registry`
+//! names the provider, `provider` waits for a permit of its scheduler and spends it on `upstream`, and `server`
+//! relays the answer as it comes.
+//!
+//! Everything but DNS look-ups and TLS handshakes runs on one thread, on a `LocalExecutor`: no room needs a lock, and on
+//! a Raspberry Pi three cores stay free.
+
+pub mod admin;
+pub mod cli;
+pub mod config;
+pub mod error;
+pub mod http1;
+pub mod openai;
+pub mod provider;
+pub mod registry;
+pub mod server;
+pub mod shaping;
+pub mod upstream;
