@@ -1,10 +1,82 @@
 //! The validated configuration: what a YAML file means once every fault in it has been refused.
 //!
-//! Owns the types and their defaults. Does not read files or environment variables by itself beyond [`load`]; past this
-//! room no value means "maybe misconfigured".
+//! Owns the types, their defaults, the expansion of `${VAR}` and the wording of every fault. Touches no environment (the
+//! caller passes one in) and no file but the configuration itself and the `ca_file`s it names; past this room no value
+//! means "maybe misconfigured".
+//!
+//! | file | owns |
+//! |---|---|
+//! | `tree` | YAML text -> nodes, node -> line |
+//! | `section` | typed reading of the keys of one mapping, gathering faults |
+//! | `read` | which keys there are, their defaults and bounds |
+//! | `base_url`, `expand` | the two small grammars inside values |
+//! | `faults` | how faults are printed |
+
+mod base_url;
+mod expand;
+mod faults;
+mod nearest;
+mod read;
+mod section;
+mod tree;
 
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
 use std::time::Duration;
+
+pub use faults::Faults;
+
+/// Looks a variable up: its value, or `None` where it is not set.
+pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// No configuration and no CA bundle is larger; past it the path names something else (a log, a device).
+const FILE_LIMIT_BYTES: u64 = 1 << 20;
+
+/// Reads and validates the file at `path`, or says everything that is wrong with it.
+pub fn load(path: &Path, env: Env<'_>) -> Result<Config, Faults> {
+    let bytes = File::open(path).and_then(read_bounded).map_err(|error| {
+        let problem = format!(
+            "cannot be read: {error}; copy config.example.yaml and name the copy with --config"
+        );
+        Faults::whole_file(path, problem)
+    })?;
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => parse(text, path, env),
+        Err(error) => {
+            let line = 1 + bytes[..error.valid_up_to()]
+                .iter()
+                .filter(|byte| **byte == b'\n')
+                .count();
+            Err(Faults::at_line(
+                path,
+                line,
+                "is not UTF-8 text; save the file as UTF-8",
+            ))
+        }
+    }
+}
+
+/// Validates `text`, the content of `file`: the name faults go by, whose folder a relative `ca_file` starts from.
+pub fn parse(text: &str, file: &Path, env: Env<'_>) -> Result<Config, Faults> {
+    let tree = tree::parse(text).map_err(|fault| Faults::syntax(file, fault))?;
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let mut walk = section::Walk::new(env, folder);
+    match read::config(&mut walk, &tree) {
+        Some(config) if walk.faults.is_empty() => Ok(config),
+        _ => Err(Faults::gathered(file, text, walk.faults)),
+    }
+}
+
+fn read_bounded(file: File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(FILE_LIMIT_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_LIMIT_BYTES {
+        return Err(io::Error::other("it is larger than 1 MiB"));
+    }
+    Ok(bytes)
+}
 
 /// A whole configuration file.
 #[derive(Debug, Clone)]
@@ -53,7 +125,8 @@ pub struct Provider {
     pub base_url: BaseUrl,
     /// Sent as `Authorization: Bearer ...`; `None` sends no Authorization.
     pub api_key: Option<Secret>,
-    /// Extra request headers, name and value; a name given here replaces the caller's.
+    /// Extra request headers, name and value, each name once; a name given here replaces the caller's. Never a
+    /// hop-by-hop or framing header, and no Authorization beside an `api_key`.
     pub headers: Vec<(String, Secret)>,
     /// Extra trusted CA certificates: the PEM text of `ca_file`.
     pub ca_pem: Option<Vec<u8>>,

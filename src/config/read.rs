@@ -1,0 +1,428 @@
+//! Which keys there are, their defaults, their bounds, and what they become.
+//!
+//! One function per section of the file. A new key is one line here and one field in the types.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use super::section::{Found, SECONDS_MAX, SECONDS_MIN, Section, Walk, join};
+use super::tree::{Kind, Node};
+use super::{
+    BaseUrl, Config, Mode, Model, Provider, RateLimit, Secret, Server, base_url, read_bounded,
+};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// Faster than this is no limit any more, and its interval would come near zero.
+const RPM_MAX: f64 = 60_000_000.0;
+/// One send in a week.
+const RPM_MIN: f64 = 0.0001;
+
+/// RFC 9110 section 7.6.1 and RFC 9112 section 6: what the gateway writes itself or one connection keeps to itself.
+const FRAMING_HEADERS: [&str; 10] = [
+    "connection",
+    "content-length",
+    "expect",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// The whole file. `None` only together with a fault.
+pub(super) fn config(walk: &mut Walk<'_>, root: &Node) -> Option<Config> {
+    let file = Found {
+        node: root,
+        path: String::new(),
+    };
+    if matches!(root.kind, Kind::Null) {
+        walk.fault(&file, "is empty; copy config.example.yaml");
+        return None;
+    }
+    let mut keys = walk.section(&file, root.id)?;
+    let server = keys.section("server").map(server);
+    let items = keys.list(
+        "providers",
+        "write at least one entry: - name: ..., as in config.example.yaml",
+    );
+    let mut names = Vec::new();
+    let providers = items
+        .iter()
+        .filter_map(|item| provider(keys.walk, item, &mut names))
+        .collect();
+    keys.finish();
+    Some(Config {
+        server: server?,
+        providers,
+    })
+}
+
+fn server(mut keys: Section<'_, '_, '_>) -> Server {
+    let server = Server {
+        host: host(&mut keys),
+        port: keys.integer("port", 8080, 0..=u16::MAX),
+        auth_token: keys.secret(
+            "auth_token",
+            "write the token that callers send, or remove the key to accept everybody",
+        ),
+        max_body_bytes: keys.integer("max_body_bytes", 32 * MIB, 1..=KIB * MIB),
+        max_head_bytes: keys.integer("max_head_bytes", 32 << 10, 1 << 10..=1 << 20),
+        max_connections: keys.integer("max_connections", 1024, 1..=1_000_000),
+        header_timeout: keys.seconds("header_timeout_seconds", 30.0, SECONDS_MIN),
+        body_timeout: keys.seconds("body_timeout_seconds", 60.0, SECONDS_MIN),
+        keep_alive: keys.seconds("keep_alive_seconds", 75.0, SECONDS_MIN),
+        write_timeout: keys.seconds("write_timeout_seconds", 60.0, SECONDS_MIN),
+        drain: keys.seconds("drain_seconds", 30.0, 0.0),
+        drain_queue: keys.flag("drain_queue", false),
+    };
+    keys.finish();
+    server
+}
+
+/// An address or a name, without a port.
+fn host(keys: &mut Section<'_, '_, '_>) -> String {
+    let default = "0.0.0.0".to_owned();
+    let Some(found) = keys.optional("host") else {
+        return default;
+    };
+    let Some(text) = keys.walk.text(&found) else {
+        return default;
+    };
+    let name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let is_name = !text.value.is_empty() && text.value.chars().all(name);
+    if !is_name && text.value.parse::<IpAddr>().is_err() {
+        let remedy = "write e.g. host: 0.0.0.0 (everybody) or 127.0.0.1 (this machine), and the port under port";
+        keys.walk.fault(
+            &found,
+            format!(
+                "must be an address or a host name, not {}; {remedy}",
+                text.shown
+            ),
+        );
+    }
+    text.value
+}
+
+/// `names` are those of the providers before it.
+fn provider(walk: &mut Walk<'_>, item: &Found<'_>, names: &mut Vec<String>) -> Option<Provider> {
+    let mut keys = walk.section(item, item.node.id)?;
+    let name = keys.required("name", "write a word of your choice, e.g. name: openai");
+    let name = name.and_then(|found| provider_name(keys.walk, &found, names));
+    let base_url = keys.required(
+        "base_url",
+        "write where the API is, e.g. base_url: https://api.example.com/v1",
+    );
+    let base_url = base_url.and_then(|found| base_url_of(keys.walk, &found));
+    let api_key = keys.secret(
+        "api_key",
+        "write the key, or remove api_key for a provider without one",
+    );
+    let headers = keys
+        .optional("headers")
+        .map(|found| headers(keys.walk, &found, api_key.is_some()))
+        .unwrap_or_default();
+    let ca_pem = keys
+        .optional("ca_file")
+        .and_then(|found| ca_pem(keys.walk, &found));
+    let models = models(&mut keys);
+    let rate_limit = keys.section("rate_limit").map(rate_limit);
+    let connect_timeout = keys.seconds("connect_timeout_seconds", 10.0, SECONDS_MIN);
+    let request_timeout = keys.seconds("request_timeout_seconds", 600.0, SECONDS_MIN);
+    let idle_timeout = keys.seconds("idle_timeout_seconds", 300.0, SECONDS_MIN);
+    let max_queue = keys.integer("max_queue", 1000, 1..=1_000_000);
+    let pool_max_idle = keys.integer("pool_max_idle", 16, 0..=10_000);
+    let pool_idle = keys.seconds("pool_idle_seconds", 50.0, SECONDS_MIN);
+    keys.finish();
+    Some(Provider {
+        name: name?,
+        base_url: base_url?,
+        api_key,
+        headers,
+        ca_pem,
+        models,
+        rate_limit: rate_limit?,
+        connect_timeout,
+        request_timeout,
+        idle_timeout,
+        max_queue,
+        pool_max_idle,
+        pool_idle,
+    })
+}
+
+fn provider_name(
+    walk: &mut Walk<'_>,
+    found: &Found<'_>,
+    names: &mut Vec<String>,
+) -> Option<String> {
+    let name = word(walk, found)?;
+    if name.contains('/') {
+        walk.fault(
+            found,
+            "has a /, which parts provider and model in <provider>/<model>; write e.g. a - instead",
+        );
+    }
+    once(
+        walk,
+        found,
+        &name,
+        names,
+        "is the name of an earlier provider; give each its own",
+    );
+    Some(name)
+}
+
+/// Notes `name` as seen, or a fault if it was.
+fn once(walk: &mut Walk<'_>, found: &Found<'_>, name: &str, seen: &mut Vec<String>, problem: &str) {
+    if seen.iter().any(|other| other == name) {
+        walk.fault(found, problem);
+    }
+    seen.push(name.to_owned());
+}
+
+/// A name that shows on one line: not empty, no control characters.
+fn word(walk: &mut Walk<'_>, found: &Found<'_>) -> Option<String> {
+    let text = walk.text(found)?;
+    let problem = if text.value.is_empty() {
+        "is empty; write a name"
+    } else if text.value.chars().any(char::is_control) {
+        "holds a line break or control character; write the name on one line"
+    } else {
+        return Some(text.value);
+    };
+    walk.fault(found, problem);
+    None
+}
+
+fn base_url_of(walk: &mut Walk<'_>, found: &Found<'_>) -> Option<BaseUrl> {
+    let text = walk.text(found)?;
+    match base_url::parse(&text.value) {
+        Ok(url) => Some(url),
+        Err(problem) => {
+            walk.fault(found, problem);
+            None
+        }
+    }
+}
+
+fn headers(walk: &mut Walk<'_>, found: &Found<'_>, has_api_key: bool) -> Vec<(String, Secret)> {
+    let Kind::Map(pairs) = &found.node.kind else {
+        let noun = found.node.kind.noun();
+        walk.fault(
+            found,
+            format!("must be a mapping, not {noun}; write e.g. headers: {{x-team: \"lab\"}}"),
+        );
+        return Vec::new();
+    };
+    let mut headers: Vec<(String, Secret)> = Vec::new();
+    for (key, value) in pairs {
+        let Kind::Text(name) = &key.kind else {
+            let at = Found {
+                node: key,
+                path: found.path.clone(),
+            };
+            walk.fault(
+                &at,
+                format!("has a name that is {}; put it in quotes", key.kind.noun()),
+            );
+            continue;
+        };
+        let path = join(&found.path, name);
+        let taken = headers
+            .iter()
+            .any(|(other, _)| other.eq_ignore_ascii_case(name));
+        if let Some(problem) = header_name_fault(name, taken, has_api_key) {
+            walk.fault(&Found { node: key, path }, problem);
+            continue;
+        }
+        headers.extend(
+            walk.secret(&Found { node: value, path })
+                .map(|value| (name.clone(), value)),
+        );
+    }
+    headers
+}
+
+fn header_name_fault(name: &str, taken: bool, has_api_key: bool) -> Option<&'static str> {
+    // RFC 9110 section 5.6.2.
+    let is_token_char =
+        |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let lower = name.to_ascii_lowercase();
+    if name.is_empty() || !name.bytes().all(is_token_char) {
+        Some("is no header name; use letters, digits and - only")
+    } else if FRAMING_HEADERS.contains(&lower.as_str()) {
+        Some("is a header that the gateway writes itself; remove it")
+    } else if taken {
+        Some("is written twice (upper and lower case are the same); keep one of them")
+    } else if has_api_key && lower == "authorization" {
+        Some("is what api_key is sent as; keep one of the two")
+    } else {
+        None
+    }
+}
+
+fn ca_pem(walk: &mut Walk<'_>, found: &Found<'_>) -> Option<Vec<u8>> {
+    let text = walk.text(found)?;
+    let problem = match read_regular(&walk.folder.join(&text.value)) {
+        Err(error) => format!(
+            "{} cannot be read: {error}; a relative path starts at the folder of this file",
+            text.shown
+        ),
+        Ok(pem) if holds_certificate(&pem) => return Some(pem),
+        Ok(_) => format!(
+            "{} holds no PEM certificate; it needs -----BEGIN CERTIFICATE----- and what follows",
+            text.shown
+        ),
+    };
+    walk.fault(found, problem);
+    None
+}
+
+/// Only a regular file: a pipe or a device would keep the start waiting.
+fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    read_bounded(File::open(path)?)
+}
+
+fn holds_certificate(pem: &[u8]) -> bool {
+    native_tls::Certificate::stack_from_pem(pem).is_ok_and(|certificates| !certificates.is_empty())
+}
+
+fn models(keys: &mut Section<'_, '_, '_>) -> Vec<Model> {
+    let items = keys.list(
+        "models",
+        "write the names callers use, e.g. models: [model-a, model-b]",
+    );
+    let mut ids = Vec::new();
+    items
+        .iter()
+        .filter_map(|item| model(keys.walk, item, &mut ids))
+        .collect()
+}
+
+/// `name`, or `{id: name, upstream: name-at-the-provider}`.
+fn model(walk: &mut Walk<'_>, item: &Found<'_>, ids: &mut Vec<String>) -> Option<Model> {
+    if !matches!(item.node.kind, Kind::Map(_)) {
+        let id = model_id(walk, item, ids)?;
+        return Some(Model {
+            upstream: id.clone(),
+            id,
+        });
+    }
+    let mut keys = walk.section(item, item.node.id)?;
+    let id = keys.required(
+        "id",
+        "write the name callers use, e.g. {id: fast, upstream: vendor/model-a}",
+    );
+    let id = id.and_then(|found| model_id(keys.walk, &found, ids));
+    let upstream = keys
+        .optional("upstream")
+        .map(|found| word(keys.walk, &found));
+    keys.finish();
+    let id = id?;
+    let upstream = upstream.unwrap_or_else(|| Some(id.clone()))?;
+    Some(Model { id, upstream })
+}
+
+fn model_id(walk: &mut Walk<'_>, found: &Found<'_>, ids: &mut Vec<String>) -> Option<String> {
+    let id = word(walk, found)?;
+    once(walk, found, &id, ids, "is listed twice; keep one of them");
+    Some(id)
+}
+
+fn rate_limit(mut keys: Section<'_, '_, '_>) -> RateLimit {
+    let paced = keys.optional("rpm").is_some() | keys.optional("interval_seconds").is_some();
+    if !paced {
+        keys.fault("neither rpm nor interval_seconds is given; write the requests per minute your key allows, e.g. rpm: 40");
+    }
+    let mode = keys.choice(
+        "mode",
+        &[("spaced", Mode::Spaced), ("burst", Mode::Burst)],
+        Mode::Spaced,
+    );
+    let rpm = keys.number(
+        "rpm",
+        RPM_MIN..=RPM_MAX,
+        "write the requests per minute your key allows, e.g. rpm: 40",
+    );
+    let seconds = keys.number(
+        "interval_seconds",
+        SECONDS_MIN..=SECONDS_MAX,
+        "write the seconds between two sends, e.g. interval_seconds: 1.5",
+    );
+    let capacity = keys.integer("capacity", 1, 1..=1_000_000);
+    if let (Mode::Spaced, Some(found)) = (mode, keys.optional("capacity")) {
+        keys.walk.fault(
+            &found,
+            "belongs to mode: burst; remove it, or write mode: burst",
+        );
+    }
+    let max_wait = keys.number(
+        "max_wait_seconds",
+        0.0..=SECONDS_MAX,
+        "write seconds, e.g. max_wait_seconds: 60, or null to wait for ever",
+    );
+    keys.finish();
+    RateLimit {
+        mode,
+        rpm,
+        interval: interval(rpm, seconds),
+        capacity,
+        max_wait: max_wait.map(Duration::from_secs_f64),
+    }
+}
+
+/// The longer of the two. 60 s / rpm is rounded up to the nanosecond, lest a minute hold one send too many.
+fn interval(rpm: Option<f64>, seconds: Option<f64>) -> Duration {
+    let by_rpm = rpm.map(|rpm| Duration::from_nanos((60e9 / rpm).ceil() as u64));
+    let by_seconds = seconds.map(Duration::from_secs_f64);
+    by_rpm.max(by_seconds).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interval_is_the_longer_and_exact() {
+        for (rpm, seconds, millis) in [
+            (Some(40.0), None, 1500),
+            (Some(60.0), None, 1000),
+            (Some(0.5), None, 120_000),
+            (Some(600.0), None, 100),
+            (None, Some(0.1), 100),
+            (None, Some(2.3), 2300),
+            (Some(60.0), Some(2.0), 2000),
+            (Some(20.0), Some(2.0), 3000),
+        ] {
+            assert_eq!(
+                interval(rpm, seconds),
+                Duration::from_millis(millis),
+                "{rpm:?} {seconds:?}"
+            );
+        }
+        assert_eq!(interval(Some(RPM_MAX), None), Duration::from_micros(1));
+        assert_eq!(interval(Some(RPM_MIN), None), Duration::from_secs(600_000));
+    }
+
+    #[test]
+    fn no_whole_rpm_is_exceeded_by_rounding() {
+        for rpm in 1..=100_000_u32 {
+            let interval = interval(Some(f64::from(rpm)), None);
+            assert!(interval * rpm >= Duration::from_secs(60), "{rpm}");
+            assert!(
+                (interval - Duration::from_nanos(1)) * rpm < Duration::from_secs(60),
+                "{rpm}"
+            );
+        }
+    }
+}
