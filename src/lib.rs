@@ -26,8 +26,10 @@
 pub mod admin;
 pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod error;
 pub mod http1;
+pub mod log;
 pub mod openai;
 pub mod provider;
 pub mod registry;

@@ -161,6 +161,24 @@ pub struct BaseUrl {
     pub path: String,
 }
 
+impl BaseUrl {
+    /// `host`, or `host:port` where the port is not the scheme's default: the Host header (RFC 9110 section 7.2).
+    pub fn authority(&self) -> String {
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        match (self.tls, self.port) {
+            (true, 443) | (false, 80) => host,
+            (_, port) => format!("{host}:{port}"),
+        }
+    }
+}
+
+impl fmt::Display for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority(), self.path)
+    }
+}
+
 /// One entry of `models:`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Model {

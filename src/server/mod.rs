@@ -1,1 +1,205 @@
-//! (skeleton)
+//! The front: what a caller connects to.
+//!
+//! [`Server`] listens, keeps to `max_connections` and goes down in order; [`connection`] is one caller's connection,
+//! [`routes`] decides what a request is for, [`proxy`] sends it on and relays the answer, [`caller`] writes.
+//! Knows nothing of how a provider is reached or shaped.
+
+mod caller;
+mod connection;
+mod lifecycle;
+mod proxy;
+mod routes;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime};
+
+use async_channel::{Receiver, Sender};
+use async_io::Timer;
+use async_net::{TcpListener, TcpStream};
+use futures_lite::future;
+use smol::LocalExecutor;
+
+use crate::config::{self, Config};
+use crate::error::Error;
+use crate::log;
+use crate::provider::Provider;
+use crate::registry::Registry;
+use caller::Caller;
+use lifecycle::{Lifecycle, Phase};
+
+/// Connections that the kernel keeps for us until we accept them.
+const BACKLOG: i32 = 1024;
+
+/// After an accept error (too many open files, above all) the next try waits this long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Callers past `max_connections` who are being told so at once; further ones wait in the backlog.
+const MAX_TURNED_AWAY: usize = 64;
+
+/// How long aborted requests get to write their last bytes.
+const ABORT_GRACE: Duration = Duration::from_secs(2);
+
+/// How a server is asked to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Accept nobody, refuse (or send) what is queued, let running requests finish.
+    Drain,
+    /// End at once.
+    Now,
+}
+
+/// A bound listener and what it will serve.
+#[derive(Debug)]
+pub struct Server {
+    listener: std::net::TcpListener,
+    config: Config,
+}
+
+/// What every connection shares.
+struct Gateway {
+    config: config::Server,
+    registry: Registry,
+    providers: Vec<Rc<Provider>>,
+    started: Instant,
+    /// When every model was "created": Unix seconds of the start.
+    created: u64,
+    draining: Phase,
+    aborting: Phase,
+}
+
+impl Server {
+    /// Binds `server.host` and `server.port`. Nothing is accepted before [`Server::run`].
+    pub fn bind(config: &Config) -> io::Result<Server> {
+        let listener = std::net::TcpListener::bind((config.server.host.as_str(), config.server.port))?;
+        // std asks for a backlog of 128; listening again on the same socket only raises it.
+        rustix::net::listen(&listener, BACKLOG)?;
+        Ok(Server { listener, config: config.clone() })
+    }
+
+    /// Where it listens, with the port that was chosen for port 0.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves on the current thread until `stop` says so or its sender is gone, and returns when the last caller is.
+    pub async fn run(self, stop: Receiver<Stop>) -> io::Result<()> {
+        let executor = Rc::new(LocalExecutor::new());
+        let listener = TcpListener::try_from(self.listener)?;
+        let (lifecycle, draining, aborting) = Lifecycle::new();
+        let mut providers = Vec::new();
+        for config in &self.config.providers {
+            let (provider, task) = Provider::new(config);
+            executor.spawn(task).detach();
+            providers.push(provider);
+        }
+        let gateway = Rc::new(Gateway {
+            registry: Registry::new(&self.config.providers),
+            config: self.config.server,
+            providers,
+            started: Instant::now(),
+            created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            draining,
+            aborting,
+        });
+        let work = serve(executor.clone(), listener, gateway, lifecycle, stop);
+        executor.run(work).await;
+        Ok(())
+    }
+}
+
+async fn serve(
+    executor: Rc<LocalExecutor<'static>>,
+    listener: TcpListener,
+    gateway: Rc<Gateway>,
+    lifecycle: Lifecycle,
+    stop: Receiver<Stop>,
+) {
+    // Every connection holds a sender; when the last is gone, `gone` ends.
+    let (alive, gone) = async_channel::bounded::<Infallible>(1);
+    let accepting = accept(&executor, &listener, &gateway, &alive);
+    let why = future::or(async { stop.recv().await.unwrap_or(Stop::Now) }, accepting).await;
+    drop((listener, alive));
+    if why == Stop::Now {
+        return;
+    }
+    log::line(format_args!("going down: running requests have {} s", gateway.config.drain.as_secs_f64()));
+    lifecycle.drain();
+    if !gateway.config.drain_queue {
+        gateway.providers.iter().for_each(|provider| provider.close());
+    }
+    let everybody_gone = async {
+        let _ = gone.recv().await;
+        Ending::Done
+    };
+    let out_of_time = async {
+        Timer::after(gateway.config.drain).await;
+        Ending::Abort
+    };
+    let impatient = async {
+        let _ = stop.recv().await;
+        Ending::Done
+    };
+    if future::or(everybody_gone, future::or(out_of_time, impatient)).await == Ending::Done {
+        return;
+    }
+    lifecycle.abort();
+    let all_gone = async {
+        let _ = gone.recv().await;
+    };
+    let enough = async {
+        Timer::after(ABORT_GRACE).await;
+    };
+    future::or(all_gone, enough).await;
+}
+
+#[derive(PartialEq, Eq)]
+enum Ending {
+    Done,
+    Abort,
+}
+
+/// Accepts for ever. A caller past the limit is told so; it never just waits in silence or finds the door shut.
+async fn accept<T>(
+    executor: &Rc<LocalExecutor<'static>>,
+    listener: &TcpListener,
+    gateway: &Rc<Gateway>,
+    alive: &Sender<Infallible>,
+) -> T {
+    let mut complained = false;
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                if !complained {
+                    log::line(format_args!("cannot accept connections, trying on: {error}"));
+                }
+                complained = true;
+                Timer::after(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        complained = false;
+        let _ = stream.set_nodelay(true);
+        let open = alive.sender_count() - 1;
+        let limit = gateway.config.max_connections;
+        if open < limit {
+            let connection = connection::serve(gateway.clone(), stream, alive.clone());
+            executor.spawn(connection).detach();
+        } else if open < limit + MAX_TURNED_AWAY {
+            let told = turn_away(gateway.clone(), stream, alive.clone());
+            executor.spawn(told).detach();
+        } else {
+            turn_away(gateway.clone(), stream, alive.clone()).await;
+        }
+    }
+}
+
+async fn turn_away(gateway: Rc<Gateway>, stream: TcpStream, _alive: Sender<Infallible>) {
+    let mut caller = Caller::new(stream, gateway.config.write_timeout);
+    let error = Error::TooManyConnections { max_connections: gateway.config.max_connections };
+    let _ = caller.error(&error).await;
+    caller.linger().await;
+}

@@ -1,0 +1,29 @@
+# Conveniences; nothing needs them. `just` alone lists them.
+
+default:
+    @just --list
+
+# Formatting and lints, as CI asks for them
+check:
+    cargo fmt --check
+    cargo clippy --all-targets -- -D warnings
+
+# All tests that need only Rust and a C toolchain
+test:
+    cargo test
+
+# The OpenAI SDKs (Python and Node) against the built binary
+sdk:
+    tests/sdk/run
+
+# Serve ./config.yaml
+run:
+    cargo run --release
+
+# Serve two built-in providers, without a key
+demo:
+    cargo run --release -- demo
+
+# The small static binary, in target/<host>/release/limitrate
+release:
+    RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target "$(rustc -vV | sed -n 's/^host: //p')"

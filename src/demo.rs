@@ -1,0 +1,230 @@
+//! `limitrate demo`: a small OpenAI-shaped provider on a loopback port, and the configuration that puts it behind the
+//! real gateway as two providers.
+//!
+//! It answers what a provider would (chat, completions, embeddings, models; plain and streamed, word by word), so that
+//! queues, streams and statistics can be seen without a key. It is no model: it says back what it was told.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use async_io::Timer;
+use async_net::{TcpListener, TcpStream};
+use futures_lite::AsyncWriteExt;
+use serde_json::{Value, json};
+use smol::LocalExecutor;
+
+use crate::config::{self, Config};
+use crate::http1::{self, BodyDecoder, BodyLength, FINAL_CHUNK, Reader};
+
+/// Between two words of a stream.
+const WORD_PAUSE: Duration = Duration::from_millis(60);
+
+/// How long a plain answer "thinks".
+const THINKING: Duration = Duration::from_millis(300);
+
+const MAX_HEAD_BYTES: usize = 64 * 1024;
+
+/// Starts the provider on a thread of its own, for as long as the process lives.
+pub fn start() -> io::Result<SocketAddr> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let listener = TcpListener::try_from(listener)?;
+    std::thread::Builder::new().name("demo-provider".into()).spawn(move || {
+        let executor = Rc::new(LocalExecutor::new());
+        smol::block_on(executor.run(accept(executor.clone(), listener)));
+    })?;
+    Ok(address)
+}
+
+/// Two providers, one of each mode, on the built-in one.
+pub fn config(port: u16, upstream: SocketAddr) -> Config {
+    let text = format!(
+        "
+server: {{host: 127.0.0.1, port: {port}}}
+providers:
+  - name: demo-spaced
+    base_url: http://{upstream}/v1
+    models: [demo, demo-embedding]
+    rate_limit: {{mode: spaced, rpm: 40}}
+  - name: demo-burst
+    base_url: http://{upstream}/v1
+    models: [demo-fast, demo]
+    rate_limit: {{mode: burst, rpm: 120, capacity: 10, max_wait_seconds: 30}}
+"
+    );
+    config::parse(&text, Path::new("the demo"), &|_| None).expect("the demo's own configuration is valid")
+}
+
+/// What the start of the demo prints.
+pub fn instructions(gateway: SocketAddr) -> String {
+    let chat = |model: &str, text: &str, flags: &str| {
+        format!(
+            "curl {flags}http://{gateway}/v1/chat/completions -H 'Content-Type: application/json' \\\n    \
+             -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"{text}\"}}]}}'"
+        )
+    };
+    let one = chat("demo", "Hello!", "");
+    let three = chat("demo", "Hello number $i!", "-s -w '\\n' ").replace("'{", "\"{").replace("}'", "}\"");
+    let three = escape_inner_quotes(&three);
+    format!(
+        "limitrate {} demo at http://{gateway}/v1 (any API key will do; Ctrl-C ends it)\n\n\
+         1. One chat:\n  {one}\n\n\
+         2. Three at once; they leave 1.5 s apart, and nobody sees a 429:\n  for i in 1 2 3; do {three} & done; wait\n\n\
+         3. The queues, meanwhile from another terminal:\n  curl http://{gateway}/admin/stats\n",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+/// Inside a double-quoted shell word the JSON's own quotes need a backslash; `$i` must stay open to the shell.
+fn escape_inner_quotes(command: &str) -> String {
+    let (Some(start), Some(end)) = (command.find("\"{"), command.rfind("}\"")) else { return command.into() };
+    let inner = command[start + 1..=end].replace('"', "\\\"");
+    format!("{}\"{inner}\"", &command[..start])
+}
+
+async fn accept(executor: Rc<LocalExecutor<'static>>, listener: TcpListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => executor.spawn(connection(stream)).detach(),
+            Err(_) => drop(Timer::after(Duration::from_millis(100)).await),
+        }
+    }
+}
+
+/// Answers until the gateway closes; a broken connection is the gateway's business.
+async fn connection(stream: TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let mut reader = Reader::new(stream.clone());
+    while let Ok(Some(head)) = http1::read_request_head(&mut reader, MAX_HEAD_BYTES).await {
+        let Some(body) = read_body(&mut reader, head.framing).await else { return };
+        let path = head.target.split('?').next().unwrap_or_default();
+        if answer(stream.clone(), path, &body).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn read_body(reader: &mut Reader<TcpStream>, framing: http1::Framing) -> Option<Vec<u8>> {
+    let (mut decoder, mut body) = (BodyDecoder::new(framing), Vec::new());
+    while !decoder.is_done() {
+        let input = reader.buffered();
+        let decoded = decoder.decode(input).ok()?;
+        body.extend_from_slice(&input[decoded.data.clone()]);
+        let (consumed, starved) = (decoded.consumed, decoded.consumed == input.len());
+        reader.consume(consumed);
+        if starved && !decoder.is_done() && !matches!(reader.fill().await, Ok(1..)) {
+            return None;
+        }
+    }
+    Some(body)
+}
+
+async fn answer(mut stream: TcpStream, path: &str, body: &[u8]) -> io::Result<()> {
+    let request: Value = serde_json::from_slice(body).unwrap_or_default();
+    let model = request["model"].as_str().unwrap_or("demo");
+    let prompt = prompt(&request);
+    let reply = format!("You said: {prompt}. This is limitrate's built-in demo provider; it only says things back.");
+    let chat = match path {
+        "/v1/chat/completions" => true,
+        "/v1/completions" => false,
+        "/v1/embeddings" => return plain(&mut stream, 200, &embeddings(model)).await,
+        "/v1/models" => return plain(&mut stream, 200, &json!({"object": "list", "data": []})).await,
+        _ => {
+            let error = json!({"message": format!("the demo provider has no {path}"), "type": "invalid_request_error",
+                "param": null, "code": "unknown_path"});
+            return plain(&mut stream, 404, &json!({ "error": error })).await;
+        }
+    };
+    let usage = usage(&prompt, &reply);
+    if request["stream"] != true {
+        Timer::after(THINKING).await;
+        return plain(&mut stream, 200, &completion(chat, model, &reply, usage)).await;
+    }
+    let with_usage = (request["stream_options"]["include_usage"] == true).then_some(usage);
+    stream_words(&mut stream, chat, model, &reply, with_usage).await
+}
+
+/// The last message, or the prompt of a legacy completion.
+fn prompt(request: &Value) -> String {
+    let content = match request["messages"].as_array().and_then(|messages| messages.last()) {
+        Some(message) => &message["content"],
+        None => &request["prompt"],
+    };
+    match content {
+        Value::String(text) => text.clone(),
+        Value::Null => "nothing".into(),
+        other => other.to_string(),
+    }
+}
+
+fn usage(prompt: &str, reply: &str) -> Value {
+    let (prompt, reply) = (prompt.split_whitespace().count(), reply.split_whitespace().count());
+    json!({"prompt_tokens": prompt, "completion_tokens": reply, "total_tokens": prompt + reply})
+}
+
+fn completion(chat: bool, model: &str, reply: &str, usage: Value) -> Value {
+    let (object, choice) = match chat {
+        true => {
+            let message = json!({"role": "assistant", "content": reply});
+            ("chat.completion", json!({"index": 0, "message": message, "finish_reason": "stop"}))
+        }
+        false => ("text_completion", json!({"index": 0, "text": reply, "logprobs": null, "finish_reason": "stop"})),
+    };
+    json!({"id": "demo-1", "object": object, "created": 0, "model": model, "choices": [choice], "usage": usage})
+}
+
+fn embeddings(model: &str) -> Value {
+    let row = json!({"object": "embedding", "index": 0, "embedding": [0.25, 0.5, 0.75]});
+    let usage = json!({"prompt_tokens": 1, "total_tokens": 1});
+    json!({"object": "list", "data": [row], "model": model, "usage": usage})
+}
+
+async fn plain(stream: &mut TcpStream, status: u16, body: &Value) -> io::Result<()> {
+    let body = body.to_string();
+    let mut out = Vec::new();
+    let fields = [("Content-Type", b"application/json".as_slice())];
+    http1::write_response_head(&mut out, status, b"", fields.into_iter(), BodyLength::Length(body.len() as u64), true);
+    out.extend_from_slice(body.as_bytes());
+    stream.write_all(&out).await
+}
+
+async fn stream_words(
+    stream: &mut TcpStream,
+    chat: bool,
+    model: &str,
+    reply: &str,
+    usage: Option<Value>,
+) -> io::Result<()> {
+    let object = if chat { "chat.completion.chunk" } else { "text_completion" };
+    let event = |choices: Value, usage: Value| {
+        let chunk = json!({"id": "demo-1", "object": object, "created": 0, "model": model, "choices": choices,
+            "usage": usage});
+        format!("data: {chunk}\n\n")
+    };
+    let choice = |text: Option<&str>, finish: Value| match chat {
+        true => {
+            let delta = text.map_or(json!({}), |text| json!({"role": "assistant", "content": text}));
+            json!([{"index": 0, "delta": delta, "finish_reason": finish}])
+        }
+        false => json!([{"index": 0, "text": text.unwrap_or_default(), "logprobs": null, "finish_reason": finish}]),
+    };
+    let mut out = Vec::new();
+    let fields = [("Content-Type", b"text/event-stream".as_slice())];
+    http1::write_response_head(&mut out, 200, b"", fields.into_iter(), BodyLength::Chunked, true);
+    for word in reply.split_inclusive(' ') {
+        http1::write_chunk(&mut out, event(choice(Some(word), Value::Null), Value::Null).as_bytes());
+        stream.write_all(&out).await?;
+        out.clear();
+        Timer::after(WORD_PAUSE).await;
+    }
+    http1::write_chunk(&mut out, event(choice(None, json!("stop")), Value::Null).as_bytes());
+    if let Some(usage) = usage {
+        http1::write_chunk(&mut out, event(json!([]), usage).as_bytes());
+    }
+    http1::write_chunk(&mut out, b"data: [DONE]\n\n");
+    out.extend_from_slice(FINAL_CHUNK);
+    stream.write_all(&out).await
+}

@@ -1,0 +1,236 @@
+//! Writing to one caller: heads, bodies, refusals, within `write_timeout_seconds`.
+//!
+//! Owns the framing of what goes out and the decision whether the connection lives on. Does not read, but for the
+//! lingering close.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::time::Duration;
+
+use async_io::Timer;
+use async_net::{Shutdown, TcpStream};
+use futures_lite::future;
+use futures_lite::io::{AsyncReadExt, AsyncWrite};
+use smol::future::FutureExt;
+
+use crate::error::Error;
+use crate::http1::{self, BodyLength, FINAL_CHUNK, Headers, RequestHead};
+
+/// How long and for how many bytes a caller may go on sending after our last word. Closing on unread bytes makes
+/// the kernel send a reset, which may overtake the answer (RFC 9112 section 9.6).
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 1024 * 1024;
+
+/// The caller can't be written to any more, or its answer was aborted: the connection is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gone;
+
+/// The writing half of a caller's connection, and what the current request asks of the answer.
+#[derive(Debug)]
+pub struct Caller {
+    stream: TcpStream,
+    write_timeout: Duration,
+    request_id: String,
+    http_10: bool,
+    head_only: bool,
+    keep_alive: bool,
+    began: bool,
+    framing: BodyLength,
+    out: Vec<u8>,
+}
+
+impl Caller {
+    /// A caller of whom nothing is known yet: answers close the connection.
+    pub fn new(stream: TcpStream, write_timeout: Duration) -> Caller {
+        Caller {
+            stream,
+            write_timeout,
+            request_id: new_request_id(),
+            http_10: false,
+            head_only: false,
+            keep_alive: false,
+            began: false,
+            framing: BodyLength::None,
+            out: Vec::new(),
+        }
+    }
+
+    /// Before a head is read: whatever is answered now closes the connection.
+    pub fn expect_request(&mut self) {
+        self.request_id = new_request_id();
+        (self.http_10, self.head_only, self.keep_alive, self.began) = (false, false, false, false);
+    }
+
+    /// The answer that follows is for this request.
+    pub fn answer_to(&mut self, head: &RequestHead) {
+        self.http_10 = head.http_10;
+        self.head_only = head.method == "HEAD";
+        self.keep_alive = head.keep_alive;
+    }
+
+    /// The connection closes after this answer, and the answer says so.
+    pub fn close_after(&mut self) {
+        self.keep_alive = false;
+    }
+
+    /// Whether the connection may carry another request.
+    pub fn keeps_alive(&self) -> bool {
+        self.keep_alive
+    }
+
+    /// Whether bytes of the current answer may have reached the caller.
+    pub fn began(&self) -> bool {
+        self.began
+    }
+
+    /// `100 Continue`, so that the body comes.
+    pub async fn go_on(&mut self) -> Result<(), Gone> {
+        self.out.extend_from_slice(http1::CONTINUE);
+        self.flush().await
+    }
+
+    /// A whole JSON answer.
+    pub async fn json(&mut self, status: u16, headers: &[(&str, &str)], body: &[u8]) -> Result<(), Gone> {
+        let request_id = self.request_id.clone();
+        let fields = [("Content-Type", "application/json"), ("x-request-id", &request_id)];
+        let fields = fields.iter().chain(headers).map(|(name, value)| (*name, value.as_bytes()));
+        self.head(status, b"", fields, BodyLength::Length(body.len() as u64));
+        if !self.head_only {
+            self.out.extend_from_slice(body);
+        }
+        self.flush().await
+    }
+
+    /// A refusal.
+    pub async fn error(&mut self, error: &Error) -> Result<(), Gone> {
+        if error.closes_connection() {
+            self.close_after();
+        }
+        let headers = error.headers();
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        self.json(error.status(), &headers, error.to_json().as_bytes()).await
+    }
+
+    /// Queues the head of a relayed answer; it goes out with the first bytes of the body. `length` is the length of the
+    /// body where the provider told it. An answer without a request id gets ours.
+    pub fn begin<'a>(
+        &mut self,
+        status: u16,
+        reason: &[u8],
+        headers: impl Iterator<Item = (&'a str, &'a [u8])>,
+        length: BodyLength,
+    ) {
+        let length = match length {
+            BodyLength::Chunked if self.http_10 => BodyLength::UntilClose,
+            length => length,
+        };
+        if length == BodyLength::UntilClose {
+            self.keep_alive = false;
+        }
+        self.head(status, reason, headers, length);
+    }
+
+    /// Queues a piece of the body, framed.
+    pub fn body(&mut self, payload: &[u8]) {
+        if self.head_only || payload.is_empty() {
+            return;
+        }
+        match self.framing {
+            BodyLength::Chunked => http1::write_chunk(&mut self.out, payload),
+            _ => self.out.extend_from_slice(payload),
+        }
+    }
+
+    /// Queues the end of the body.
+    pub fn end(&mut self) {
+        if self.framing == BodyLength::Chunked && !self.head_only {
+            self.out.extend_from_slice(FINAL_CHUNK);
+        }
+    }
+
+    /// Forgets an answer of which nothing has gone out yet.
+    pub fn take_back(&mut self) {
+        debug_assert!(!self.began, "only what was not sent can be taken back");
+        self.out.clear();
+    }
+
+    /// Ends the connection so that the caller can tell a broken body from a whole one: by a missing final chunk or missing
+    /// bytes, and where only the close marks the end, by a reset.
+    pub fn abort(&mut self) -> Gone {
+        self.keep_alive = false;
+        if self.framing == BodyLength::UntilClose {
+            let _ = rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO));
+        }
+        Gone
+    }
+
+    /// Writes what is queued.
+    pub async fn flush(&mut self) -> Result<(), Gone> {
+        let mut from = 0;
+        while from < self.out.len() {
+            self.began = true;
+            let (stream, bytes) = (&mut self.stream, &self.out[from..]);
+            let write = poll_fn(|cx| Pin::new(&mut *stream).poll_write(cx, bytes));
+            let stalled = async {
+                Timer::after(self.write_timeout).await;
+                Err(std::io::ErrorKind::TimedOut.into())
+            };
+            match future::or(write, stalled).await {
+                Ok(written) if written > 0 => from += written,
+                _ => return Err(Gone),
+            }
+        }
+        self.out.clear();
+        self.out.shrink_to(64 * 1024);
+        Ok(())
+    }
+
+    /// Closes without cutting off the answer that is still on its way.
+    pub async fn linger(mut self) {
+        if self.stream.shutdown(Shutdown::Write).is_err() {
+            return;
+        }
+        let drain = async {
+            let mut sink = [0; 4096];
+            let mut left = LINGER_BYTES;
+            while let Ok(bytes @ 1..) = self.stream.read(&mut sink).await {
+                left = left.saturating_sub(bytes);
+                if left == 0 {
+                    return;
+                }
+            }
+        };
+        let enough = async {
+            Timer::after(LINGER).await;
+        };
+        drain.or(enough).await;
+    }
+
+    /// The id of the answer under way.
+    pub fn request_id(&self) -> &str {
+        &self.request_id
+    }
+
+    fn head<'a>(
+        &mut self,
+        status: u16,
+        reason: &[u8],
+        headers: impl Iterator<Item = (&'a str, &'a [u8])>,
+        framing: BodyLength,
+    ) {
+        self.framing = framing;
+        http1::write_response_head(&mut self.out, status, reason, headers, framing, self.keep_alive);
+    }
+}
+
+/// Whether a relayed answer is an event stream that an event can be added to.
+pub fn is_event_stream(headers: &Headers) -> bool {
+    let media = headers.get("content-type").unwrap_or_default();
+    let is_sse = media.len() >= 17 && media[..17].eq_ignore_ascii_case(b"text/event-stream");
+    let encoding = headers.get("content-encoding").unwrap_or(b"identity");
+    is_sse && encoding.eq_ignore_ascii_case(b"identity")
+}
+
+fn new_request_id() -> String {
+    format!("req_{:032x}", fastrand::u128(..))
+}

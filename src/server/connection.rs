@@ -1,0 +1,255 @@
+//! One caller's connection: requests one after the other, each within its deadlines, until either side has enough.
+//!
+//! What counts as gone: a caller whose side of the connection has ended, half-close included, as in nginx. While a
+//! request is queued or answered, the reading side is watched; the moment it ends, the work is dropped, and with it the place
+//! in the queue or the provider's connection. Bytes of a next request (pipelining) are kept and answered in order; a
+//! caller who has sent more than a head's worth of those ahead is watched by our writes alone.
+
+use std::convert::Infallible;
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_channel::Sender;
+use async_io::{Async, Timer};
+use async_net::TcpStream;
+use futures_lite::FutureExt;
+use futures_lite::future;
+
+use super::caller::{Caller, Gone};
+use super::{Gateway, routes};
+use crate::error::Error;
+use crate::http1::{self, BodyDecoder, Framing, ReadError, Reader, RequestHead};
+use crate::log;
+
+/// Serves until the connection ends. `_alive` counts it as open.
+pub async fn serve(gateway: Rc<Gateway>, stream: TcpStream, _alive: Sender<Infallible>) {
+    let caller = Caller::new(stream.clone(), gateway.config.write_timeout);
+    let mut connection = Connection { reader: Reader::new(stream), caller, gateway, first: true };
+    let ending = loop {
+        match connection.one_request().await {
+            Next::Request => connection.first = false,
+            ending => break ending,
+        }
+    };
+    if ending == Next::Linger {
+        connection.caller.linger().await;
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// Another request may follow.
+    Request,
+    /// Our last word is on its way.
+    Linger,
+    /// Nobody is there.
+    Close,
+}
+
+struct Connection {
+    reader: Reader<TcpStream>,
+    caller: Caller,
+    gateway: Rc<Gateway>,
+    first: bool,
+}
+
+impl Connection {
+    async fn one_request(&mut self) -> Next {
+        self.caller.expect_request();
+        if !self.something_comes().await {
+            return Next::Close;
+        }
+        let head = match self.head().await {
+            Ok(Some(head)) => head,
+            Ok(None) => return Next::Close,
+            Err(error) => return self.refuse(&error).await,
+        };
+        self.caller.answer_to(&head);
+        if self.gateway.draining.has_begun() {
+            self.caller.close_after();
+        }
+        let route = match routes::route(&self.gateway, &head) {
+            Ok(route) => route,
+            Err(error) => {
+                if head.framing != Framing::Empty {
+                    // The body is of no interest any more, and skipping it would be a favour to nobody.
+                    self.caller.close_after();
+                }
+                return self.refuse(&error).await;
+            }
+        };
+        let body = match self.body(&head).await {
+            Ok(body) => body,
+            Err(Stopped::Refuse(error)) => return self.refuse(&error).await,
+            Err(Stopped::Gone) => return Next::Close,
+        };
+        match self.answer(route, &head, body).await {
+            Ok(()) => self.next(),
+            Err(Gone) => Next::Close,
+        }
+    }
+
+    /// Waits for the first byte of a request: briefly on a new connection, longer between two requests.
+    async fn something_comes(&mut self) -> bool {
+        if !self.reader.buffered().is_empty() {
+            return true;
+        }
+        let config = &self.gateway.config;
+        let patience = if self.first { config.header_timeout } else { config.keep_alive };
+        let filled = async { matches!(self.reader.fill().await, Ok(1..)) };
+        let nothing = async {
+            future::or(timer(patience), self.gateway.draining.begins()).await;
+            false
+        };
+        future::or(filled, nothing).await
+    }
+
+    async fn head(&mut self) -> Result<Option<RequestHead>, Error> {
+        let config = &self.gateway.config;
+        let read = http1::read_request_head(&mut self.reader, config.max_head_bytes);
+        let late = async {
+            timer(config.header_timeout).await;
+            Err(ReadError::Refused(Error::RequestTimeout { part: "head", waited: config.header_timeout }))
+        };
+        match future::or(read, late).await {
+            Ok(head) => Ok(head),
+            Err(ReadError::Refused(error)) => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+
+    async fn body(&mut self, head: &RequestHead) -> Result<Vec<u8>, Stopped> {
+        let limit_bytes = self.gateway.config.max_body_bytes;
+        let too_large = || Stopped::Refuse(Error::BodyTooLarge { limit_bytes });
+        if let Framing::Length(length) = head.framing
+            && length > limit_bytes
+        {
+            return Err(too_large());
+        }
+        let mut decoder = BodyDecoder::new(head.framing);
+        if head.expects_continue && !decoder.is_done() && self.reader.buffered().is_empty() {
+            self.caller.go_on().await?;
+        }
+        let mut body = Vec::new();
+        while !decoder.is_done() {
+            let input = self.reader.buffered();
+            let decoded = decoder.decode(input).map_err(|fault| malformed(fault.to_string()))?;
+            body.extend_from_slice(&input[decoded.data.clone()]);
+            let (consumed, starved) = (decoded.consumed, decoded.consumed == input.len());
+            self.reader.consume(consumed);
+            if body.len() as u64 > limit_bytes {
+                return Err(too_large());
+            }
+            if starved && !decoder.is_done() {
+                self.more_body(&decoder).await?;
+            }
+        }
+        Ok(body)
+    }
+
+    async fn more_body(&mut self, decoder: &BodyDecoder) -> Result<(), Stopped> {
+        let waited = self.gateway.config.body_timeout;
+        let late = async {
+            timer(waited).await;
+            Err(io::ErrorKind::TimedOut.into())
+        };
+        match future::or(self.reader.fill(), late).await {
+            Ok(0) => {
+                let came = decoder.payload_so_far();
+                Err(malformed(format!("the connection ended inside the request body, after {came} bytes")))
+            }
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                Err(Stopped::Refuse(Error::RequestTimeout { part: "body", waited }))
+            }
+            Err(_) => Err(Stopped::Gone),
+        }
+    }
+
+    /// Does the work, but for no longer than the caller is there.
+    async fn answer(&mut self, route: routes::Route, head: &RequestHead, body: Vec<u8>) -> Result<(), Gone> {
+        let surplus = self.gateway.config.max_head_bytes;
+        let work = contain(routes::answer(&self.gateway, route, head, body, &mut self.caller));
+        let gone = async {
+            hang_up(&mut self.reader, surplus).await;
+            None
+        };
+        match future::or(async { Some(work.await) }, gone).await {
+            Some(Ok(answered)) => answered,
+            Some(Err(Panicked)) if !self.caller.began() => {
+                self.caller.take_back();
+                self.caller.error(&Error::Internal).await
+            }
+            Some(Err(Panicked)) | None => Err(self.caller.abort()),
+        }
+    }
+
+    async fn refuse(&mut self, error: &Error) -> Next {
+        match self.caller.error(error).await {
+            Ok(()) => self.next(),
+            Err(Gone) => Next::Close,
+        }
+    }
+
+    fn next(&self) -> Next {
+        if self.caller.keeps_alive() { Next::Request } else { Next::Linger }
+    }
+}
+
+/// Why a body was not read to its end.
+enum Stopped {
+    Refuse(Error),
+    Gone,
+}
+
+impl From<Gone> for Stopped {
+    fn from(_: Gone) -> Stopped {
+        Stopped::Gone
+    }
+}
+
+fn malformed(detail: String) -> Stopped {
+    Stopped::Refuse(Error::MalformedRequest { detail })
+}
+
+/// Ends when the caller's side of the connection does. What it sends meanwhile is kept, up to `surplus` bytes.
+async fn hang_up(reader: &mut Reader<TcpStream>, surplus: usize) {
+    let socket: Arc<Async<std::net::TcpStream>> = reader.get_ref().clone().into();
+    while reader.buffered().len() < surplus {
+        // Asking the reactor costs no system call each time the answer makes progress; reading would.
+        let readable = socket.readable().await.is_ok();
+        if !readable || !matches!(reader.fill().await, Ok(1..)) {
+            return;
+        }
+    }
+    future::pending().await
+}
+
+struct Panicked;
+
+/// A panic stays inside the request that caused it.
+async fn contain<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
+    AssertUnwindSafe(work).catch_unwind().await.map_err(|_| {
+        log::line(format_args!("a request's code panicked (see above); its caller got an error, nobody else was touched"));
+        Panicked
+    })
+}
+
+async fn timer(duration: Duration) {
+    Timer::after(duration).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_contained() {
+        let outcome = smol::block_on(contain(async { if true { panic!("on purpose") } else { 1 } }));
+        assert!(matches!(outcome, Err(Panicked)));
+        assert!(matches!(smol::block_on(contain(async { 2 })), Ok(2)));
+    }
+}

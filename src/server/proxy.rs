@@ -1,0 +1,114 @@
+//! Sending a request on and relaying the answer as it comes: one write per read, the head together with the first bytes
+//! of the body, and never a tidy end for a body that broke off.
+
+use futures_lite::future;
+
+use super::Gateway;
+use super::caller::{Caller, Gone, is_event_stream};
+use crate::error::Error;
+use crate::http1::{self, BodyLength, Framing, RequestHead};
+use crate::openai;
+use crate::provider::Answer;
+
+/// Routes by the `model` in the body, waits for the provider's slot, and relays.
+pub async fn forward(
+    gateway: &Gateway,
+    head: &RequestHead,
+    body: Vec<u8>,
+    caller: &mut Caller,
+) -> Result<(), Gone> {
+    let exchange = async {
+        let peek = openai::peek(&body)?;
+        let route = gateway.registry.resolve(&peek.model)?;
+        let provider = &gateway.providers[route.provider];
+        let body = match route.upstream == peek.model {
+            true => body,
+            false => openai::splice_model(body, peek.model_span, route.upstream),
+        };
+        provider.exchange(head, body).await
+    };
+    let cut_off = async {
+        gateway.aborting.begins().await;
+        Err(Error::ShuttingDown)
+    };
+    match future::or(exchange, cut_off).await {
+        Ok(answer) => relay(gateway, answer, caller).await,
+        Err(error) => caller.error(&error).await,
+    }
+}
+
+async fn relay(gateway: &Gateway, mut answer: Answer, caller: &mut Caller) -> Result<(), Gone> {
+    begin(&answer, caller);
+    let mut payload = Vec::new();
+    // Most bodies begin in the packet of the head, or right behind it.
+    let mut waited = future::poll_once(answer.wait()).await.unwrap_or(Ok(()));
+    loop {
+        payload.clear();
+        let over = match waited.and_then(|()| answer.take_buffered(&mut payload)) {
+            Ok(over) => over,
+            Err(error) => {
+                caller.body(&payload);
+                return broken_off(&error, &answer, caller).await;
+            }
+        };
+        caller.body(&payload);
+        if over {
+            caller.end();
+            return caller.flush().await;
+        }
+        caller.flush().await?;
+        let cut_off = async {
+            gateway.aborting.begins().await;
+            Err(Error::ShuttingDown)
+        };
+        waited = future::or(answer.wait(), cut_off).await;
+    }
+}
+
+/// Queues the head: the provider's, less what belongs to its connection, plus what happened here.
+fn begin(answer: &Answer, caller: &mut Caller) {
+    let head = &answer.head;
+    let length = match head.framing {
+        Framing::Empty => BodyLength::None,
+        Framing::Length(length) => BodyLength::Length(length),
+        Framing::Chunked | Framing::UntilClose => BodyLength::Chunked,
+    };
+    let queued_ms = answer.waited().as_millis().to_string();
+    let request_id = caller.request_id().to_owned();
+    let mut ours = vec![
+        ("x-limitrate-provider", answer.provider().as_bytes()),
+        ("x-limitrate-queued-ms", queued_ms.as_bytes()),
+    ];
+    let mut unless_sent = |name, value: &'static str| {
+        if head.headers.get(name).is_none() {
+            ours.push((name, value.as_bytes()));
+        }
+    };
+    if is_event_stream(&head.headers) {
+        // Keep proxies between us and the caller from collecting the stream.
+        unless_sent("cache-control", "no-cache");
+        unless_sent("x-accel-buffering", "no");
+    }
+    if head.headers.get("x-request-id").is_none() {
+        ours.push(("x-request-id", request_id.as_bytes()));
+    }
+    let passed = head.headers.iter().filter(|(name, _)| {
+        !name.eq_ignore_ascii_case("content-length") && !http1::is_hop_by_hop(name, &head.headers)
+    });
+    caller.begin(head.status, &head.reason, passed.chain(ours), length);
+}
+
+/// The provider failed inside its answer. Where nothing has gone out yet the caller gets the error itself; in an event
+/// stream it gets it as an event, since Node's SDK takes a mere abort for a short answer.
+async fn broken_off(error: &Error, answer: &Answer, caller: &mut Caller) -> Result<(), Gone> {
+    if !caller.began() {
+        caller.take_back();
+        return caller.error(error).await;
+    }
+    if is_event_stream(&answer.head.headers) {
+        caller.body(b"\n\n");
+        caller.body(error.to_sse_event().as_bytes());
+    }
+    caller.flush().await?;
+    Err(caller.abort())
+}

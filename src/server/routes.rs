@@ -1,0 +1,134 @@
+//! What a request is for: one match on method and path, after the gateway's own authorization.
+
+use super::Gateway;
+use super::caller::{Caller, Gone};
+use super::proxy;
+use crate::admin;
+use crate::error::Error;
+use crate::http1::RequestHead;
+use crate::openai;
+
+/// Where a request goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Route {
+    /// `GET /v1/models`
+    Models,
+    /// `GET /v1/models/{id}`, decoded.
+    Model(String),
+    /// `POST /v1/...`
+    Forward,
+    /// `GET /admin/health`
+    Health,
+    /// `GET /admin/stats`
+    Stats,
+}
+
+/// Decides from the head alone, so that a refusal comes before the body.
+pub fn route(gateway: &Gateway, head: &RequestHead) -> Result<Route, Error> {
+    let path = head.target.split(['?', '#']).next().unwrap_or_default();
+    if path != "/admin/health" {
+        authorize(gateway, head)?;
+    }
+    let (route, allow) = match path {
+        "/admin/health" => (Route::Health, "GET, HEAD"),
+        "/admin/stats" => (Route::Stats, "GET, HEAD"),
+        "/v1/models" | "/v1/models/" => (Route::Models, "GET, HEAD"),
+        _ => match path.strip_prefix("/v1/models/") {
+            Some(id) => (Route::Model(percent_decode(id)), "GET, HEAD"),
+            None if path.len() > 4 && path.starts_with("/v1/") => (Route::Forward, "POST"),
+            None => return Err(Error::UnknownPath { path: path.into() }),
+        },
+    };
+    if !allow.split(", ").any(|method| method == head.method) {
+        return Err(Error::MethodNotAllowed { method: head.method.clone(), allow });
+    }
+    if route == Route::Forward && climbs(path) {
+        return Err(Error::UnknownPath { path: path.into() });
+    }
+    Ok(route)
+}
+
+/// Answers a routed request.
+pub async fn answer(
+    gateway: &Gateway,
+    route: Route,
+    head: &RequestHead,
+    body: Vec<u8>,
+    caller: &mut Caller,
+) -> Result<(), Gone> {
+    let created = gateway.created;
+    let models = || gateway.registry.models();
+    match route {
+        Route::Health => caller.json(200, &[], &admin::health(gateway.started)).await,
+        Route::Stats => {
+            let stats = admin::stats(&gateway.providers).await;
+            caller.json(200, &[("Cache-Control", "no-store")], &stats).await
+        }
+        Route::Models => caller.json(200, &[], &openai::model_list(models(), created)).await,
+        Route::Model(id) => match gateway.registry.get(&id) {
+            Ok(model) => caller.json(200, &[], &openai::model_object(model, created)).await,
+            Err(error) => caller.error(&error).await,
+        },
+        Route::Forward => proxy::forward(gateway, head, body, caller).await,
+    }
+}
+
+/// `server.auth_token`, if one is set. Every byte is compared whatever the first ones are.
+fn authorize(gateway: &Gateway, head: &RequestHead) -> Result<(), Error> {
+    let Some(token) = &gateway.config.auth_token else { return Ok(()) };
+    let sent = head.headers.get("authorization").unwrap_or_default();
+    let bearer = match sent.split_at_checked(7) {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case(b"bearer ") => rest.trim_ascii(),
+        _ => b"",
+    };
+    let want = token.reveal().as_bytes();
+    let mut difference = want.len() ^ bearer.len();
+    for (at, byte) in want.iter().enumerate() {
+        difference |= usize::from(byte ^ bearer.get(at).unwrap_or(&0));
+    }
+    if std::hint::black_box(difference) == 0 { Ok(()) } else { Err(Error::InvalidApiKey) }
+}
+
+/// Whether a path has dot segments, which could lead out of the provider's base_url with the provider's key.
+fn climbs(path: &str) -> bool {
+    path.split('/').any(|segment| matches!(segment.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | ".."))
+}
+
+/// RFC 3986 section 2.1. What is no escape, or gives no UTF-8, stays or is replaced: it will be no model's name.
+fn percent_decode(text: &str) -> String {
+    let (bytes, mut decoded, mut at) = (text.as_bytes(), Vec::with_capacity(text.len()), 0);
+    while at < bytes.len() {
+        let escaped = (bytes[at] == b'%').then(|| text.get(at + 1..at + 3)).flatten();
+        match escaped.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => {
+                decoded.push(byte);
+                at += 3;
+            }
+            None => {
+                decoded.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_are_decoded_and_nothing_else() {
+        for (text, want) in [("z-ai%2Fglm-5.1", "z-ai/glm-5.1"), ("a%2", "a%2"), ("%zz%41", "%zzA"), ("é%é", "é%é")] {
+            assert_eq!(percent_decode(text), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn dot_segments_are_seen_in_every_spelling() {
+        for path in ["/v1/../x", "/v1/a/..", "/v1/./a", "/v1/%2e%2E/x", "/v1/.%2e"] {
+            assert!(climbs(path), "{path}");
+        }
+        assert!(!climbs("/v1/chat.completions/..."));
+    }
+}

@@ -1,0 +1,191 @@
+//! The line in front of one provider: who waits, in which order, until when.
+//!
+//! Pure: no clock, no channel. First come, first served, but for a waiter that comes back after a refusal by the
+//! provider: it stands at the head again.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+/// One waiter in the line.
+#[derive(Debug)]
+pub struct Entry<T> {
+    /// Chosen by the caller, unique among the living.
+    pub id: u64,
+    /// When waiting ends at the latest.
+    pub deadline: Option<Instant>,
+    /// Whether the waiter was told that its turn is near.
+    pub told: bool,
+    /// Whether the waiter holds a connection and can send at once.
+    pub ready: bool,
+    /// What the owner keeps for this waiter.
+    pub waiter: T,
+}
+
+/// Waiters, head first. Lookups by id are linear: the line is bounded by `max_queue`.
+#[derive(Debug)]
+pub struct Queue<T> {
+    entries: VecDeque<Entry<T>>,
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Queue { entries: VecDeque::new() }
+    }
+}
+
+impl<T> Queue<T> {
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// How many hold a connection or are making one: those whose turn is near.
+    pub fn told(&self) -> usize {
+        self.entries.iter().filter(|entry| entry.told).count()
+    }
+
+    /// Joins at the end.
+    pub fn push_back(&mut self, id: u64, deadline: Option<Instant>, waiter: T) {
+        self.entries.push_back(Entry { id, deadline, told: false, ready: false, waiter });
+    }
+
+    /// Comes back to the head.
+    pub fn push_front(&mut self, id: u64, deadline: Option<Instant>, waiter: T) {
+        self.entries.push_front(Entry { id, deadline, told: false, ready: false, waiter });
+    }
+
+    /// Leaves the line, wherever it stands; everybody behind moves up.
+    pub fn remove(&mut self, id: u64) -> Option<T> {
+        let at = self.entries.iter().position(|entry| entry.id == id)?;
+        self.entries.remove(at).map(|entry| entry.waiter)
+    }
+
+    /// Notes whether a waiter can send at once. Unknown ids are ignored: the waiter may have left meanwhile.
+    pub fn set_ready(&mut self, id: u64, ready: bool) {
+        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.id == id) {
+            entry.ready = ready;
+        }
+    }
+
+    /// The first in line whose connection stands: one whose handshake is slow does not hold up those behind it.
+    pub fn first_ready(&self) -> Option<&Entry<T>> {
+        self.entries.iter().find(|entry| entry.ready)
+    }
+
+    /// The waiter at a place in the line, from 0.
+    pub fn get_mut(&mut self, place: usize) -> Option<&mut Entry<T>> {
+        self.entries.get_mut(place)
+    }
+
+    /// Takes out everybody whose deadline has come, with the place (from 0) each had.
+    pub fn expire(&mut self, now: Instant) -> Vec<(usize, T)> {
+        let late = |entry: &Entry<T>| entry.deadline.is_some_and(|deadline| deadline <= now);
+        if !self.entries.iter().any(late) {
+            return Vec::new();
+        }
+        let (mut expired, mut kept) = (Vec::new(), VecDeque::with_capacity(self.entries.len()));
+        for (place, entry) in self.entries.drain(..).enumerate() {
+            match late(&entry) {
+                true => expired.push((place, entry.waiter)),
+                false => kept.push_back(entry),
+            }
+        }
+        self.entries = kept;
+        expired
+    }
+
+    /// The first deadline of all.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.entries.iter().filter_map(|entry| entry.deadline).min()
+    }
+
+    /// Empties the line, head first.
+    pub fn drain(&mut self) -> impl Iterator<Item = T> + '_ {
+        self.entries.drain(..).map(|entry| entry.waiter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    fn names(queue: &mut Queue<&'static str>) -> Vec<&'static str> {
+        queue.drain().collect()
+    }
+
+    #[test]
+    fn first_come_first_served_and_a_retry_is_first_again() {
+        let mut queue = Queue::default();
+        queue.push_back(1, None, "a");
+        queue.push_back(2, None, "b");
+        queue.push_front(3, None, "retry");
+        assert_eq!(names(&mut queue), ["retry", "a", "b"]);
+    }
+
+    #[test]
+    fn who_leaves_lets_the_others_move_up() {
+        let mut queue = Queue::default();
+        for (id, name) in [(1, "a"), (2, "b"), (3, "c")] {
+            queue.push_back(id, None, name);
+        }
+        assert_eq!(queue.remove(2), Some("b"));
+        assert_eq!(queue.remove(2), None);
+        assert_eq!(queue.get_mut(1).map(|entry| entry.waiter), Some("c"));
+    }
+
+    #[test]
+    fn only_a_waiter_with_a_connection_is_next() {
+        let mut queue = Queue::default();
+        queue.push_back(1, None, "slow handshake");
+        queue.push_back(2, None, "warm connection");
+        assert!(queue.first_ready().is_none());
+        queue.set_ready(2, true);
+        assert_eq!(queue.first_ready().map(|entry| entry.id), Some(2));
+        queue.set_ready(1, true);
+        assert_eq!(queue.first_ready().map(|entry| entry.id), Some(1));
+        queue.set_ready(1, false);
+        queue.set_ready(9, true);
+        assert_eq!(queue.first_ready().map(|entry| entry.id), Some(2));
+    }
+
+    #[test]
+    fn deadlines_take_out_whoever_is_late_and_nobody_else() {
+        let start = Instant::now();
+        let at = |seconds| Some(start + Duration::from_secs(seconds));
+        let mut queue = Queue::default();
+        queue.push_back(1, at(5), "five");
+        queue.push_back(2, None, "for ever");
+        queue.push_back(3, at(3), "three");
+        assert_eq!(queue.next_deadline(), at(3));
+        assert!(queue.expire(start).is_empty());
+        assert_eq!(queue.expire(start + Duration::from_secs(3)), [(2, "three")]);
+        assert_eq!(queue.expire(start + Duration::from_secs(9)), [(0, "five")]);
+        assert_eq!(names(&mut queue), ["for ever"]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_living_keep_their_order(steps in prop::collection::vec((any::<bool>(), 0u64..40), 0..80)) {
+            let mut queue = Queue::default();
+            let mut model: Vec<u64> = Vec::new();
+            for (next, (join, who)) in steps.into_iter().enumerate() {
+                if join {
+                    queue.push_back(next as u64, None, next as u64);
+                    model.push(next as u64);
+                } else {
+                    let known = model.iter().position(|id| *id == who);
+                    prop_assert_eq!(queue.remove(who).is_some(), known.is_some());
+                    known.map(|at| model.remove(at));
+                }
+            }
+            prop_assert_eq!(queue.drain().collect::<Vec<_>>(), model);
+        }
+    }
+}

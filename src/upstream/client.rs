@@ -1,0 +1,172 @@
+//! One exchange: a request out, a response back, on one connection.
+//!
+//! The permit is consumed here, so that a send without one does not compile. A connection returns to the pool only at
+//! the proven end of the response body.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use async_io::Timer;
+use futures_lite::future;
+
+use super::Failure;
+use super::forward::Outgoing;
+use super::pool::{Connection, Pool};
+use crate::http1::{self, BodyDecoder, ReadFault, ResponseHead};
+use crate::shaping::scheduler::{InFlight, Permit};
+
+/// A send that brought no response.
+#[derive(Debug)]
+pub struct SendFailure {
+    /// What went wrong.
+    pub failure: Failure,
+    /// Whether the same request may be sent again: nothing of it was written, or a reused connection was closed before a
+    /// byte of an answer, as happens when the provider closes just as we send (RFC 9112 section 9.3.1).
+    pub repeatable: bool,
+}
+
+/// A response whose body is still to come.
+#[derive(Debug)]
+pub struct Response {
+    /// Status and headers.
+    pub head: ResponseHead,
+    /// The rest.
+    pub body: Body,
+    /// From the send to the head.
+    pub latency: Duration,
+}
+
+/// Sends a request and waits for the response head for up to `timeout`. The connection, the place it returns to and the
+/// in-flight accounting travel on with the [`Body`].
+pub async fn send(
+    permit: Permit,
+    mut connection: Connection,
+    pool: &Rc<Pool>,
+    request: Rc<Outgoing>,
+    timeout: Duration,
+) -> Result<Response, SendFailure> {
+    connection.reader.get_mut().send(permit, request);
+    let head = async { http1::read_response_head(&mut connection.reader, false).await.map_err(Ending::Fault) };
+    let late = async {
+        Timer::after(timeout).await;
+        Err(Ending::Late)
+    };
+    let head = future::or(head, late).await;
+    let sent = connection.reader.get_mut().take_sent();
+    let (head, sent) = match (head, sent) {
+        (Ok(head), Some(sent)) => (head, sent),
+        (Ok(_), None) => {
+            let failure = Failure::Invalid("it answered before it was asked".into());
+            return Err(SendFailure { failure, repeatable: true });
+        }
+        (Err(ending), sent) => {
+            let stale = connection.reused && ending.is_silent_close();
+            return Err(SendFailure { repeatable: sent.is_none() || stale, failure: ending.into_failure(timeout) });
+        }
+    };
+    let body = Body {
+        decoder: BodyDecoder::new(head.framing),
+        connection: Some(connection),
+        pool: head.keep_alive.then(|| pool.clone()),
+        waited: sent.in_flight.waited(),
+        in_flight: Some(sent.in_flight),
+    };
+    Ok(Response { head, body, latency: sent.at.elapsed() })
+}
+
+enum Ending {
+    Late,
+    Fault(ReadFault),
+}
+
+impl Ending {
+    fn is_silent_close(&self) -> bool {
+        matches!(self, Ending::Fault(ReadFault::Eof { received: 0 } | ReadFault::Io { received: 0, .. }))
+    }
+
+    fn into_failure(self, timeout: Duration) -> Failure {
+        match self {
+            Ending::Late => Failure::Timeout(timeout),
+            Ending::Fault(ReadFault::Invalid(detail)) => Failure::Invalid(detail),
+            Ending::Fault(fault) => Failure::Disconnected(fault.to_string()),
+        }
+    }
+}
+
+/// A response body as it comes. Dropping it before its end closes the connection, which stops the provider.
+#[derive(Debug)]
+pub struct Body {
+    connection: Option<Connection>,
+    decoder: BodyDecoder,
+    in_flight: Option<InFlight>,
+    waited: Duration,
+    /// Where the connection goes afterwards; `None` closes it.
+    pool: Option<Rc<Pool>>,
+}
+
+impl Body {
+    /// How long the request waited for its slot.
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// Appends what has come already to `out`, without waiting. Says whether the body is over.
+    pub fn take_buffered(&mut self, out: &mut Vec<u8>) -> Result<bool, Failure> {
+        while let Some(connection) = &mut self.connection {
+            let input = connection.reader.buffered();
+            let decoded = match self.decoder.decode(input) {
+                Ok(decoded) => decoded,
+                Err(fault) => return Err(self.broken(&fault)),
+            };
+            out.extend_from_slice(&input[decoded.data.clone()]);
+            connection.reader.consume(decoded.consumed);
+            if self.decoder.is_done() {
+                self.finish();
+            } else if decoded.consumed == 0 || connection.reader.buffered().is_empty() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Waits for more bytes, for up to `idle`. Cancel-safe.
+    pub async fn wait(&mut self, idle: Duration) -> Result<(), Failure> {
+        let Some(connection) = &mut self.connection else { return Ok(()) };
+        let late = async {
+            Timer::after(idle).await;
+            Err(io::ErrorKind::TimedOut.into())
+        };
+        match future::or(connection.reader.fill(), late).await {
+            Ok(0) => match self.decoder.at_eof() {
+                Ok(()) => {
+                    self.pool = None;
+                    self.finish();
+                    Ok(())
+                }
+                Err(fault) => Err(self.broken(&fault)),
+            },
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                Err(self.broken(&format_args!("it sent nothing for {} s", idle.as_secs_f64())))
+            }
+            Err(error) => Err(self.broken(&error)),
+        }
+    }
+
+    fn broken(&self, how: &dyn std::fmt::Display) -> Failure {
+        Failure::Disconnected(format!("{how}, after {} body bytes", self.decoder.payload_so_far()))
+    }
+
+    fn finish(&mut self) {
+        self.in_flight = None;
+        if let Some(mut connection) = self.connection.take()
+            && let Some(pool) = self.pool.take()
+            && connection.reader.buffered().is_empty()
+            && connection.reader.get_mut().is_written()
+        {
+            connection.reader.release();
+            pool.put(connection);
+        }
+    }
+}

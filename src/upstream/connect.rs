@@ -1,0 +1,231 @@
+//! Making one connection to a provider: look its name up, try its addresses, shake hands.
+//!
+//! TLS is verified, with SNI, from TLS 1.2 on. The handshake runs on the executor's own thread: async-native-tls parses the whole
+//! CA bundle for each connection, and the thread that relays streams must not wait for that.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use async_io::Timer;
+use async_native_tls::{Certificate, Protocol, TlsConnector, TlsStream};
+use async_net::TcpStream;
+use futures_lite::future::{self, Boxed};
+use futures_lite::io::{AsyncRead, AsyncWrite};
+use smol::lock::Semaphore;
+
+use super::Failure;
+use crate::config::{self, BaseUrl};
+
+/// RFC 8305 section 5: how long an address may take before the next one is tried beside it.
+const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(300);
+
+/// How long a look-up is reused: long enough for one burst of connections, short enough to follow a change.
+const DNS_CACHE: Duration = Duration::from_secs(10);
+
+/// Connections being made at once, per provider.
+const MAX_CONNECTING: usize = 8;
+
+/// A byte stream to a provider.
+#[derive(Debug)]
+pub enum Stream {
+    /// http
+    Plain(TcpStream),
+    /// https
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Makes connections to one base_url.
+pub struct Connector {
+    base_url: BaseUrl,
+    timeout: Duration,
+    extra_roots: Vec<Certificate>,
+    addresses: RefCell<Option<(Instant, Vec<SocketAddr>)>>,
+    connecting: Semaphore,
+}
+
+impl Connector {
+    /// For a provider. The CA certificates were read by the configuration and are known to be PEM; those that OpenSSL
+    /// does not take are left out, and the handshake will say that the certificate is not trusted.
+    pub fn new(provider: &config::Provider) -> Connector {
+        let pem = provider.ca_pem.as_deref().unwrap_or_default();
+        Connector {
+            base_url: provider.base_url.clone(),
+            timeout: provider.connect_timeout,
+            extra_roots: Certificate::stack_from_pem(pem).unwrap_or_default(),
+            addresses: RefCell::new(None),
+            connecting: Semaphore::new(MAX_CONNECTING),
+        }
+    }
+
+    /// A fresh connection, within `connect_timeout_seconds` for all steps together.
+    pub async fn connect(&self) -> Result<Stream, Failure> {
+        let work = async {
+            let _turn = self.connecting.acquire().await;
+            self.all_steps().await
+        };
+        let deadline = async {
+            Timer::after(self.timeout).await;
+            Err(format!("no connection to {} within {} s", self.target(), self.timeout.as_secs_f64()))
+        };
+        future::or(work, deadline).await.map_err(Failure::Unreachable)
+    }
+
+    async fn all_steps(&self) -> Result<Stream, String> {
+        let addresses = self.look_up().await?;
+        let tcp = connect_any(addresses).await.inspect_err(|_| {
+            // The addresses may be out of date.
+            self.addresses.replace(None);
+        });
+        let tcp = tcp.map_err(|error| format!("cannot connect to {}: {error}", self.target()))?;
+        let _ = tcp.set_nodelay(true);
+        if !self.base_url.tls {
+            return Ok(Stream::Plain(tcp));
+        }
+        let tls = self.shake_hands(tcp).await;
+        tls.map_err(|error| format!("TLS handshake with {} failed: {error}", self.target()))
+    }
+
+    async fn look_up(&self) -> Result<Vec<SocketAddr>, String> {
+        let (host, port) = (self.base_url.host.as_str(), self.base_url.port);
+        if let Ok(address) = host.parse::<IpAddr>() {
+            return Ok(vec![SocketAddr::new(address, port)]);
+        }
+        if let Some((since, addresses)) = &*self.addresses.borrow()
+            && since.elapsed() < DNS_CACHE
+        {
+            return Ok(addresses.clone());
+        }
+        let found = async_net::resolve((host, port)).await;
+        let found = found.map_err(|error| format!("DNS look-up of {host} failed: {error}"))?;
+        if found.is_empty() {
+            return Err(format!("DNS knows no address of {host}"));
+        }
+        let addresses = alternate_families(found);
+        self.addresses.replace(Some((Instant::now(), addresses.clone())));
+        Ok(addresses)
+    }
+
+    async fn shake_hands(&self, tcp: TcpStream) -> Result<Stream, async_native_tls::Error> {
+        let mut connector = TlsConnector::new().min_protocol_version(Some(Protocol::Tlsv12));
+        for root in &self.extra_roots {
+            connector = connector.add_root_certificate(root.clone());
+        }
+        let host = self.base_url.host.clone();
+        let tls = smol::spawn(async move { connector.connect(host, tcp).await }).await?;
+        Ok(Stream::Tls(Box::new(tls)))
+    }
+
+    fn target(&self) -> String {
+        format!("{}:{}", self.base_url.host, self.base_url.port)
+    }
+}
+
+/// RFC 8305 section 4: addresses of both families in turn, beginning with the family that the resolver prefers.
+fn alternate_families(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let v6_first = found.first().is_some_and(SocketAddr::is_ipv6);
+    let (first, second): (Vec<_>, Vec<_>) = found.into_iter().partition(|address| address.is_ipv6() == v6_first);
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    let mut mixed = Vec::new();
+    loop {
+        let pair = [first.next(), second.next()];
+        if pair == [None, None] {
+            return mixed;
+        }
+        mixed.extend(pair.into_iter().flatten());
+    }
+}
+
+/// The first connection that stands. An address that fails gives way to the next at once, one that is silent shares
+/// with the next after a moment. The error is the last one.
+fn connect_any(mut addresses: Vec<SocketAddr>) -> Boxed<io::Result<TcpStream>> {
+    Box::pin(async move {
+        let mut attempt: Boxed<io::Result<TcpStream>> = Box::pin(TcpStream::connect(addresses.remove(0)));
+        if addresses.is_empty() {
+            return attempt.await;
+        }
+        let answered = future::or(async { Some((&mut attempt).await) }, async {
+            Timer::after(NEXT_ADDRESS_AFTER).await;
+            None
+        });
+        match answered.await {
+            Some(Ok(tcp)) => Ok(tcp),
+            Some(Err(_)) => connect_any(addresses).await,
+            None => first_success(attempt, connect_any(addresses)).await,
+        }
+    })
+}
+
+async fn first_success(
+    mut one: Boxed<io::Result<TcpStream>>,
+    mut other: Boxed<io::Result<TcpStream>>,
+) -> io::Result<TcpStream> {
+    let (result, rest) = future::or(async { ((&mut one).await, true) }, async { ((&mut other).await, false) }).await;
+    match result {
+        Ok(tcp) => Ok(tcp),
+        Err(_) if rest => other.await,
+        Err(_) => one.await,
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Stream::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Stream::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Stream::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_close(cx),
+            Stream::Tls(tls) => Pin::new(tls).poll_close(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn families_take_turns() {
+        let found = ["[::1]:1", "[::2]:1", "[::3]:1", "10.0.0.1:1"].map(address).to_vec();
+        let want = ["[::1]:1", "10.0.0.1:1", "[::2]:1", "[::3]:1"].map(address);
+        assert_eq!(alternate_families(found), want);
+    }
+
+    #[test]
+    fn a_dead_address_gives_way_to_a_living_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let living = listener.local_addr().unwrap();
+        let tcp = smol::block_on(connect_any(vec![dead, living])).unwrap();
+        assert_eq!(tcp.peer_addr().unwrap(), living);
+        assert!(smol::block_on(connect_any(vec![dead])).is_err());
+    }
+}

@@ -1,0 +1,51 @@
+//! What of a caller's request goes on to the provider.
+//!
+//! The path after `/v1`, the query, the body and every header go on, but for hop-by-hop headers (RFC 9110 section
+//! 7.6.1) and whatever identifies the caller to the gateway: the provider sees the operator's key, never the caller's.
+
+use crate::config::Provider;
+use crate::http1::{self, RequestHead};
+
+/// The caller's headers that stop here, beside the hop-by-hop ones.
+const KEPT_BACK: [&str; 7] = ["host", "content-length", "expect", "authorization", "x-api-key", "api-key", "cookie"];
+
+/// A request as it goes on the wire; may be sent more than once.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// The request head, complete.
+    pub head: Vec<u8>,
+    /// The body, already under the provider's own model name.
+    pub body: Vec<u8>,
+}
+
+impl Outgoing {
+    /// Builds what `provider` gets for a caller's request below `/v1`.
+    pub fn new(provider: &Provider, request: &RequestHead, body: Vec<u8>) -> Outgoing {
+        let base = &provider.base_url;
+        let below = request.target.strip_prefix("/v1").unwrap_or(&request.target);
+        let target = format!("{}{below}", base.path);
+        let bearer = provider.api_key.as_ref().map(|key| format!("Bearer {}", key.reveal()));
+        let ours = |name: &str| provider.headers.iter().any(|(own, _)| own.eq_ignore_ascii_case(name));
+
+        let passed = request.headers.iter().filter(|(name, _)| {
+            !KEPT_BACK.iter().any(|kept| kept.eq_ignore_ascii_case(name))
+                && !http1::is_hop_by_hop(name, &request.headers)
+                && !ours(name)
+        });
+        let own = provider.headers.iter().map(|(name, value)| (name.as_str(), value.reveal().as_bytes()));
+        let key = bearer.as_deref().filter(|_| !ours("authorization"));
+        let key = key.map(|bearer| ("Authorization", bearer.as_bytes()));
+
+        let mut head = Vec::with_capacity(1024);
+        let length = Some(body.len() as u64);
+        http1::write_request_head(
+            &mut head,
+            &request.method,
+            &target,
+            &base.authority(),
+            key.into_iter().chain(own).chain(passed),
+            length,
+        );
+        Outgoing { head, body }
+    }
+}

@@ -1,0 +1,98 @@
+//! Idle connections to one provider, kept for the next request.
+//!
+//! A connection comes here only at the proven end of a response body, and leaves only if the provider has neither closed it
+//! nor sent anything on it meanwhile.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use futures_lite::future;
+
+use super::connect::Stream;
+use super::wire::Wire;
+use crate::http1::Reader;
+
+/// How long a connection lives at most, so that a change in DNS is followed.
+const MAX_AGE: Duration = Duration::from_secs(300);
+
+/// A connection between or under requests.
+#[derive(Debug)]
+pub struct Connection {
+    /// The stream and what was read from it ahead.
+    pub reader: Reader<Wire>,
+    /// Whether it has carried a request before.
+    pub reused: bool,
+    born: Instant,
+}
+
+impl Connection {
+    /// Wraps a stream that was just connected.
+    pub fn fresh(stream: Stream) -> Connection {
+        Connection { reader: Reader::new(Wire::new(stream)), reused: false, born: Instant::now() }
+    }
+
+    /// Waits until the provider closes this idle connection, or says something nobody asked for: either way it is of
+    /// no use any more.
+    pub async fn spoiled(&mut self) {
+        let _ = self.reader.fill().await;
+    }
+
+    async fn is_spoiled(&mut self) -> bool {
+        future::poll_once(self.spoiled()).await.is_some()
+    }
+}
+
+/// Idle connections, the oldest first.
+#[derive(Debug)]
+pub struct Pool {
+    idle: RefCell<VecDeque<(Instant, Connection)>>,
+    max_idle: usize,
+    max_idle_time: Duration,
+}
+
+impl Pool {
+    /// Keeps up to `max_idle` connections for up to `max_idle_time` each.
+    pub fn new(max_idle: usize, max_idle_time: Duration) -> Pool {
+        Pool { idle: RefCell::default(), max_idle, max_idle_time }
+    }
+
+    /// The connection used last, if it is still good.
+    pub async fn take(&self) -> Option<Connection> {
+        loop {
+            let (since, mut connection) = self.idle.borrow_mut().pop_back()?;
+            if self.is_fresh(since, &connection) && !connection.is_spoiled().await {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// Takes a connection back whose last response is over.
+    pub fn put(&self, mut connection: Connection) {
+        connection.reused = true;
+        let mut idle = self.idle.borrow_mut();
+        idle.push_back((Instant::now(), connection));
+        if idle.len() > self.max_idle {
+            idle.pop_front();
+        }
+    }
+
+    /// Closes what has been idle for too long. To be called now and then.
+    pub fn sweep(&self) {
+        self.idle.borrow_mut().retain(|(since, connection)| self.is_fresh(*since, connection));
+    }
+
+    /// How many are idle.
+    pub fn len(&self) -> usize {
+        self.idle.borrow().len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn is_fresh(&self, since: Instant, connection: &Connection) -> bool {
+        since.elapsed() < self.max_idle_time && connection.born.elapsed() < MAX_AGE
+    }
+}

@@ -1,0 +1,124 @@
+//! A connection's byte stream that writes while it is read.
+//!
+//! A request is handed over whole; every read first pushes out what the socket takes of it. So an answer that comes
+//! before the upload has ended (413, 401) is seen at once, and no task is needed for the other direction. The permit is spent here,
+//! when the last byte of the request head has been written.
+
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use futures_lite::io::{AsyncRead, AsyncWrite};
+
+use super::connect::Stream;
+use super::forward::Outgoing;
+use crate::shaping::scheduler::{InFlight, Permit};
+
+/// How much of the body goes into the first write, beside the head.
+const FIRST_WRITE_BYTES: usize = 16 * 1024;
+
+/// A stream and the request that is going out on it, if any.
+#[derive(Debug)]
+pub struct Wire {
+    stream: Stream,
+    sending: Option<Sending>,
+}
+
+#[derive(Debug)]
+struct Sending {
+    request: Rc<Outgoing>,
+    /// The head and the beginning of the body, in one piece.
+    first: Vec<u8>,
+    written: usize,
+    permit: Option<Permit>,
+    sent: Option<Sent>,
+    /// A write failed; the provider may still have said why.
+    broken: bool,
+}
+
+/// A request whose head is on the wire.
+#[derive(Debug)]
+pub struct Sent {
+    /// Counts as in flight until dropped.
+    pub in_flight: InFlight,
+    /// The instant after the write.
+    pub at: Instant,
+}
+
+impl Wire {
+    /// Nothing to write yet.
+    pub fn new(stream: Stream) -> Wire {
+        Wire { stream, sending: None }
+    }
+
+    /// Hands over a request; reading sends it.
+    pub fn send(&mut self, permit: Permit, request: Rc<Outgoing>) {
+        let begin = &request.body[..request.body.len().min(FIRST_WRITE_BYTES)];
+        let first = [request.head.as_slice(), begin].concat();
+        self.sending = Some(Sending { request, first, written: 0, permit: Some(permit), sent: None, broken: false });
+    }
+
+    /// The proof that the head was written; `None` if it was not, and then the permit goes back with this wire.
+    pub fn take_sent(&mut self) -> Option<Sent> {
+        self.sending.as_mut()?.sent.take()
+    }
+
+    /// Whether the whole request is out. Forgets it then, so that an idle connection holds no body.
+    pub fn is_written(&mut self) -> bool {
+        let done = self.sending.as_ref().is_none_or(Sending::is_written);
+        if done {
+            self.sending = None;
+        }
+        done
+    }
+}
+
+impl Sending {
+    fn is_written(&self) -> bool {
+        self.written == self.request.head.len() + self.request.body.len()
+    }
+
+    /// Writes until the socket takes no more.
+    fn push(&mut self, stream: &mut Stream, cx: &mut Context<'_>) {
+        while !self.broken && !self.is_written() {
+            let bytes = match self.first.get(self.written..) {
+                Some(bytes @ [_, ..]) => bytes,
+                _ => &self.request.body[self.written - self.request.head.len()..],
+            };
+            match Pin::new(&mut *stream).poll_write(cx, bytes) {
+                Poll::Ready(Ok(written @ 1..)) => self.wrote(written),
+                // What the provider said before it closed is worth more than the write error.
+                Poll::Ready(_) => self.broken = true,
+                Poll::Pending => return,
+            }
+        }
+    }
+
+    fn wrote(&mut self, bytes: usize) {
+        self.written += bytes;
+        if self.written < self.request.head.len() {
+            return;
+        }
+        if let Some(permit) = self.permit.take() {
+            // After the write: the next head then can't be closer to this one on the wire than the cadence.
+            let at = Instant::now();
+            self.sent = Some(Sent { in_flight: permit.spend(at), at });
+        }
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        let Wire { stream, sending } = &mut *self;
+        if let Some(sending) = sending {
+            sending.push(stream, cx);
+            if sending.broken && sending.permit.is_some() {
+                // Not even the head went out: there is nothing to be answered.
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
+        }
+        Pin::new(stream).poll_read(cx, buf)
+    }
+}
