@@ -65,7 +65,8 @@ impl Registry {
         let mut shared: HashMap<&str, bool> = HashMap::new();
         for (provider, _, model) in models() {
             let owner = registry.add(model.id.clone(), provider, &model.upstream, true);
-            *shared.entry(&model.id).or_default() |= owner != provider;
+            // The owner comes first, so the last to list a name tells whether there are others.
+            shared.insert(&model.id, owner != provider);
         }
         // Only now, so that a plain name beats a prefixed one of any provider.
         for (at, provider, model) in models() {
