@@ -2,7 +2,21 @@
 //!
 //! Status, JSON and extra headers of a refusal are decided here and nowhere else. Does not know about sockets.
 
+use std::fmt;
 use std::time::Duration;
+
+use serde::Serialize;
+
+/// Text that a caller chose is cut to this many characters inside a message.
+const QUOTE_LIMIT_CHARS: usize = 200;
+/// The same for what a parser, the resolver or OpenSSL says: long enough for the reason at the end of a TLS error.
+const DETAIL_LIMIT_CHARS: usize = 400;
+/// openai-node ignores a longer Retry-After and hammers on with its own fast backoff, so past this we forbid the retry.
+const OBEYED_RETRY_AFTER_SECONDS: u64 = 60;
+/// A connection frees up as soon as any exchange ends.
+const CONNECTION_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// About the time that a supervisor takes to start the successor.
+const RESTART_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// A refusal or a failure, as the caller gets to see it. No variant may hold a secret.
 #[derive(Debug, Clone, PartialEq)]
@@ -133,4 +147,377 @@ pub enum Error {
     },
     /// A fault of limitrate's own: 500.
     Internal,
+}
+
+impl Error {
+    /// The HTTP status.
+    pub fn status(&self) -> u16 {
+        self.class().0
+    }
+
+    /// `error.type` of the OpenAI error object.
+    pub fn kind(&self) -> &'static str {
+        self.class().1
+    }
+
+    /// `error.code` of the OpenAI error object: stable, and a different one for each variant.
+    pub fn code(&self) -> &'static str {
+        self.class().2
+    }
+
+    /// `error.param` of the OpenAI error object: the request field at fault.
+    pub fn param(&self) -> Option<&'static str> {
+        match self {
+            Error::MissingModel | Error::ModelNotFound { .. } => Some("model"),
+            _ => None,
+        }
+    }
+
+    /// What happened and, where there is one, the remedy: English sentences on one line, without control characters.
+    /// Foreign text is cut to a bounded length.
+    pub fn message(&self) -> String {
+        match self {
+            Error::MalformedRequest { detail } => format!("The request is not valid HTTP/1.1: {}.", clip(detail)),
+            Error::HeadTooLarge { limit_bytes } => {
+                format!("The request line and headers are larger than {limit_bytes} bytes (server.max_head_bytes).")
+            }
+            Error::TooManyHeaders { limit } => format!("The request has more than {limit} header fields."),
+            Error::UnsupportedVersion => "Only HTTP/1.1 and HTTP/1.0 are spoken here.".into(),
+            Error::UnknownMethod { method } => format!("The method {} is not known.", quote(method)),
+            Error::UnsupportedTransferEncoding { value } => format!(
+                "The transfer encoding {} is not supported. Send the body as `chunked` or with a Content-Length.",
+                quote(value)
+            ),
+            Error::BodyTooLarge { limit_bytes } => {
+                format!("The request body is larger than {limit_bytes} bytes (server.max_body_bytes).")
+            }
+            Error::RequestTimeout { part, waited } => {
+                format!("The request {part} did not arrive in time; the limit is {}.", seconds(*waited))
+            }
+            Error::InvalidJson { detail } => format!("The request body is not a valid JSON object: {}.", clip(detail)),
+            Error::MissingModel => {
+                "The request body has no `model` that is a string. GET /v1/models lists the names.".into()
+            }
+            Error::ModelNotFound { model, nearest } => format!("The model {} does not exist. {}", quote(model), suggest(nearest)),
+            Error::UnknownPath { path } => format!(
+                "There is nothing at {}. The API is below /v1, for example POST /v1/chat/completions.",
+                quote(path)
+            ),
+            Error::MethodNotAllowed { method, allow } => {
+                format!("The method {} is not allowed here. Use {allow}.", quote(method))
+            }
+            Error::InvalidApiKey => {
+                "The API key is missing or wrong. Send the gateway's own key as `Authorization: Bearer KEY`.".into()
+            }
+            Error::QueueWaitExceeded { provider, position, expected_wait, max_wait, .. } => format!(
+                "The queue of {} is too long: at position {position} the wait would be {}, and max_wait_seconds allows {}. \
+                 Try again later.",
+                quote(provider),
+                seconds(*expected_wait),
+                seconds(*max_wait)
+            ),
+            Error::QueueFull { provider, max_queue, .. } => format!(
+                "The queue of {} is full: {max_queue} requests wait already (max_queue). Try again later.",
+                quote(provider)
+            ),
+            Error::TooManyConnections { max_connections } => format!(
+                "{max_connections} connections are open already (server.max_connections). Close idle ones, or try again."
+            ),
+            Error::ShuttingDown => "The gateway is shutting down. Try again in a few seconds.".into(),
+            Error::UpstreamUnreachable { provider, reason } => {
+                format!("The provider {} cannot be reached: {}.", quote(provider), clip(reason))
+            }
+            Error::UpstreamTimeout { provider, waited } => {
+                format!("The provider {} did not start to answer within {}.", quote(provider), seconds(*waited))
+            }
+            Error::UpstreamDisconnected { provider, detail } => format!(
+                "The connection to the provider {} broke before the answer was complete: {}.",
+                quote(provider),
+                clip(detail)
+            ),
+            Error::UpstreamInvalidResponse { provider, detail } => {
+                format!("The answer of the provider {} is not valid HTTP/1.1: {}.", quote(provider), clip(detail))
+            }
+            Error::Internal => "The gateway failed on this request; its log says why.".into(),
+        }
+    }
+
+    /// The response body: `{"error":{"message","type","param","code"}}`.
+    pub fn to_json(&self) -> String {
+        let body = Body {
+            error: Object {
+                message: self.message(),
+                kind: self.kind(),
+                param: self.param(),
+                code: self.code(),
+            },
+        };
+        serde_json::to_string(&body).expect("a struct of strings has a JSON form")
+    }
+
+    /// The same object as one whole event, for a stream whose head is out already. Both OpenAI SDKs raise an
+    /// `APIError` on it. It has to start at an event boundary.
+    pub fn to_sse_event(&self) -> String {
+        format!("data: {}\n\n", self.to_json())
+    }
+
+    /// The response headers that this error needs beyond Content-Type, Content-Length and Connection.
+    pub fn headers(&self) -> Vec<(&'static str, String)> {
+        let retry_after = match self {
+            Error::QueueWaitExceeded { retry_after, .. } | Error::QueueFull { retry_after, .. } => {
+                *retry_after
+            }
+            Error::TooManyConnections { .. } => CONNECTION_RETRY_AFTER,
+            Error::ShuttingDown => RESTART_RETRY_AFTER,
+            Error::MethodNotAllowed { allow, .. } => return vec![("Allow", (*allow).to_owned())],
+            Error::InvalidApiKey => return vec![("WWW-Authenticate", "Bearer".to_owned())],
+            _ => return Vec::new(),
+        };
+        let seconds = whole_seconds(retry_after);
+        let mut headers = vec![("Retry-After", seconds.to_string())];
+        if seconds > OBEYED_RETRY_AFTER_SECONDS {
+            headers.push(("x-should-retry", "false".to_owned()));
+        }
+        headers
+    }
+
+    /// Whether the connection has to end with this answer: nobody knows any more where the next request would start, or
+    /// the gateway needs the connection back.
+    pub fn closes_connection(&self) -> bool {
+        matches!(
+            self,
+            Error::MalformedRequest { .. }
+                | Error::HeadTooLarge { .. }
+                | Error::TooManyHeaders { .. }
+                | Error::UnsupportedVersion
+                | Error::UnknownMethod { .. }
+                | Error::UnsupportedTransferEncoding { .. }
+                | Error::BodyTooLarge { .. }
+                | Error::RequestTimeout { .. }
+                | Error::TooManyConnections { .. }
+                | Error::ShuttingDown
+                | Error::Internal
+        )
+    }
+
+    /// Status, type and code, side by side.
+    fn class(&self) -> (u16, &'static str, &'static str) {
+        const INVALID: &str = "invalid_request_error";
+        const AUTH: &str = "authentication_error";
+        const RATE: &str = "rate_limit_error";
+        const API: &str = "api_error";
+        match self {
+            Error::MalformedRequest { .. } => (400, INVALID, "malformed_request"),
+            Error::HeadTooLarge { .. } => (431, INVALID, "head_too_large"),
+            Error::TooManyHeaders { .. } => (431, INVALID, "too_many_headers"),
+            Error::UnsupportedVersion => (505, INVALID, "unsupported_version"),
+            Error::UnknownMethod { .. } => (501, INVALID, "unknown_method"),
+            Error::UnsupportedTransferEncoding { .. } => {
+                (501, INVALID, "unsupported_transfer_encoding")
+            }
+            Error::BodyTooLarge { .. } => (413, INVALID, "body_too_large"),
+            Error::RequestTimeout { .. } => (408, INVALID, "request_timeout"),
+            Error::InvalidJson { .. } => (400, INVALID, "invalid_json"),
+            Error::MissingModel => (400, INVALID, "missing_model"),
+            Error::ModelNotFound { .. } => (404, INVALID, "model_not_found"),
+            Error::UnknownPath { .. } => (404, INVALID, "unknown_path"),
+            Error::MethodNotAllowed { .. } => (405, INVALID, "method_not_allowed"),
+            Error::InvalidApiKey => (401, AUTH, "invalid_api_key"),
+            Error::QueueWaitExceeded { .. } => (503, RATE, "queue_wait_exceeded"),
+            Error::QueueFull { .. } => (503, RATE, "queue_full"),
+            Error::TooManyConnections { .. } => (503, RATE, "too_many_connections"),
+            Error::ShuttingDown => (503, API, "shutting_down"),
+            Error::UpstreamUnreachable { .. } => (502, API, "upstream_unreachable"),
+            Error::UpstreamTimeout { .. } => (504, API, "upstream_timeout"),
+            Error::UpstreamDisconnected { .. } => (502, API, "upstream_disconnected"),
+            Error::UpstreamInvalidResponse { .. } => (502, API, "upstream_invalid_response"),
+            Error::Internal => (500, API, "internal_error"),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message())
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[derive(Serialize)]
+struct Body {
+    error: Object,
+}
+
+#[derive(Serialize)]
+struct Object {
+    message: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    param: Option<&'static str>,
+    code: &'static str,
+}
+
+/// A duration as Retry-After takes it: whole seconds, rounded up so that nobody comes early, and never 0.
+fn whole_seconds(wait: Duration) -> u64 {
+    let started = u64::from(wait.subsec_nanos() > 0);
+    wait.as_secs().saturating_add(started).max(1)
+}
+
+/// `90 s`, `1.5 s`: to a tenth.
+fn seconds(duration: Duration) -> String {
+    let tenths = (duration.as_millis() + 50) / 100;
+    match (tenths / 10, tenths % 10) {
+        (whole, 0) => format!("{whole} s"),
+        (whole, tenth) => format!("{whole}.{tenth} s"),
+    }
+}
+
+fn suggest(nearest: &[String]) -> String {
+    if nearest.is_empty() {
+        return "GET /v1/models lists the names.".into();
+    }
+    let names: Vec<String> = nearest.iter().map(|name| quote(name)).collect();
+    format!(
+        "Did you mean {}? GET /v1/models lists all names.",
+        names.join(" or ")
+    )
+}
+
+/// A caller's text in backticks.
+fn quote(text: &str) -> String {
+    format!("`{}`", printable(text, QUOTE_LIMIT_CHARS))
+}
+
+fn clip(detail: &str) -> String {
+    printable(detail, DETAIL_LIMIT_CHARS)
+}
+
+/// The first `limit` characters, with a mark where some are missing. Messages go to logs too, where a line feed of a
+/// caller's choice would forge a line, so control characters are replaced.
+fn printable(text: &str, limit: usize) -> String {
+    let mut chars = text.chars();
+    let mut out: String = chars
+        .by_ref()
+        .take(limit)
+        .map(|c| {
+            if c.is_control() {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                c
+            }
+        })
+        .collect();
+    if chars.next().is_some() {
+        out.push('…');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue_full(retry_after: Duration) -> Error {
+        Error::QueueFull {
+            provider: "p".into(),
+            max_queue: 3,
+            retry_after,
+        }
+    }
+
+    #[test]
+    fn retry_after_is_whole_seconds_rounded_up_and_at_least_one() {
+        for (wait, header) in [
+            (Duration::ZERO, "1"),
+            (Duration::from_nanos(1), "1"),
+            (Duration::from_secs(1), "1"),
+            (Duration::from_nanos(1_000_000_001), "2"),
+            (Duration::from_secs(60), "60"),
+        ] {
+            assert_eq!(
+                queue_full(wait).headers(),
+                [("Retry-After", header.to_owned())],
+                "{wait:?}"
+            );
+        }
+        assert_eq!(
+            queue_full(Duration::MAX).headers()[0].1,
+            u64::MAX.to_string()
+        );
+    }
+
+    #[test]
+    fn past_sixty_seconds_the_retry_is_forbidden() {
+        let headers = queue_full(Duration::from_millis(60_001)).headers();
+        assert_eq!(
+            headers,
+            [
+                ("Retry-After", "61".to_owned()),
+                ("x-should-retry", "false".to_owned())
+            ]
+        );
+    }
+
+    #[test]
+    fn foreign_text_is_cut_and_cannot_forge_a_line() {
+        let model = format!("a\n\u{1b}[31m\"{}", "é".repeat(1000));
+        let error = Error::ModelNotFound {
+            model,
+            nearest: Vec::new(),
+        };
+        let message = error.message();
+        assert!(
+            message.starts_with("The model `a\u{fffd}\u{fffd}[31m\"ééé"),
+            "{message}"
+        );
+        assert!(message.contains("é…`"), "{message}");
+        assert!(
+            message.chars().count() < QUOTE_LIMIT_CHARS + 100,
+            "{message}"
+        );
+
+        let json: serde_json::Value = serde_json::from_str(&error.to_json()).unwrap();
+        assert_eq!(json["error"]["message"], message, "the quote is escaped");
+        assert_eq!(
+            error.to_sse_event().lines().count(),
+            2,
+            "one data line and a blank one"
+        );
+    }
+
+    #[test]
+    fn text_of_just_the_limit_is_whole() {
+        assert_eq!(printable("abc", 3), "abc");
+        assert_eq!(printable("abcd", 3), "abc…");
+        assert_eq!(printable("", 3), "");
+    }
+
+    #[test]
+    fn suggestions_are_named() {
+        let error = Error::ModelNotFound {
+            model: "gpt4".into(),
+            nearest: vec!["gpt-4".into(), "gpt-4o".into()],
+        };
+        assert!(
+            error
+                .message()
+                .contains("Did you mean `gpt-4` or `gpt-4o`?"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn durations_read_to_a_tenth() {
+        for (millis, text) in [
+            (0, "0 s"),
+            (40, "0 s"),
+            (50, "0.1 s"),
+            (1500, "1.5 s"),
+            (1960, "2 s"),
+            (90_000, "90 s"),
+        ] {
+            assert_eq!(seconds(Duration::from_millis(millis)), text);
+        }
+    }
 }

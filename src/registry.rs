@@ -1,1 +1,460 @@
-//! (skeleton)
+//! Which provider serves a model name, and which names there are.
+//!
+//! Knows providers by their index in the configuration. Does not know how they fare: a name leads to the same provider
+//! whatever the provider's state.
+
+use std::collections::HashMap;
+
+use crate::config::Provider;
+use crate::error::Error;
+use crate::openai::Model;
+
+/// How many look-alikes a refusal names.
+const NEAREST_LIMIT: usize = 3;
+/// A longer name is no slip of the pen, and comparing it would be work of the caller's choice.
+const COMPARED_LIMIT_CHARS: usize = 200;
+/// A shorter name is part of too many others to be a hint.
+const CONTAINED_MIN_CHARS: usize = 3;
+
+/// Every name that a caller may use.
+///
+/// A name is looked up as it stands first, and the first provider that lists it owns it. Only then is it read as
+/// `<provider>/<model>`: names contain slashes themselves (`z-ai/glm-5.1`), providers' names do not.
+#[derive(Debug)]
+pub struct Registry {
+    /// By index.
+    providers: Vec<String>,
+    /// All names, `<provider>/<model>` for each model included.
+    targets: HashMap<String, Target>,
+    /// The names to show, in order; each is a key of `targets`.
+    listed: Vec<String>,
+}
+
+/// Where a request goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route<'a> {
+    /// Index into the providers of the configuration.
+    pub provider: usize,
+    /// The name that the provider gets.
+    pub upstream: &'a str,
+}
+
+#[derive(Debug, Clone)]
+struct Target {
+    provider: usize,
+    upstream: String,
+}
+
+impl Registry {
+    /// Indexes the models of all providers, in the order of the configuration.
+    pub fn new(providers: &[Provider]) -> Self {
+        let mut registry = Registry {
+            providers: providers
+                .iter()
+                .map(|provider| provider.name.clone())
+                .collect(),
+            targets: HashMap::new(),
+            listed: Vec::new(),
+        };
+        let models = || {
+            providers
+                .iter()
+                .enumerate()
+                .flat_map(|(at, p)| p.models.iter().map(move |model| (at, p, model)))
+        };
+        let mut shared: HashMap<&str, bool> = HashMap::new();
+        for (provider, _, model) in models() {
+            let owner = registry.add(model.id.clone(), provider, &model.upstream, true);
+            // The owner comes first, so the last to list a name tells whether there are others.
+            shared.insert(&model.id, owner != provider);
+        }
+        // Only now, so that a plain name beats a prefixed one of any provider.
+        for (at, provider, model) in models() {
+            let name = format!("{}/{}", provider.name, model.id);
+            registry.add(name, at, &model.upstream, shared[model.id.as_str()]);
+        }
+        registry
+    }
+
+    /// Where a request for `model` goes.
+    ///
+    /// # Errors
+    /// [`Error::ModelNotFound`] with the names that look most like it.
+    pub fn resolve(&self, model: &str) -> Result<Route<'_>, Error> {
+        let (_, target) = self.find(model)?;
+        Ok(Route {
+            provider: target.provider,
+            upstream: &target.upstream,
+        })
+    }
+
+    /// What `GET /v1/models/{id}` shows: any name that [`resolve`](Self::resolve) takes.
+    ///
+    /// # Errors
+    /// [`Error::ModelNotFound`] with the names that look most like it.
+    pub fn get(&self, id: &str) -> Result<Model<'_>, Error> {
+        let (id, target) = self.find(id)?;
+        Ok(Model {
+            id,
+            owned_by: &self.providers[target.provider],
+        })
+    }
+
+    /// What `GET /v1/models` shows: each plain name once, owned by the provider it leads to, in the order of the
+    /// configuration; then `<provider>/<model>` for each provider of a name that several list.
+    pub fn models(&self) -> impl Iterator<Item = Model<'_>> {
+        self.listed.iter().map(|id| Model {
+            id,
+            owned_by: &self.providers[self.targets[id].provider],
+        })
+    }
+
+    /// Adds a name unless it is taken, and returns the provider it leads to.
+    fn add(&mut self, name: String, provider: usize, upstream: &str, list: bool) -> usize {
+        if let Some(target) = self.targets.get(&name) {
+            return target.provider;
+        }
+        if list {
+            self.listed.push(name.clone());
+        }
+        self.targets.insert(
+            name,
+            Target {
+                provider,
+                upstream: upstream.to_owned(),
+            },
+        );
+        provider
+    }
+
+    fn find(&self, model: &str) -> Result<(&str, &Target), Error> {
+        let found = self
+            .targets
+            .get_key_value(model)
+            .map(|(name, target)| (name.as_str(), target));
+        found.ok_or_else(|| Error::ModelNotFound {
+            model: model.to_owned(),
+            nearest: self.nearest(model),
+        })
+    }
+
+    fn nearest(&self, asked: &str) -> Vec<String> {
+        if asked.chars().nth(COMPARED_LIMIT_CHARS).is_some() {
+            return Vec::new();
+        }
+        let asked = asked.to_lowercase();
+        let mut near: Vec<(usize, &String)> = self
+            .listed
+            .iter()
+            .filter_map(|name| Some((likeness(&asked, &name.to_lowercase())?, name)))
+            .collect();
+        near.sort_by_key(|(distance, _)| *distance);
+        near.into_iter()
+            .take(NEAREST_LIMIT)
+            .map(|(_, name)| name.clone())
+            .collect()
+    }
+}
+
+/// How many edits lie between two names that look alike: one contains the other, or a third of the longer one at most
+/// differs. `None` for others.
+fn likeness(a: &str, b: &str) -> Option<usize> {
+    let (a_chars, b_chars): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let (shorter, longer) = (
+        a_chars.len().min(b_chars.len()),
+        a_chars.len().max(b_chars.len()),
+    );
+    let contained = shorter >= CONTAINED_MIN_CHARS && (a.contains(b) || b.contains(a));
+    if contained {
+        // All that is missing has to be inserted, and nothing else.
+        return Some(longer - shorter);
+    }
+    let distance = edit_distance(&a_chars, &b_chars);
+    (distance <= longer / 3).then_some(distance)
+}
+
+/// Levenshtein's: the fewest insertions, deletions and replacements of one character, computed row by row.
+fn edit_distance(a: &[char], b: &[char]) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::{self, BaseUrl, Mode, RateLimit};
+
+    /// A provider with these models; `id=upstream` is an alias.
+    fn provider(name: &str, models: &[&str]) -> Provider {
+        let models = models.iter().map(|model| {
+            let (id, upstream) = model.split_once('=').unwrap_or((model, model));
+            config::Model {
+                id: id.into(),
+                upstream: upstream.into(),
+            }
+        });
+        Provider {
+            name: name.into(),
+            base_url: BaseUrl {
+                tls: false,
+                host: "127.0.0.1".into(),
+                port: 80,
+                path: String::new(),
+            },
+            api_key: None,
+            headers: Vec::new(),
+            ca_pem: None,
+            models: models.collect(),
+            rate_limit: RateLimit {
+                mode: Mode::Spaced,
+                rpm: Some(60.0),
+                interval: Duration::from_secs(1),
+                capacity: 1,
+                max_wait: None,
+            },
+            connect_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(600),
+            idle_timeout: Duration::from_secs(300),
+            max_queue: 1000,
+            pool_max_idle: 16,
+            pool_idle: Duration::from_secs(50),
+        }
+    }
+
+    fn registry(providers: &[(&str, &[&str])]) -> Registry {
+        Registry::new(
+            &providers
+                .iter()
+                .map(|(name, models)| provider(name, models))
+                .collect::<Vec<_>>(),
+        )
+    }
+
+    fn listed(registry: &Registry) -> Vec<(&str, &str)> {
+        registry
+            .models()
+            .map(|model| (model.id, model.owned_by))
+            .collect()
+    }
+
+    fn nearest(registry: &Registry, asked: &str) -> Vec<String> {
+        match registry.resolve(asked) {
+            Err(Error::ModelNotFound { model, nearest }) if model == asked => nearest,
+            other => panic!("{asked}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn exact_then_prefixed() {
+        let registry = registry(&[
+            ("nim", &["z-ai/glm-5.1", "fast=meta/llama-3.1-8b", "both"]),
+            ("z-ai", &["glm-5.1", "both", "glm-5.1-air=air"]),
+            ("x", &["a/b/c"]),
+        ]);
+        for (asked, provider, upstream) in [
+            ("z-ai/glm-5.1", 0, "z-ai/glm-5.1"),
+            ("nim/z-ai/glm-5.1", 0, "z-ai/glm-5.1"),
+            ("glm-5.1", 1, "glm-5.1"),
+            ("fast", 0, "meta/llama-3.1-8b"),
+            ("nim/fast", 0, "meta/llama-3.1-8b"),
+            ("both", 0, "both"),
+            ("nim/both", 0, "both"),
+            ("z-ai/both", 1, "both"),
+            ("z-ai/glm-5.1-air", 1, "air"),
+            ("a/b/c", 2, "a/b/c"),
+            ("x/a/b/c", 2, "a/b/c"),
+        ] {
+            assert_eq!(
+                registry.resolve(asked),
+                Ok(Route { provider, upstream }),
+                "{asked}"
+            );
+            let owner = ["nim", "z-ai", "x"][provider];
+            assert_eq!(
+                registry.get(asked),
+                Ok(Model {
+                    id: asked,
+                    owned_by: owner
+                }),
+                "{asked}"
+            );
+        }
+        for asked in [
+            "",
+            "/",
+            "nim/",
+            "/both",
+            "x/both",
+            "meta/llama-3.1-8b",
+            "nim/nim/fast",
+            "Both",
+            "both ",
+        ] {
+            assert!(
+                matches!(registry.resolve(asked), Err(Error::ModelNotFound { .. })),
+                "{asked}"
+            );
+            assert_eq!(
+                registry.get(asked).map(drop),
+                registry.resolve(asked).map(drop),
+                "{asked}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_list_names_each_once_and_shared_ones_by_provider_too() {
+        let registry = registry(&[
+            ("p", &["a", "both", "alias=x"]),
+            ("q", &["both", "b"]),
+            ("r", &["b", "q/b", "c", "c"]),
+        ]);
+        assert_eq!(
+            listed(&registry),
+            [
+                ("a", "p"),
+                ("both", "p"),
+                ("alias", "p"),
+                ("b", "q"),
+                ("q/b", "r"),
+                ("c", "r"),
+                ("p/both", "p"),
+                ("q/both", "q"),
+                ("r/b", "r"),
+            ]
+        );
+    }
+
+    #[test]
+    fn no_provider_no_names() {
+        let registry = registry(&[]);
+        assert!(listed(&registry).is_empty());
+        assert!(nearest(&registry, "gpt-4").is_empty());
+    }
+
+    #[test]
+    fn look_alikes() {
+        let registry = registry(&[(
+            "p",
+            &[
+                "gpt-4o-mini",
+                "gpt-4o",
+                "gpt-4.1",
+                "z-ai/glm-5.1",
+                "deepseek-chat",
+                "Qwen3-8B",
+                "o1",
+                "é",
+            ],
+        )]);
+        for (asked, names) in [
+            ("gpt4o", &["gpt-4o"][..]),
+            ("GPT-4O", &["gpt-4o", "gpt-4.1", "gpt-4o-mini"]),
+            ("gpt-4", &["gpt-4o", "gpt-4.1", "gpt-4o-mini"]),
+            ("glm-5.1", &["z-ai/glm-5.1"]),
+            ("openai/gpt-4o-mini", &["gpt-4o-mini", "gpt-4o"]),
+            ("deepseek-caht", &["deepseek-chat"]),
+            ("qwen3-8b", &["Qwen3-8B"]),
+            ("o2", &[]),
+            ("claude-sonnet-5", &[]),
+            ("", &[]),
+        ] {
+            assert_eq!(nearest(&registry, asked), names, "{asked}");
+        }
+        let long = "gpt-4o".repeat(1_000_000);
+        assert!(nearest(&registry, &long).is_empty());
+    }
+
+    #[test]
+    fn edits_are_counted() {
+        for (a, b, distance) in [
+            ("", "", 0),
+            ("", "abc", 3),
+            ("abc", "", 3),
+            ("kitten", "sitting", 3),
+            ("flaw", "lawn", 2),
+            ("é", "e", 1),
+        ] {
+            let chars = |text: &str| text.chars().collect::<Vec<_>>();
+            assert_eq!(edit_distance(&chars(a), &chars(b)), distance, "{a} {b}");
+        }
+    }
+
+    proptest! {
+        /// Two-letter names with slashes collide all the time.
+        #[test]
+        fn resolves_as_the_rule_says(
+            models in prop::collection::vec(prop::collection::vec("[ab](/[ab]){0,2}", 1..4), 1..4),
+            asked in "[abc](/[ab]){0,3}",
+        ) {
+            let names = ["a", "b", "c"];
+            let providers: Vec<Provider> = models
+                .iter()
+                .zip(names)
+                .map(|(models, name)| provider(name, &models.iter().map(String::as_str).collect::<Vec<_>>()))
+                .collect();
+            let registry = Registry::new(&providers);
+
+            let lists = |provider: usize, name: &str| models[provider].iter().any(|model| model == name);
+            let exact = (0..models.len()).find(|&at| lists(at, &asked)).map(|at| (at, asked.as_str()));
+            let prefixed = || {
+                let (name, model) = asked.split_once('/')?;
+                let at = names[..models.len()].iter().position(|known| *known == name)?;
+                lists(at, model).then_some((at, model))
+            };
+            let expected = exact.or_else(prefixed);
+            prop_assert_eq!(registry.resolve(&asked).ok().map(|route| (route.provider, route.upstream)), expected);
+        }
+
+        #[test]
+        fn the_list_is_unique_complete_and_resolvable(
+            models in prop::collection::vec(prop::collection::vec("[ab](/[ab]){0,2}", 1..4), 1..4),
+        ) {
+            let providers: Vec<Provider> = models
+                .iter()
+                .zip(["a", "b", "c"])
+                .map(|(models, name)| provider(name, &models.iter().map(String::as_str).collect::<Vec<_>>()))
+                .collect();
+            let registry = Registry::new(&providers);
+            let mut ids: Vec<&str> = registry.models().map(|model| model.id).collect();
+            for model in registry.models() {
+                prop_assert_eq!(registry.get(model.id), Ok(model));
+            }
+            for (at, provider) in providers.iter().enumerate() {
+                for model in &provider.models {
+                    prop_assert!(ids.contains(&model.id.as_str()));
+                    let shared = providers.iter().enumerate().any(|(other, p)| other != at && p.models.contains(model));
+                    if shared {
+                        let prefixed = format!("{}/{}", provider.name, model.id);
+                        prop_assert!(ids.contains(&prefixed.as_str()), "{}", prefixed);
+                    }
+                }
+            }
+            let listed = ids.len();
+            ids.sort_unstable();
+            ids.dedup();
+            prop_assert_eq!(ids.len(), listed);
+        }
+
+        #[test]
+        fn distance_is_a_metric(a in "[ab]{0,6}", b in "[ab]{0,6}", c in "[ab]{0,6}") {
+            let distance = |a: &str, b: &str| edit_distance(&a.chars().collect::<Vec<_>>(), &b.chars().collect::<Vec<_>>());
+            prop_assert_eq!(distance(&a, &b), distance(&b, &a));
+            prop_assert_eq!(distance(&a, &b) == 0, a == b);
+            prop_assert!(distance(&a, &c) <= distance(&a, &b) + distance(&b, &c));
+        }
+    }
+}

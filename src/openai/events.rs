@@ -1,0 +1,299 @@
+//! Watching a server-sent event stream go by (WHATWG HTML, section 9.2). Looks, and never changes a byte.
+
+use super::usage::usage_total;
+
+/// A longer line is not searched for `usage`; nothing more of a line is ever kept.
+const LINE_LIMIT_BYTES: usize = 64 * 1024;
+
+/// Fed with a stream piece by piece, tells what the relay has to know about it. How the stream is cut into pieces makes no
+/// difference. Holds at most one line of at most 64 KiB.
+#[derive(Debug)]
+pub struct EventScanner {
+    /// The line so far; one byte past the limit marks it as too long.
+    line: Vec<u8>,
+    /// The last piece ended in CR: an LF that starts the next one belongs to it.
+    after_cr: bool,
+    /// The line before this one was blank, or there was none.
+    after_blank: bool,
+    done: bool,
+    usage_total: Option<u64>,
+}
+
+impl EventScanner {
+    /// At the start of a stream.
+    pub fn new() -> Self {
+        EventScanner {
+            line: Vec::new(),
+            after_cr: false,
+            after_blank: true,
+            done: false,
+            usage_total: None,
+        }
+    }
+
+    /// Takes the next bytes of the stream. Lines end in LF, CRLF or CR.
+    pub fn feed(&mut self, mut bytes: &[u8]) {
+        if self.after_cr && !bytes.is_empty() {
+            self.after_cr = false;
+            bytes = bytes.strip_prefix(b"\n").unwrap_or(bytes);
+        }
+        while let Some(end) = bytes.iter().position(|byte| matches!(byte, b'\n' | b'\r')) {
+            self.end_line(&bytes[..end]);
+            self.after_cr = bytes[end..] == *b"\r";
+            let ending = if bytes[end..].starts_with(b"\r\n") {
+                2
+            } else {
+                1
+            };
+            bytes = &bytes[end + ending..];
+        }
+        self.keep(bytes);
+    }
+
+    /// Whether an event may be written here without becoming part of another: nothing was sent, or a blank line last.
+    pub fn at_boundary(&self) -> bool {
+        self.after_blank && self.line.is_empty()
+    }
+
+    /// Whether `data: [DONE]` came, its line end or not: openai-python looks at the start of the data only.
+    pub fn done(&self) -> bool {
+        self.done || is_done(&self.line)
+    }
+
+    /// The total of the last `usage` object so far, as [`usage_total`] counts it.
+    pub fn usage_total(&self) -> Option<u64> {
+        self.usage_total
+    }
+
+    fn end_line(&mut self, rest: &[u8]) {
+        if self.line.is_empty() {
+            self.read_line(rest);
+            return;
+        }
+        self.keep(rest);
+        let mut line = std::mem::take(&mut self.line);
+        self.read_line(&line);
+        line.clear();
+        self.line = line;
+    }
+
+    fn read_line(&mut self, line: &[u8]) {
+        self.after_blank = line.is_empty();
+        self.done |= is_done(line);
+        let Some(data) = data(line) else { return };
+        if line.len() <= LINE_LIMIT_BYTES && has_usage_object(data) {
+            self.usage_total = usage_total(data).or(self.usage_total);
+        }
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        let room = LINE_LIMIT_BYTES + 1 - self.line.len();
+        self.line.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+}
+
+impl Default for EventScanner {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The value of a `data` field; one space after the colon is not part of it.
+fn data(line: &[u8]) -> Option<&[u8]> {
+    let value = line.strip_prefix(b"data:")?;
+    Some(value.strip_prefix(b" ").unwrap_or(value))
+}
+
+fn is_done(line: &[u8]) -> bool {
+    data(line).is_some_and(|data| data.starts_with(b"[DONE]"))
+}
+
+/// Whether parsing is worth it: `"usage":null` stands in every event of some streams, and in most there is none. Inside a
+/// JSON string the quotes would be escaped, so text cannot look like this.
+fn has_usage_object(data: &[u8]) -> bool {
+    const KEY: &[u8] = b"\"usage\"";
+    data.windows(KEY.len())
+        .enumerate()
+        .filter(|(_, window)| *window == KEY)
+        .any(|(at, _)| {
+            let after = data[at + KEY.len()..].trim_ascii_start();
+            after
+                .strip_prefix(b":")
+                .is_some_and(|value| value.trim_ascii_start().starts_with(b"{"))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const USAGE: &str = r#"data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}"#;
+
+    fn seen(scanner: &EventScanner) -> (bool, bool, Option<u64>) {
+        (scanner.at_boundary(), scanner.done(), scanner.usage_total())
+    }
+
+    fn scan<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (bool, bool, Option<u64>) {
+        let mut scanner = EventScanner::new();
+        pieces.into_iter().for_each(|piece| scanner.feed(piece));
+        seen(&scanner)
+    }
+
+    #[test]
+    fn boundaries_under_every_line_end() {
+        for end in ["\n", "\r\n", "\r"] {
+            let mut scanner = EventScanner::new();
+            assert!(scanner.at_boundary(), "nothing sent");
+            for line in [": hi", "", "", "event: x", "data: 1", "", "data"] {
+                for byte in line.as_bytes() {
+                    scanner.feed(&[*byte]);
+                    assert!(!scanner.at_boundary(), "inside {line:?}");
+                }
+                scanner.feed(end.as_bytes());
+                assert_eq!(
+                    scanner.at_boundary(),
+                    line.is_empty(),
+                    "after {line:?}{end:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_split_crlf_is_one_line_end() {
+        let mut scanner = EventScanner::new();
+        scanner.feed(b"data: 1\r");
+        assert!(!scanner.at_boundary());
+        scanner.feed(b"");
+        scanner.feed(b"\n");
+        assert!(!scanner.at_boundary(), "the LF belongs to the CR");
+        scanner.feed(b"\r");
+        assert!(scanner.at_boundary());
+        scanner.feed(b"\ndata: 2");
+        assert!(!scanner.at_boundary());
+    }
+
+    #[test]
+    fn done_is_a_data_field() {
+        for (stream, done) in [
+            ("data: [DONE]\n\n", true),
+            ("data:[DONE]\r\n", true),
+            ("data: {}\n\ndata: [DONE]", true),
+            ("data: [DONE] bye\n", true),
+            ("data: [DON", false),
+            ("data:  [DONE]\n", false),
+            (": data: [DONE]\n", false),
+            ("[DONE]\n", false),
+            ("data: {\"content\":\"data: [DONE]\"}\n", false),
+            ("event: [DONE]\n", false),
+        ] {
+            assert_eq!(scan([stream.as_bytes()]).1, done, "{stream:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_usage_object_counts() {
+        for (stream, total) in [
+            (format!("{USAGE}\n\ndata: [DONE]\n\n"), Some(7)),
+            (
+                format!("{USAGE}\n\ndata: {{\"usage\" :\t{{\"total_tokens\":9}}}}\r\r"),
+                Some(9),
+            ),
+            (format!("{USAGE}\n\ndata: {{\"usage\":null}}\n\n"), Some(7)),
+            (format!("{USAGE}\n\ndata: {{\"usage\":{{}}}}\n\n"), Some(7)),
+            (
+                format!("{USAGE}\n\ndata: {{\"usage\":{{broken\n\n"),
+                Some(7),
+            ),
+            (
+                r#"data: {"type":"response.completed","response":{"usage":{"total_tokens":5}}}"#
+                    .to_owned()
+                    + "\n",
+                Some(5),
+            ),
+            (USAGE.to_owned(), None),
+            (format!(": {USAGE}\n"), None),
+            (
+                r#"data: {"text":"\"usage\":{\"total_tokens\":5}"}"#.to_owned() + "\n",
+                None,
+            ),
+        ] {
+            assert_eq!(scan([stream.as_bytes()]).2, total, "{stream:?}");
+        }
+    }
+
+    #[test]
+    fn only_usage_objects_are_worth_parsing() {
+        assert!(has_usage_object(
+            br#"{"usage":null,"response":{"usage" : {}}}"#
+        ));
+        assert!(!has_usage_object(
+            br#"{"usage":null,"choices":[{"delta":{"content":"usage: {"}}]}"#
+        ));
+        assert!(!has_usage_object(br#"{"text":"\"usage\":{"}"#));
+        assert!(!has_usage_object(b"\"usage\""));
+        assert!(!has_usage_object(b""));
+    }
+
+    #[test]
+    fn a_line_past_the_limit_is_passed_over_and_not_kept() {
+        for (length, total) in [(LINE_LIMIT_BYTES, Some(7)), (LINE_LIMIT_BYTES + 1, None)] {
+            let mut line =
+                USAGE.replace("[]", &format!("\"{}\"", "x".repeat(length - USAGE.len())));
+            assert_eq!(line.len(), length);
+            line.push('\n');
+            assert_eq!(scan([line.as_bytes()]).2, total, "whole, {length}");
+            assert_eq!(
+                scan(line.as_bytes().chunks(1000)).2,
+                total,
+                "in pieces, {length}"
+            );
+        }
+
+        let mut scanner = EventScanner::new();
+        (0..1000).for_each(|_| scanner.feed(&[b'x'; 1000]));
+        assert_eq!(scanner.line.len(), LINE_LIMIT_BYTES + 1);
+        scanner.feed(format!("\n\n{USAGE}\n\n").as_bytes());
+        assert_eq!(
+            seen(&scanner),
+            (true, false, Some(7)),
+            "the next line is read again"
+        );
+    }
+
+    fn stream() -> impl Strategy<Value = Vec<u8>> {
+        let part = prop_oneof![
+            3 => Just(b"\n".to_vec()),
+            3 => Just(b"\r".to_vec()),
+            3 => Just(b"\r\n".to_vec()),
+            2 => Just(USAGE.as_bytes().to_vec()),
+            2 => (0..99_u64).prop_map(|total| format!("data:{{\"usage\":{{\"total_tokens\":{total}}}}}").into_bytes()),
+            1 => Just(b"data: [DONE]".to_vec()),
+            1 => Just(b": ping".to_vec()),
+            1 => prop::collection::vec(any::<u8>(), 0..9),
+        ];
+        prop::collection::vec(part, 0..30).prop_map(|parts| parts.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn cuts_make_no_difference(stream in stream(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..9)) {
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len() + 1)).chain([0, stream.len()]).collect();
+            cuts.sort_unstable();
+            let whole = scan([&stream[..]]);
+            prop_assert_eq!(scan(cuts.windows(2).map(|cut| &stream[cut[0]..cut[1]])), whole);
+            prop_assert_eq!(scan(stream.chunks(1)), whole);
+        }
+
+        #[test]
+        fn line_ends_make_no_difference(lines in prop::collection::vec("(data: [a-z]{0,4}|)", 0..9)) {
+            let joined = |end: &str| lines.iter().flat_map(|line| [line, end]).collect::<String>();
+            let boundary = lines.last().is_none_or(|line| line.is_empty());
+            for end in ["\n", "\r\n", "\r"] {
+                prop_assert_eq!(scan([joined(end).as_bytes()]).0, boundary, "{:?}", end);
+            }
+        }
+    }
+}

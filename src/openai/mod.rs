@@ -1,0 +1,15 @@
+//! The shapes of the OpenAI API that the gateway reads or writes itself: `model` in a request body, the model list,
+//! token counts in an answer, events of a stream.
+//!
+//! Everything else in a body is the provider's and passes unread. Error objects belong to [`crate::error`]; which
+//! models there are belongs to [`crate::registry`].
+
+mod events;
+mod models;
+mod request;
+mod usage;
+
+pub use events::EventScanner;
+pub use models::{Model, model_list, model_object};
+pub use request::{Peek, peek, splice_model};
+pub use usage::usage_total;

@@ -1,0 +1,351 @@
+//! A request body as far as routing has to know it. Does not judge the rest: the provider does.
+
+use std::fmt;
+use std::ops::Range;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::error::Error;
+
+/// What [`peek`] finds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peek {
+    /// The value of `model`, escapes decoded.
+    pub model: String,
+    /// Where that value stands in the body, in bytes, its quotes included.
+    pub model_span: Range<usize>,
+    /// Whether `stream` is the JSON value `true`.
+    pub stream: bool,
+}
+
+/// Reads `model` and `stream` of a JSON object without building a tree. One pass, no recursion: nesting may be of any depth.
+///
+/// Of duplicate keys the last one counts, as for most JSON parsers, so that the gateway and the provider see the same.
+///
+/// # Errors
+/// [`Error::InvalidJson`] where the body is anything but one JSON object in UTF-8 (RFC 8259), without a byte order mark;
+/// [`Error::MissingModel`] where the object has no `model` that is a string.
+pub fn peek(body: &[u8]) -> Result<Peek, Error> {
+    let text = std::str::from_utf8(body).map_err(|error| {
+        invalid_json(format_args!(
+            "it is not UTF-8 at byte {}",
+            error.valid_up_to()
+        ))
+    })?;
+    if text.starts_with('\u{feff}') {
+        return Err(invalid_json("it starts with a byte order mark"));
+    }
+    let fields: Fields = serde_json::from_str(text).map_err(invalid_json)?;
+    let raw = fields
+        .model
+        .map(RawValue::get)
+        .filter(|raw| raw.starts_with('"'))
+        .ok_or(Error::MissingModel)?;
+    let start = raw.as_ptr() as usize - text.as_ptr() as usize;
+    Ok(Peek {
+        // A value can pass as JSON and still not decode: "\ud800" is half a character.
+        model: serde_json::from_str(raw)
+            .map_err(|error| invalid_json(format_args!("in `model`: {error}")))?,
+        model_span: start..start + raw.len(),
+        stream: fields.stream.is_some_and(|raw| raw.get() == "true"),
+    })
+}
+
+/// Puts another model name where [`peek`] found the old one; every other byte stays as it was.
+pub fn splice_model(mut body: Vec<u8>, span: Range<usize>, new: &str) -> Vec<u8> {
+    let value = serde_json::to_vec(new).expect("a string has a JSON form");
+    body.splice(span, value);
+    body
+}
+
+fn invalid_json(detail: impl fmt::Display) -> Error {
+    Error::InvalidJson {
+        detail: detail.to_string(),
+    }
+}
+
+/// The raw values, still inside the body that they were found in.
+#[derive(Default)]
+struct Fields<'a> {
+    model: Option<&'a RawValue>,
+    stream: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "lowercase")]
+enum Key {
+    Model,
+    Stream,
+    #[serde(other)]
+    Other,
+}
+
+// Not derived: a derived one refuses duplicate keys and takes arrays for objects.
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(FieldsVisitor)
+    }
+}
+
+struct FieldsVisitor;
+
+impl<'de> Visitor<'de> for FieldsVisitor {
+    type Value = Fields<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut fields = Fields::default();
+        while let Some(key) = map.next_key()? {
+            match key {
+                Key::Model => fields.model = Some(map.next_value()?),
+                Key::Stream => fields.stream = Some(map.next_value()?),
+                Key::Other => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(fields)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    fn found(body: &str) -> (String, &str, bool) {
+        let peek = peek(body.as_bytes()).unwrap_or_else(|error| panic!("{body}: {error}"));
+        (peek.model, &body[peek.model_span], peek.stream)
+    }
+
+    #[test]
+    fn finds_the_value_and_its_bytes() {
+        for (body, model, span, stream) in [
+            (r#"{"model":"m"}"#, "m", r#""m""#, false),
+            (
+                " \r\n\t{ \"model\" :\n \"a/b\" , \"stream\" : true }\n ",
+                "a/b",
+                r#""a/b""#,
+                true,
+            ),
+            (
+                r#"{"stream":true,"model":"\u0067pt\n\"\ud83d\ude00é"}"#,
+                "gpt\n\"😀é",
+                r#""\u0067pt\n\"\ud83d\ude00é""#,
+                true,
+            ),
+            (
+                r#"{"mod\u0065l":"m","\u0073tream":true}"#,
+                "m",
+                r#""m""#,
+                true,
+            ),
+            (r#"{"é":"é","model":"m"}"#, "m", r#""m""#, false),
+            (r#"{"model":""}"#, "", r#""""#, false),
+            // The last one counts.
+            (r#"{"model":"a","model":"b"}"#, "b", r#""b""#, false),
+            (
+                r#"{"model":null,"model":"b","stream":true,"stream":false}"#,
+                "b",
+                r#""b""#,
+                false,
+            ),
+            (
+                r#"{"model":"a","mod\u0065l":"b","stream":0,"stream":true}"#,
+                "b",
+                r#""b""#,
+                true,
+            ),
+            // Only the outermost object counts, and only these two names.
+            (
+                r#"{"x":{"model":"a","stream":true},"model":"b","y":[{"model":"c"}]}"#,
+                "b",
+                r#""b""#,
+                false,
+            ),
+            (
+                r#"{"Model":"a","model ":"c","model":"b","Stream":true}"#,
+                "b",
+                r#""b""#,
+                false,
+            ),
+            // What the provider may judge.
+            (r#"{"model":"m","stream":"true"}"#, "m", r#""m""#, false),
+            (r#"{"model":"m","stream":1}"#, "m", r#""m""#, false),
+            (r#"{"model":"m","stream":[true]}"#, "m", r#""m""#, false),
+            (
+                r#"{"model":"m","n":1e999,"s":"\ud800"}"#,
+                "m",
+                r#""m""#,
+                false,
+            ),
+        ] {
+            assert_eq!(found(body), (model.to_owned(), span, stream), "{body}");
+        }
+    }
+
+    #[test]
+    fn an_object_without_a_string_is_missing_its_model() {
+        for body in [
+            "{}",
+            r#"{"model":null}"#,
+            r#"{"model":7}"#,
+            r#"{"model":["m"]}"#,
+            r#"{"model":{"model":"m"}}"#,
+            r#"{"model":"m","model":null}"#,
+        ] {
+            assert_eq!(peek(body.as_bytes()), Err(Error::MissingModel), "{body}");
+        }
+    }
+
+    #[test]
+    fn anything_but_one_object_is_refused_with_the_place() {
+        for (body, says) in [
+            (&b""[..], "EOF"),
+            (b"  ", "EOF"),
+            (b"[]", "expected an object"),
+            (br#"[{"model":"m"}]"#, "expected an object"),
+            (br#""model""#, "expected an object"),
+            (b"null", "expected an object"),
+            (br#"{"model":"m""#, "EOF"),
+            (br#"{"model":"m",}"#, "trailing comma at line 1 column 14"),
+            (
+                br#"{"model":"m"}x"#,
+                "trailing characters at line 1 column 14",
+            ),
+            (br#"{"model":"m"}{"model":"n"}"#, "trailing characters"),
+            (br#"{'model':'m'}"#, "key must be a string"),
+            (br#"{"model":"m","x":01}"#, "invalid number"),
+            (b"{\"model\":\"a\nb\"}", "control character"),
+            (br#"{"model":"\ud800"}"#, "in `model`: "),
+            (b"\xef\xbb\xbf{\"model\":\"m\"}", "byte order mark"),
+            (b"{\"model\":\"m\",\"x\":\"\xff\"}", "not UTF-8 at byte 18"),
+            (b"{\"model\":\"m\"}\xc3", "not UTF-8 at byte 13"),
+        ] {
+            let shown = String::from_utf8_lossy(body);
+            let Err(Error::InvalidJson { detail }) = peek(body) else {
+                panic!("{shown} was taken")
+            };
+            assert!(detail.contains(says), "{shown}: {detail}");
+        }
+    }
+
+    #[test]
+    fn depth_costs_no_stack() {
+        const DEPTH: usize = 1_000_000;
+        let (open, close) = ("[".repeat(DEPTH), "]".repeat(DEPTH));
+        assert_eq!(
+            found(&format!(r#"{{"messages":{open}{close},"model":"m"}}"#)).0,
+            "m"
+        );
+        assert_eq!(
+            peek(format!(r#"{{"model":{open}{close}}}"#).as_bytes()),
+            Err(Error::MissingModel)
+        );
+        let unclosed = peek(format!(r#"{{"model":"m","messages":{open}"#).as_bytes());
+        assert!(
+            matches!(unclosed, Err(Error::InvalidJson { .. })),
+            "{unclosed:?}"
+        );
+    }
+
+    #[test]
+    fn splicing_touches_nothing_else() {
+        let body = "{ \"a\":1.0e+2,\"model\" : \"old\\u0021\" ,\"model\":\t\"p/old\" , \"big\":12345678901234567890123 }\r\n";
+        let span = peek(body.as_bytes()).unwrap().model_span;
+        let spliced = splice_model(body.as_bytes().to_vec(), span, "new \"q\" \n");
+        assert_eq!(
+            String::from_utf8(spliced).unwrap(),
+            "{ \"a\":1.0e+2,\"model\" : \"old\\u0021\" ,\"model\":\t\"new \\\"q\\\" \\n\" , \"big\":12345678901234567890123 }\r\n"
+        );
+    }
+
+    fn json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 12, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::hash_map(key(), inner, 0..4)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    fn key() -> impl Strategy<Value = String> {
+        prop_oneof![
+            Just("model".to_owned()),
+            Just("stream".to_owned()),
+            any::<String>()
+        ]
+    }
+
+    /// A member as text: keys plain or escaped, blanks around every token.
+    fn member() -> impl Strategy<Value = String> {
+        let name = prop_oneof![
+            3 => Just(r#""model""#.to_owned()),
+            1 => Just(r#""\u006dodel""#.to_owned()),
+            2 => Just(r#""stream""#.to_owned()),
+            2 => any::<String>().prop_map(|name| Value::from(name).to_string()),
+        ];
+        let value = prop_oneof![
+            2 => json().prop_map(|value| value.to_string()),
+            2 => any::<String>().prop_map(|name| Value::from(name).to_string()),
+            1 => Just(r#""\u00e9\/\ud83d\ude00""#.to_owned()),
+            1 => Just("true".to_owned()),
+        ];
+        (name, value, "[ \t\r\n]{0,3}", "[ \t\r\n]{0,3}")
+            .prop_map(|(name, value, a, b)| format!("{a}{name}{b}:{a}{value}{b}"))
+    }
+
+    fn object() -> impl Strategy<Value = String> {
+        prop::collection::vec(member(), 0..6)
+            .prop_map(|members| format!("{{{}}}", members.join(",")))
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_full_parser(body in object()) {
+            let tree: Value = serde_json::from_str(&body).unwrap();
+            match (tree["model"].as_str(), peek(body.as_bytes())) {
+                (Some(model), Ok(peek)) => {
+                    prop_assert_eq!(&peek.model, model);
+                    prop_assert_eq!(peek.stream, tree["stream"] == true);
+                    prop_assert_eq!(serde_json::from_str::<String>(&body[peek.model_span]).unwrap(), model);
+                }
+                (None, Err(Error::MissingModel)) => {}
+                (model, peek) => prop_assert!(false, "{:?} but {:?}", model, peek),
+            }
+        }
+
+        #[test]
+        fn a_spliced_body_differs_in_its_model_only(body in object(), new: String) {
+            let Ok(Peek { model_span, .. }) = peek(body.as_bytes()) else { return Ok(()) };
+            let spliced = splice_model(body.clone().into_bytes(), model_span.clone(), &new);
+            let grown = spliced.len() + model_span.len() - body.len();
+            prop_assert_eq!(&spliced[..model_span.start], &body.as_bytes()[..model_span.start]);
+            prop_assert_eq!(&spliced[model_span.start + grown..], &body.as_bytes()[model_span.end..]);
+
+            let mut tree: Value = serde_json::from_str(&body).unwrap();
+            tree["model"] = Value::from(new);
+            prop_assert_eq!(serde_json::from_slice::<Value>(&spliced).unwrap(), tree);
+        }
+
+        #[test]
+        fn any_bytes_get_an_answer(body: Vec<u8>) {
+            // Three random bytes are an object only by chance: what matters is that nothing panics.
+            let parsed = serde_json::from_slice::<Value>(&body);
+            prop_assert!(parsed.is_ok() || peek(&body).is_err());
+        }
+    }
+}

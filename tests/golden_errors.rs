@@ -1,0 +1,134 @@
+//! Each error as a caller gets it, byte by byte, against `tests/golden/errors/CODE.json`.
+//!
+//! `UPDATE_GOLDEN=1 cargo test --test golden_errors` writes the files anew; the diff is then to be read.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use limitrate::error::Error;
+
+/// One sample of each variant. The match makes a variant without a sample a compile error.
+macro_rules! samples {
+    ($($variant:ident $fields:tt)*) => {
+        fn samples() -> Vec<Error> {
+            let all = vec![$(Error::$variant $fields),*];
+            for error in &all {
+                match error {
+                    $(Error::$variant { .. } => {})*
+                }
+            }
+            all
+        }
+    };
+}
+
+samples! {
+    MalformedRequest { detail: "the header `Content-Length` came twice".into() }
+    HeadTooLarge { limit_bytes: 32_768 }
+    TooManyHeaders { limit: 128 }
+    UnsupportedVersion {}
+    UnknownMethod { method: "BREW".into() }
+    UnsupportedTransferEncoding { value: "gzip, chunked".into() }
+    BodyTooLarge { limit_bytes: 33_554_432 }
+    RequestTimeout { part: "body", waited: Duration::from_secs(60) }
+    InvalidJson { detail: "expected `,` or `}` at line 1 column 14".into() }
+    MissingModel {}
+    ModelNotFound { model: "gpt4\"o\n".into(), nearest: vec!["gpt-4o".into(), "openai/gpt-4o".into()] }
+    UnknownPath { path: "/v2/chat".into() }
+    MethodNotAllowed { method: "PUT".into(), allow: "GET, HEAD" }
+    InvalidApiKey {}
+    QueueWaitExceeded {
+        provider: "nim".into(),
+        position: 42,
+        expected_wait: Duration::from_millis(63_000),
+        max_wait: Duration::from_millis(1_500),
+        retry_after: Duration::from_millis(61_500),
+    }
+    QueueFull { provider: "nim".into(), max_queue: 1000, retry_after: Duration::from_millis(1_001) }
+    TooManyConnections { max_connections: 1024 }
+    ShuttingDown {}
+    UpstreamUnreachable { provider: "nim".into(), reason: "connection refused (127.0.0.1:9)".into() }
+    UpstreamTimeout { provider: "nim".into(), waited: Duration::from_secs(600) }
+    UpstreamDisconnected { provider: "nim".into(), detail: "it closed after 512 bytes of the body".into() }
+    UpstreamInvalidResponse { provider: "nim".into(), detail: "the status line is broken".into() }
+    Internal {}
+}
+
+#[test]
+fn every_error_looks_like_its_golden_file_and_no_file_is_left_over() {
+    let update = std::env::var_os("UPDATE_GOLDEN").is_some_and(|value| value == "1");
+    let mut expected = BTreeSet::new();
+    for error in samples() {
+        let name = format!("{}.json", error.code());
+        let path = folder().join(&name);
+        let rendered = render(&error);
+        if update {
+            fs::write(&path, &rendered).expect("the golden folder takes files");
+        }
+        let golden = fs::read_to_string(&path).unwrap_or_else(|fault| panic!("{name}: {fault}"));
+        assert_eq!(rendered, golden, "{name} (UPDATE_GOLDEN=1 rewrites it)");
+        assert!(
+            expected.insert(name),
+            "two errors share the code {}",
+            error.code()
+        );
+    }
+    let files: BTreeSet<String> = fs::read_dir(folder())
+        .expect("the golden folder is there")
+        .map(|entry| {
+            entry
+                .expect("it lists")
+                .file_name()
+                .into_string()
+                .expect("the names are ASCII")
+        })
+        .collect();
+    assert_eq!(files, expected);
+}
+
+#[test]
+fn every_body_is_an_openai_error_object() {
+    for error in samples() {
+        let body: serde_json::Value =
+            serde_json::from_str(&error.to_json()).expect("the body is JSON");
+        let object = body["error"].as_object().expect("error is an object");
+        let fields: Vec<&str> = object.keys().map(String::as_str).collect();
+        assert_eq!(fields, ["code", "message", "param", "type"], "{error}");
+        assert_eq!(object["message"], error.to_string());
+        assert!(matches!(error.status(), 400..=599));
+
+        let event = error.to_sse_event();
+        let data = event
+            .strip_prefix("data: ")
+            .and_then(|rest| rest.strip_suffix("\n\n"));
+        assert_eq!(data, Some(error.to_json().as_str()));
+    }
+}
+
+fn folder() -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "errors"]
+        .iter()
+        .collect()
+}
+
+/// The body stands in it as it goes out, byte by byte.
+fn render(error: &Error) -> String {
+    let headers: Vec<String> = error
+        .headers()
+        .iter()
+        .map(|(name, value)| format!("{name:?}: {value:?}"))
+        .collect();
+    let connection = if error.closes_connection() {
+        "close"
+    } else {
+        "keep-alive"
+    };
+    format!(
+        "{{\n  \"status\": {},\n  \"headers\": {{{}}},\n  \"connection\": \"{connection}\",\n  \"body\": {}\n}}\n",
+        error.status(),
+        headers.join(", "),
+        error.to_json()
+    )
+}
