@@ -128,7 +128,10 @@ fn explain(file: &Path, config: Config) -> ExitCode {
         say(format_args!("  models     {}", model_names(provider)));
         let rate = &provider.rate_limit;
         match rate.max_wait {
-            None => say(format_args!("  queue      up to {} requests, each waits for as long as it takes", provider.max_queue)),
+            None => say(format_args!(
+                "  queue      up to {} requests, each waits for as long as it takes",
+                provider.max_queue
+            )),
             Some(wait) => say(format_args!(
                 "  queue      up to {} requests; one that would wait over {} gets 503 with Retry-After",
                 provider.max_queue,

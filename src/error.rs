@@ -198,7 +198,9 @@ impl Error {
             Error::MissingModel => {
                 "The request body has no `model` that is a string. GET /v1/models lists the names.".into()
             }
-            Error::ModelNotFound { model, nearest } => format!("The model {} does not exist. {}", quote(model), suggest(nearest)),
+            Error::ModelNotFound { model, nearest } => {
+                format!("The model {} does not exist. {}", quote(model), suggest(nearest))
+            }
             Error::UnknownPath { path } => format!(
                 "There is nothing at {}. The API is below /v1, for example POST /v1/chat/completions.",
                 quote(path)
@@ -245,12 +247,7 @@ impl Error {
     /// The response body: `{"error":{"message","type","param","code"}}`.
     pub fn to_json(&self) -> String {
         let body = Body {
-            error: Object {
-                message: self.message(),
-                kind: self.kind(),
-                param: self.param(),
-                code: self.code(),
-            },
+            error: Object { message: self.message(), kind: self.kind(), param: self.param(), code: self.code() },
         };
         serde_json::to_string(&body).expect("a struct of strings has a JSON form")
     }
@@ -264,9 +261,7 @@ impl Error {
     /// The response headers that this error needs beyond Content-Type, Content-Length and Connection.
     pub fn headers(&self) -> Vec<(&'static str, String)> {
         let retry_after = match self {
-            Error::QueueWaitExceeded { retry_after, .. } | Error::QueueFull { retry_after, .. } => {
-                *retry_after
-            }
+            Error::QueueWaitExceeded { retry_after, .. } | Error::QueueFull { retry_after, .. } => *retry_after,
             Error::TooManyConnections { .. } => CONNECTION_RETRY_AFTER,
             Error::ShuttingDown => RESTART_RETRY_AFTER,
             Error::MethodNotAllowed { allow, .. } => return vec![("Allow", (*allow).to_owned())],
@@ -312,9 +307,7 @@ impl Error {
             Error::TooManyHeaders { .. } => (431, INVALID, "too_many_headers"),
             Error::UnsupportedVersion => (505, INVALID, "unsupported_version"),
             Error::UnknownMethod { .. } => (501, INVALID, "unknown_method"),
-            Error::UnsupportedTransferEncoding { .. } => {
-                (501, INVALID, "unsupported_transfer_encoding")
-            }
+            Error::UnsupportedTransferEncoding { .. } => (501, INVALID, "unsupported_transfer_encoding"),
             Error::BodyTooLarge { .. } => (413, INVALID, "body_too_large"),
             Error::RequestTimeout { .. } => (408, INVALID, "request_timeout"),
             Error::InvalidJson { .. } => (400, INVALID, "invalid_json"),
@@ -378,10 +371,7 @@ fn suggest(nearest: &[String]) -> String {
         return "GET /v1/models lists the names.".into();
     }
     let names: Vec<String> = nearest.iter().map(|name| quote(name)).collect();
-    format!(
-        "Did you mean {}? GET /v1/models lists all names.",
-        names.join(" or ")
-    )
+    format!("Did you mean {}? GET /v1/models lists all names.", names.join(" or "))
 }
 
 /// A caller's text in backticks.
@@ -397,17 +387,8 @@ fn clip(detail: &str) -> String {
 /// caller's choice would forge a line, so control characters are replaced.
 fn printable(text: &str, limit: usize) -> String {
     let mut chars = text.chars();
-    let mut out: String = chars
-        .by_ref()
-        .take(limit)
-        .map(|c| {
-            if c.is_control() {
-                char::REPLACEMENT_CHARACTER
-            } else {
-                c
-            }
-        })
-        .collect();
+    let mut out: String =
+        chars.by_ref().take(limit).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect();
     if chars.next().is_some() {
         out.push('…');
     }
@@ -419,11 +400,7 @@ mod tests {
     use super::*;
 
     fn queue_full(retry_after: Duration) -> Error {
-        Error::QueueFull {
-            provider: "p".into(),
-            max_queue: 3,
-            retry_after,
-        }
+        Error::QueueFull { provider: "p".into(), max_queue: 3, retry_after }
     }
 
     #[test]
@@ -435,55 +412,29 @@ mod tests {
             (Duration::from_nanos(1_000_000_001), "2"),
             (Duration::from_secs(60), "60"),
         ] {
-            assert_eq!(
-                queue_full(wait).headers(),
-                [("Retry-After", header.to_owned())],
-                "{wait:?}"
-            );
+            assert_eq!(queue_full(wait).headers(), [("Retry-After", header.to_owned())], "{wait:?}");
         }
-        assert_eq!(
-            queue_full(Duration::MAX).headers()[0].1,
-            u64::MAX.to_string()
-        );
+        assert_eq!(queue_full(Duration::MAX).headers()[0].1, u64::MAX.to_string());
     }
 
     #[test]
     fn past_sixty_seconds_the_retry_is_forbidden() {
         let headers = queue_full(Duration::from_millis(60_001)).headers();
-        assert_eq!(
-            headers,
-            [
-                ("Retry-After", "61".to_owned()),
-                ("x-should-retry", "false".to_owned())
-            ]
-        );
+        assert_eq!(headers, [("Retry-After", "61".to_owned()), ("x-should-retry", "false".to_owned())]);
     }
 
     #[test]
     fn foreign_text_is_cut_and_cannot_forge_a_line() {
         let model = format!("a\n\u{1b}[31m\"{}", "é".repeat(1000));
-        let error = Error::ModelNotFound {
-            model,
-            nearest: Vec::new(),
-        };
+        let error = Error::ModelNotFound { model, nearest: Vec::new() };
         let message = error.message();
-        assert!(
-            message.starts_with("The model `a\u{fffd}\u{fffd}[31m\"ééé"),
-            "{message}"
-        );
+        assert!(message.starts_with("The model `a\u{fffd}\u{fffd}[31m\"ééé"), "{message}");
         assert!(message.contains("é…`"), "{message}");
-        assert!(
-            message.chars().count() < QUOTE_LIMIT_CHARS + 100,
-            "{message}"
-        );
+        assert!(message.chars().count() < QUOTE_LIMIT_CHARS + 100, "{message}");
 
         let json: serde_json::Value = serde_json::from_str(&error.to_json()).unwrap();
         assert_eq!(json["error"]["message"], message, "the quote is escaped");
-        assert_eq!(
-            error.to_sse_event().lines().count(),
-            2,
-            "one data line and a blank one"
-        );
+        assert_eq!(error.to_sse_event().lines().count(), 2, "one data line and a blank one");
     }
 
     #[test]
@@ -495,28 +446,14 @@ mod tests {
 
     #[test]
     fn suggestions_are_named() {
-        let error = Error::ModelNotFound {
-            model: "gpt4".into(),
-            nearest: vec!["gpt-4".into(), "gpt-4o".into()],
-        };
-        assert!(
-            error
-                .message()
-                .contains("Did you mean `gpt-4` or `gpt-4o`?"),
-            "{error}"
-        );
+        let error = Error::ModelNotFound { model: "gpt4".into(), nearest: vec!["gpt-4".into(), "gpt-4o".into()] };
+        assert!(error.message().contains("Did you mean `gpt-4` or `gpt-4o`?"), "{error}");
     }
 
     #[test]
     fn durations_read_to_a_tenth() {
-        for (millis, text) in [
-            (0, "0 s"),
-            (40, "0 s"),
-            (50, "0.1 s"),
-            (1500, "1.5 s"),
-            (1960, "2 s"),
-            (90_000, "90 s"),
-        ] {
+        for (millis, text) in [(0, "0 s"), (40, "0 s"), (50, "0.1 s"), (1500, "1.5 s"), (1960, "2 s"), (90_000, "90 s")]
+        {
             assert_eq!(seconds(Duration::from_millis(millis)), text);
         }
     }

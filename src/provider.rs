@@ -127,7 +127,8 @@ impl Provider {
     async fn slot(&self, mut place: Place, fresh: bool) -> Result<(Permit, Connection), Error> {
         place.near().await.map_err(|refusal| self.refused(refusal))?;
         for _ in 0..MAX_LOST_CONNECTIONS {
-            let connected = future::or(async { Ok(self.connection(fresh).await) }, async { Err(place.refused().await) });
+            let connected =
+                future::or(async { Ok(self.connection(fresh).await) }, async { Err(place.refused().await) });
             let connected = connected.await.map_err(|refusal| self.refused(refusal))?;
             let mut connection = connected.map_err(|failure| self.failed(failure))?;
             let granted = future::or(async { Some(place.granted().await) }, async {

@@ -49,19 +49,12 @@ impl Registry {
     /// Indexes the models of all providers, in the order of the configuration.
     pub fn new(providers: &[Provider]) -> Self {
         let mut registry = Registry {
-            providers: providers
-                .iter()
-                .map(|provider| provider.name.clone())
-                .collect(),
+            providers: providers.iter().map(|provider| provider.name.clone()).collect(),
             targets: HashMap::new(),
             listed: Vec::new(),
         };
-        let models = || {
-            providers
-                .iter()
-                .enumerate()
-                .flat_map(|(at, p)| p.models.iter().map(move |model| (at, p, model)))
-        };
+        let models =
+            || providers.iter().enumerate().flat_map(|(at, p)| p.models.iter().map(move |model| (at, p, model)));
         let mut shared: HashMap<&str, bool> = HashMap::new();
         for (provider, _, model) in models() {
             let owner = registry.add(model.id.clone(), provider, &model.upstream, true);
@@ -82,10 +75,7 @@ impl Registry {
     /// [`Error::ModelNotFound`] with the names that look most like it.
     pub fn resolve(&self, model: &str) -> Result<Route<'_>, Error> {
         let (_, target) = self.find(model)?;
-        Ok(Route {
-            provider: target.provider,
-            upstream: &target.upstream,
-        })
+        Ok(Route { provider: target.provider, upstream: &target.upstream })
     }
 
     /// What `GET /v1/models/{id}` shows: any name that [`resolve`](Self::resolve) takes.
@@ -94,19 +84,13 @@ impl Registry {
     /// [`Error::ModelNotFound`] with the names that look most like it.
     pub fn get(&self, id: &str) -> Result<Model<'_>, Error> {
         let (id, target) = self.find(id)?;
-        Ok(Model {
-            id,
-            owned_by: &self.providers[target.provider],
-        })
+        Ok(Model { id, owned_by: &self.providers[target.provider] })
     }
 
     /// What `GET /v1/models` shows: each plain name once, owned by the provider it leads to, in the order of the
     /// configuration; then `<provider>/<model>` for each provider of a name that several list.
     pub fn models(&self) -> impl Iterator<Item = Model<'_>> {
-        self.listed.iter().map(|id| Model {
-            id,
-            owned_by: &self.providers[self.targets[id].provider],
-        })
+        self.listed.iter().map(|id| Model { id, owned_by: &self.providers[self.targets[id].provider] })
     }
 
     /// Adds a name unless it is taken, and returns the provider it leads to.
@@ -117,25 +101,13 @@ impl Registry {
         if list {
             self.listed.push(name.clone());
         }
-        self.targets.insert(
-            name,
-            Target {
-                provider,
-                upstream: upstream.to_owned(),
-            },
-        );
+        self.targets.insert(name, Target { provider, upstream: upstream.to_owned() });
         provider
     }
 
     fn find(&self, model: &str) -> Result<(&str, &Target), Error> {
-        let found = self
-            .targets
-            .get_key_value(model)
-            .map(|(name, target)| (name.as_str(), target));
-        found.ok_or_else(|| Error::ModelNotFound {
-            model: model.to_owned(),
-            nearest: self.nearest(model),
-        })
+        let found = self.targets.get_key_value(model).map(|(name, target)| (name.as_str(), target));
+        found.ok_or_else(|| Error::ModelNotFound { model: model.to_owned(), nearest: self.nearest(model) })
     }
 
     fn nearest(&self, asked: &str) -> Vec<String> {
@@ -143,16 +115,10 @@ impl Registry {
             return Vec::new();
         }
         let asked = asked.to_lowercase();
-        let mut near: Vec<(usize, &String)> = self
-            .listed
-            .iter()
-            .filter_map(|name| Some((likeness(&asked, &name.to_lowercase())?, name)))
-            .collect();
+        let mut near: Vec<(usize, &String)> =
+            self.listed.iter().filter_map(|name| Some((likeness(&asked, &name.to_lowercase())?, name))).collect();
         near.sort_by_key(|(distance, _)| *distance);
-        near.into_iter()
-            .take(NEAREST_LIMIT)
-            .map(|(_, name)| name.clone())
-            .collect()
+        near.into_iter().take(NEAREST_LIMIT).map(|(_, name)| name.clone()).collect()
     }
 }
 
@@ -160,10 +126,7 @@ impl Registry {
 /// differs. `None` for others.
 fn likeness(a: &str, b: &str) -> Option<usize> {
     let (a_chars, b_chars): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    let (shorter, longer) = (
-        a_chars.len().min(b_chars.len()),
-        a_chars.len().max(b_chars.len()),
-    );
+    let (shorter, longer) = (a_chars.len().min(b_chars.len()), a_chars.len().max(b_chars.len()));
     let contained = shorter >= CONTAINED_MIN_CHARS && (a.contains(b) || b.contains(a));
     if contained {
         // All that is missing has to be inserted, and nothing else.
@@ -201,19 +164,11 @@ mod tests {
     fn provider(name: &str, models: &[&str]) -> Provider {
         let models = models.iter().map(|model| {
             let (id, upstream) = model.split_once('=').unwrap_or((model, model));
-            config::Model {
-                id: id.into(),
-                upstream: upstream.into(),
-            }
+            config::Model { id: id.into(), upstream: upstream.into() }
         });
         Provider {
             name: name.into(),
-            base_url: BaseUrl {
-                tls: false,
-                host: "127.0.0.1".into(),
-                port: 80,
-                path: String::new(),
-            },
+            base_url: BaseUrl { tls: false, host: "127.0.0.1".into(), port: 80, path: String::new() },
             api_key: None,
             headers: Vec::new(),
             ca_pem: None,
@@ -235,19 +190,11 @@ mod tests {
     }
 
     fn registry(providers: &[(&str, &[&str])]) -> Registry {
-        Registry::new(
-            &providers
-                .iter()
-                .map(|(name, models)| provider(name, models))
-                .collect::<Vec<_>>(),
-        )
+        Registry::new(&providers.iter().map(|(name, models)| provider(name, models)).collect::<Vec<_>>())
     }
 
     fn listed(registry: &Registry) -> Vec<(&str, &str)> {
-        registry
-            .models()
-            .map(|model| (model.id, model.owned_by))
-            .collect()
+        registry.models().map(|model| (model.id, model.owned_by)).collect()
     }
 
     fn nearest(registry: &Registry, asked: &str) -> Vec<String> {
@@ -277,51 +224,20 @@ mod tests {
             ("a/b/c", 2, "a/b/c"),
             ("x/a/b/c", 2, "a/b/c"),
         ] {
-            assert_eq!(
-                registry.resolve(asked),
-                Ok(Route { provider, upstream }),
-                "{asked}"
-            );
+            assert_eq!(registry.resolve(asked), Ok(Route { provider, upstream }), "{asked}");
             let owner = ["nim", "z-ai", "x"][provider];
-            assert_eq!(
-                registry.get(asked),
-                Ok(Model {
-                    id: asked,
-                    owned_by: owner
-                }),
-                "{asked}"
-            );
+            assert_eq!(registry.get(asked), Ok(Model { id: asked, owned_by: owner }), "{asked}");
         }
-        for asked in [
-            "",
-            "/",
-            "nim/",
-            "/both",
-            "x/both",
-            "meta/llama-3.1-8b",
-            "nim/nim/fast",
-            "Both",
-            "both ",
-        ] {
-            assert!(
-                matches!(registry.resolve(asked), Err(Error::ModelNotFound { .. })),
-                "{asked}"
-            );
-            assert_eq!(
-                registry.get(asked).map(drop),
-                registry.resolve(asked).map(drop),
-                "{asked}"
-            );
+        for asked in ["", "/", "nim/", "/both", "x/both", "meta/llama-3.1-8b", "nim/nim/fast", "Both", "both "] {
+            assert!(matches!(registry.resolve(asked), Err(Error::ModelNotFound { .. })), "{asked}");
+            assert_eq!(registry.get(asked).map(drop), registry.resolve(asked).map(drop), "{asked}");
         }
     }
 
     #[test]
     fn the_list_names_each_once_and_shared_ones_by_provider_too() {
-        let registry = registry(&[
-            ("p", &["a", "both", "alias=x"]),
-            ("q", &["both", "b"]),
-            ("r", &["b", "q/b", "c", "c"]),
-        ]);
+        let registry =
+            registry(&[("p", &["a", "both", "alias=x"]), ("q", &["both", "b"]), ("r", &["b", "q/b", "c", "c"])]);
         assert_eq!(
             listed(&registry),
             [
@@ -349,16 +265,7 @@ mod tests {
     fn look_alikes() {
         let registry = registry(&[(
             "p",
-            &[
-                "gpt-4o-mini",
-                "gpt-4o",
-                "gpt-4.1",
-                "z-ai/glm-5.1",
-                "deepseek-chat",
-                "Qwen3-8B",
-                "o1",
-                "é",
-            ],
+            &["gpt-4o-mini", "gpt-4o", "gpt-4.1", "z-ai/glm-5.1", "deepseek-chat", "Qwen3-8B", "o1", "é"],
         )]);
         for (asked, names) in [
             ("gpt4o", &["gpt-4o"][..]),
@@ -380,14 +287,9 @@ mod tests {
 
     #[test]
     fn edits_are_counted() {
-        for (a, b, distance) in [
-            ("", "", 0),
-            ("", "abc", 3),
-            ("abc", "", 3),
-            ("kitten", "sitting", 3),
-            ("flaw", "lawn", 2),
-            ("é", "e", 1),
-        ] {
+        for (a, b, distance) in
+            [("", "", 0), ("", "abc", 3), ("abc", "", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2), ("é", "e", 1)]
+        {
             let chars = |text: &str| text.chars().collect::<Vec<_>>();
             assert_eq!(edit_distance(&chars(a), &chars(b)), distance, "{a} {b}");
         }

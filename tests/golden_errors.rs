@@ -69,21 +69,11 @@ fn every_error_looks_like_its_golden_file_and_no_file_is_left_over() {
         }
         let golden = fs::read_to_string(&path).unwrap_or_else(|fault| panic!("{name}: {fault}"));
         assert_eq!(rendered, golden, "{name} (UPDATE_GOLDEN=1 rewrites it)");
-        assert!(
-            expected.insert(name),
-            "two errors share the code {}",
-            error.code()
-        );
+        assert!(expected.insert(name), "two errors share the code {}", error.code());
     }
     let files: BTreeSet<String> = fs::read_dir(folder())
         .expect("the golden folder is there")
-        .map(|entry| {
-            entry
-                .expect("it lists")
-                .file_name()
-                .into_string()
-                .expect("the names are ASCII")
-        })
+        .map(|entry| entry.expect("it lists").file_name().into_string().expect("the names are ASCII"))
         .collect();
     assert_eq!(files, expected);
 }
@@ -91,8 +81,7 @@ fn every_error_looks_like_its_golden_file_and_no_file_is_left_over() {
 #[test]
 fn every_body_is_an_openai_error_object() {
     for error in samples() {
-        let body: serde_json::Value =
-            serde_json::from_str(&error.to_json()).expect("the body is JSON");
+        let body: serde_json::Value = serde_json::from_str(&error.to_json()).expect("the body is JSON");
         let object = body["error"].as_object().expect("error is an object");
         let fields: Vec<&str> = object.keys().map(String::as_str).collect();
         assert_eq!(fields, ["code", "message", "param", "type"], "{error}");
@@ -100,31 +89,19 @@ fn every_body_is_an_openai_error_object() {
         assert!(matches!(error.status(), 400..=599));
 
         let event = error.to_sse_event();
-        let data = event
-            .strip_prefix("data: ")
-            .and_then(|rest| rest.strip_suffix("\n\n"));
+        let data = event.strip_prefix("data: ").and_then(|rest| rest.strip_suffix("\n\n"));
         assert_eq!(data, Some(error.to_json().as_str()));
     }
 }
 
 fn folder() -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "errors"]
-        .iter()
-        .collect()
+    [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "errors"].iter().collect()
 }
 
 /// The body stands in it as it goes out, byte by byte.
 fn render(error: &Error) -> String {
-    let headers: Vec<String> = error
-        .headers()
-        .iter()
-        .map(|(name, value)| format!("{name:?}: {value:?}"))
-        .collect();
-    let connection = if error.closes_connection() {
-        "close"
-    } else {
-        "keep-alive"
-    };
+    let headers: Vec<String> = error.headers().iter().map(|(name, value)| format!("{name:?}: {value:?}")).collect();
+    let connection = if error.closes_connection() { "close" } else { "keep-alive" };
     format!(
         "{{\n  \"status\": {},\n  \"headers\": {{{}}},\n  \"connection\": \"{connection}\",\n  \"body\": {}\n}}\n",
         error.status(),

@@ -21,20 +21,14 @@ pub(super) fn parse(text: &str) -> Result<BaseUrl, String> {
         "http" => false,
         "https" => true,
         _ => {
-            return Err(format!(
-                "does not begin with http:// or https://; {EXAMPLE}"
-            ));
+            return Err(format!("does not begin with http:// or https://; {EXAMPLE}"));
         }
     };
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(
-            "has a user name or password before the host; move it to api_key or headers".into(),
-        );
+        return Err("has a user name or password before the host; move it to api_key or headers".into());
     }
     if url.query().is_some() || url.fragment().is_some() {
-        return Err(
-            "has a ? or # part; end it with the path (a caller's own query is passed on)".into(),
-        );
+        return Err("has a ? or # part; end it with the path (a caller's own query is passed on)".into());
     }
     let host = match url.host() {
         Some(Host::Domain(name)) => name.to_owned(),
@@ -44,12 +38,7 @@ pub(super) fn parse(text: &str) -> Result<BaseUrl, String> {
     };
     let port = url.port_or_known_default().filter(|port| *port != 0);
     let port = port.ok_or_else(|| format!("has port 0, which nobody can listen on; {EXAMPLE}"))?;
-    Ok(BaseUrl {
-        tls,
-        host,
-        port,
-        path: url.path().trim_end_matches('/').to_owned(),
-    })
+    Ok(BaseUrl { tls, host, port, path: url.path().trim_end_matches('/').to_owned() })
 }
 
 #[cfg(test)]
@@ -59,50 +48,15 @@ mod tests {
     #[test]
     fn takes_apart() {
         for (text, tls, host, port, path) in [
-            (
-                "https://api.example.com/v1",
-                true,
-                "api.example.com",
-                443,
-                "/v1",
-            ),
-            (
-                "https://api.example.com/v1/",
-                true,
-                "api.example.com",
-                443,
-                "/v1",
-            ),
+            ("https://api.example.com/v1", true, "api.example.com", 443, "/v1"),
+            ("https://api.example.com/v1/", true, "api.example.com", 443, "/v1"),
             ("https://api.example.com", true, "api.example.com", 443, ""),
             ("http://localhost:11434/", false, "localhost", 11434, ""),
-            (
-                "HTTP://Box.LAN:80/api/paas/v4",
-                false,
-                "box.lan",
-                80,
-                "/api/paas/v4",
-            ),
-            (
-                "https://[fd00::1]:8443/v1beta/openai//",
-                true,
-                "fd00::1",
-                8443,
-                "/v1beta/openai",
-            ),
-            (
-                "http://192.168.1.7/a%20b/c d",
-                false,
-                "192.168.1.7",
-                80,
-                "/a%20b/c%20d",
-            ),
+            ("HTTP://Box.LAN:80/api/paas/v4", false, "box.lan", 80, "/api/paas/v4"),
+            ("https://[fd00::1]:8443/v1beta/openai//", true, "fd00::1", 8443, "/v1beta/openai"),
+            ("http://192.168.1.7/a%20b/c d", false, "192.168.1.7", 80, "/a%20b/c%20d"),
         ] {
-            let expected = BaseUrl {
-                tls,
-                host: host.into(),
-                port,
-                path: path.into(),
-            };
+            let expected = BaseUrl { tls, host: host.into(), port, path: path.into() };
             assert_eq!(parse(text), Ok(expected), "{text}");
         }
     }
@@ -116,10 +70,7 @@ mod tests {
             ("ftp://secret/v1", "does not begin with http"),
             ("https://", "has no host"),
             ("https://secret host/", "no valid URL"),
-            (
-                "https://secret:99999/",
-                "no valid URL (invalid port number)",
-            ),
+            ("https://secret:99999/", "no valid URL (invalid port number)"),
             ("https://h:0/secret", "has port 0"),
             ("https://secret@h/", "user name or password"),
             ("https://:secret@h/", "user name or password"),
@@ -127,10 +78,7 @@ mod tests {
             ("https://h/v1#secret", "? or #"),
         ] {
             let problem = parse(text).expect_err(text);
-            assert!(
-                problem.contains(words) && problem.contains("; "),
-                "{text}: {problem}"
-            );
+            assert!(problem.contains(words) && problem.contains("; "), "{text}: {problem}");
             assert!(!problem.contains("secret"), "{problem}");
         }
     }

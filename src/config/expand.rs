@@ -16,9 +16,7 @@ pub(super) fn expand(text: &str, env: Env<'_>) -> Result<String, String> {
         rest = &rest[dollar + 1..];
         if let Some(after) = rest.strip_prefix('{') {
             let Some((inside, after)) = after.split_once('}') else {
-                return Err(
-                    "has a `${` without its `}`; write ${NAME}, or $${ for a plain ${".into(),
-                );
+                return Err("has a `${` without its `}`; write ${NAME}, or $${ for a plain ${".into());
             };
             out.push_str(&variable(inside, env)?);
             rest = after;
@@ -38,24 +36,24 @@ fn variable(inside: &str, env: Env<'_>) -> Result<String, String> {
         None => (inside, None),
     };
     if !is_name(name) || default.is_some_and(|default| default.contains("${")) {
-        return Err("has a `${...}` that names no variable; write ${NAME} or ${NAME:-default}, or $${ for a plain ${".into());
+        return Err(
+            "has a `${...}` that names no variable; write ${NAME} or ${NAME:-default}, or $${ for a plain ${".into()
+        );
     }
     match (env(name), default) {
         (Some(value), None) => Ok(value),
         (Some(value), Some(_)) if !value.is_empty() => Ok(value),
         (_, Some(default)) => Ok(default.replace("$$", "$")),
-        (None, None) => Err(format!(
-            "the variable {name} is not set; run export {name}=... first, or write ${{{name}:-default}}"
-        )),
+        (None, None) => {
+            Err(format!("the variable {name} is not set; run export {name}=... first, or write ${{{name}:-default}}"))
+        }
     }
 }
 
 fn is_name(name: &str) -> bool {
     !name.starts_with(|first: char| first.is_ascii_digit())
         && !name.is_empty()
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 #[cfg(test)]
@@ -97,10 +95,7 @@ mod tests {
     #[test]
     fn refuses() {
         for (text, fault) in [
-            (
-                "${NONE}",
-                "the variable NONE is not set; run export NONE=...",
-            ),
+            ("${NONE}", "the variable NONE is not set; run export NONE=..."),
             ("sk-secret${NONE", "has a `${` without its `}`"),
             ("${", "has a `${` without its `}`"),
             ("${}", "names no variable"),

@@ -31,38 +31,17 @@ struct Line {
 impl Faults {
     /// A fault of the file as such.
     pub(super) fn whole_file(file: &Path, problem: String) -> Self {
-        Self::only(
-            file,
-            Line {
-                line: None,
-                column: None,
-                text: problem,
-            },
-        )
+        Self::only(file, Line { line: None, column: None, text: problem })
     }
 
     pub(super) fn at_line(file: &Path, line: usize, problem: &str) -> Self {
-        Self::only(
-            file,
-            Line {
-                line: Some(line),
-                column: None,
-                text: problem.into(),
-            },
-        )
+        Self::only(file, Line { line: Some(line), column: None, text: problem.into() })
     }
 
     /// The text is no YAML; there is only ever one such fault.
     pub(super) fn syntax(file: &Path, fault: SyntaxFault) -> Self {
         let (line, column) = fault.position.unzip();
-        Self::only(
-            file,
-            Line {
-                line,
-                column,
-                text: fault.problem,
-            },
-        )
+        Self::only(file, Line { line, column, text: fault.problem })
     }
 
     /// What a walk through the tree of `text` found.
@@ -71,27 +50,15 @@ impl Faults {
         let place = |fault: Fault| Line {
             line: tree::line_of(text, fault.node),
             column: None,
-            text: if fault.path.is_empty() {
-                fault.problem
-            } else {
-                format!("{}: {}", fault.path, fault.problem)
-            },
+            text: if fault.path.is_empty() { fault.problem } else { format!("{}: {}", fault.path, fault.problem) },
         };
         let mut lines: Vec<Line> = faults.into_iter().take(SHOWN_LIMIT).map(place).collect();
         lines.sort_by_key(|line| line.line);
-        Faults {
-            file: file.into(),
-            lines,
-            more,
-        }
+        Faults { file: file.into(), lines, more }
     }
 
     fn only(file: &Path, line: Line) -> Self {
-        Faults {
-            file: file.into(),
-            lines: vec![line],
-            more: 0,
-        }
+        Faults { file: file.into(), lines: vec![line], more: 0 }
     }
 }
 
@@ -107,11 +74,7 @@ impl fmt::Display for Faults {
         }
         match self.more {
             0 => Ok(()),
-            more => write!(
-                f,
-                "\n{}: and {more} more; mend these first",
-                self.file.display()
-            ),
+            more => write!(f, "\n{}: and {more} more; mend these first", self.file.display()),
         }
     }
 }

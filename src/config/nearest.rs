@@ -5,19 +5,11 @@ pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     let word = plain(word);
     let slips = 1 + word.len() / 4;
     let distance = |candidate: &&&str| edits(&word, &plain(candidate));
-    known
-        .iter()
-        .min_by_key(distance)
-        .filter(|best| distance(best) <= slips)
-        .copied()
+    known.iter().min_by_key(distance).filter(|best| distance(best) <= slips).copied()
 }
 
 fn plain(word: &str) -> Vec<char> {
-    word.chars()
-        .filter(|c| !matches!(c, '_' | '-'))
-        .flat_map(char::to_lowercase)
-        .take(64)
-        .collect()
+    word.chars().filter(|c| !matches!(c, '_' | '-')).flat_map(char::to_lowercase).take(64).collect()
 }
 
 /// The Levenshtein distance, one row at a time.
@@ -40,13 +32,9 @@ mod tests {
 
     #[test]
     fn distances() {
-        for (a, b, expected) in [
-            ("", "", 0),
-            ("abc", "", 3),
-            ("kitten", "sitting", 3),
-            ("rpm", "rmp", 2),
-            ("x", "x", 0),
-        ] {
+        for (a, b, expected) in
+            [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("rpm", "rmp", 2), ("x", "x", 0)]
+        {
             let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
             assert_eq!(edits(&a, &b), expected);
             assert_eq!(edits(&b, &a), expected);

@@ -10,9 +10,7 @@ use std::time::Duration;
 
 use super::section::{Found, SECONDS_MAX, SECONDS_MIN, Section, Walk, join};
 use super::tree::{Kind, Node};
-use super::{
-    BaseUrl, Config, Mode, Model, Provider, RateLimit, Secret, Server, base_url, read_bounded,
-};
+use super::{BaseUrl, Config, Mode, Model, Provider, RateLimit, Secret, Server, base_url, read_bounded};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -38,40 +36,26 @@ const FRAMING_HEADERS: [&str; 10] = [
 
 /// The whole file. `None` only together with a fault.
 pub(super) fn config(walk: &mut Walk<'_>, root: &Node) -> Option<Config> {
-    let file = Found {
-        node: root,
-        path: String::new(),
-    };
+    let file = Found { node: root, path: String::new() };
     if matches!(root.kind, Kind::Null) {
         walk.fault(&file, "is empty; copy config.example.yaml");
         return None;
     }
     let mut keys = walk.section(&file, root.id)?;
     let server = keys.section("server").map(server);
-    let items = keys.list(
-        "providers",
-        "write at least one entry: - name: ..., as in config.example.yaml",
-    );
+    let items = keys.list("providers", "write at least one entry: - name: ..., as in config.example.yaml");
     let mut names = Vec::new();
-    let providers = items
-        .iter()
-        .filter_map(|item| provider(keys.walk, item, &mut names))
-        .collect();
+    let providers = items.iter().filter_map(|item| provider(keys.walk, item, &mut names)).collect();
     keys.finish();
-    Some(Config {
-        server: server?,
-        providers,
-    })
+    Some(Config { server: server?, providers })
 }
 
 fn server(mut keys: Section<'_, '_, '_>) -> Server {
     let server = Server {
         host: host(&mut keys),
         port: keys.integer("port", 8080, 0..=u16::MAX),
-        auth_token: keys.secret(
-            "auth_token",
-            "write the token that callers send, or remove the key to accept everybody",
-        ),
+        auth_token: keys
+            .secret("auth_token", "write the token that callers send, or remove the key to accept everybody"),
         max_body_bytes: keys.integer("max_body_bytes", 32 * MIB, 1..=KIB * MIB),
         max_head_bytes: keys.integer("max_head_bytes", 32 << 10, 1 << 10..=1 << 20),
         max_connections: keys.integer("max_connections", 1024, 1..=1_000_000),
@@ -99,13 +83,7 @@ fn host(keys: &mut Section<'_, '_, '_>) -> String {
     let is_name = !text.value.is_empty() && text.value.chars().all(name);
     if !is_name && text.value.parse::<IpAddr>().is_err() {
         let remedy = "write e.g. host: 0.0.0.0 (everybody) or 127.0.0.1 (this machine), and the port under port";
-        keys.walk.fault(
-            &found,
-            format!(
-                "must be an address or a host name, not {}; {remedy}",
-                text.shown
-            ),
-        );
+        keys.walk.fault(&found, format!("must be an address or a host name, not {}; {remedy}", text.shown));
     }
     text.value
 }
@@ -115,22 +93,12 @@ fn provider(walk: &mut Walk<'_>, item: &Found<'_>, names: &mut Vec<String>) -> O
     let mut keys = walk.section(item, item.node.id)?;
     let name = keys.required("name", "write a word of your choice, e.g. name: openai");
     let name = name.and_then(|found| provider_name(keys.walk, &found, names));
-    let base_url = keys.required(
-        "base_url",
-        "write where the API is, e.g. base_url: https://api.example.com/v1",
-    );
+    let base_url = keys.required("base_url", "write where the API is, e.g. base_url: https://api.example.com/v1");
     let base_url = base_url.and_then(|found| base_url_of(keys.walk, &found));
-    let api_key = keys.secret(
-        "api_key",
-        "write the key, or remove api_key for a provider without one",
-    );
-    let headers = keys
-        .optional("headers")
-        .map(|found| headers(keys.walk, &found, api_key.is_some()))
-        .unwrap_or_default();
-    let ca_pem = keys
-        .optional("ca_file")
-        .and_then(|found| ca_pem(keys.walk, &found));
+    let api_key = keys.secret("api_key", "write the key, or remove api_key for a provider without one");
+    let headers =
+        keys.optional("headers").map(|found| headers(keys.walk, &found, api_key.is_some())).unwrap_or_default();
+    let ca_pem = keys.optional("ca_file").and_then(|found| ca_pem(keys.walk, &found));
     let models = models(&mut keys);
     let rate_limit = keys.section("rate_limit").map(rate_limit);
     let connect_timeout = keys.seconds("connect_timeout_seconds", 10.0, SECONDS_MIN);
@@ -157,25 +125,12 @@ fn provider(walk: &mut Walk<'_>, item: &Found<'_>, names: &mut Vec<String>) -> O
     })
 }
 
-fn provider_name(
-    walk: &mut Walk<'_>,
-    found: &Found<'_>,
-    names: &mut Vec<String>,
-) -> Option<String> {
+fn provider_name(walk: &mut Walk<'_>, found: &Found<'_>, names: &mut Vec<String>) -> Option<String> {
     let name = word(walk, found)?;
     if name.contains('/') {
-        walk.fault(
-            found,
-            "has a /, which parts provider and model in <provider>/<model>; write e.g. a - instead",
-        );
+        walk.fault(found, "has a /, which parts provider and model in <provider>/<model>; write e.g. a - instead");
     }
-    once(
-        walk,
-        found,
-        &name,
-        names,
-        "is the name of an earlier provider; give each its own",
-    );
+    once(walk, found, &name, names, "is the name of an earlier provider; give each its own");
     Some(name)
 }
 
@@ -215,45 +170,30 @@ fn base_url_of(walk: &mut Walk<'_>, found: &Found<'_>) -> Option<BaseUrl> {
 fn headers(walk: &mut Walk<'_>, found: &Found<'_>, has_api_key: bool) -> Vec<(String, Secret)> {
     let Kind::Map(pairs) = &found.node.kind else {
         let noun = found.node.kind.noun();
-        walk.fault(
-            found,
-            format!("must be a mapping, not {noun}; write e.g. headers: {{x-team: \"lab\"}}"),
-        );
+        walk.fault(found, format!("must be a mapping, not {noun}; write e.g. headers: {{x-team: \"lab\"}}"));
         return Vec::new();
     };
     let mut headers: Vec<(String, Secret)> = Vec::new();
     for (key, value) in pairs {
         let Kind::Text(name) = &key.kind else {
-            let at = Found {
-                node: key,
-                path: found.path.clone(),
-            };
-            walk.fault(
-                &at,
-                format!("has a name that is {}; put it in quotes", key.kind.noun()),
-            );
+            let at = Found { node: key, path: found.path.clone() };
+            walk.fault(&at, format!("has a name that is {}; put it in quotes", key.kind.noun()));
             continue;
         };
         let path = join(&found.path, name);
-        let taken = headers
-            .iter()
-            .any(|(other, _)| other.eq_ignore_ascii_case(name));
+        let taken = headers.iter().any(|(other, _)| other.eq_ignore_ascii_case(name));
         if let Some(problem) = header_name_fault(name, taken, has_api_key) {
             walk.fault(&Found { node: key, path }, problem);
             continue;
         }
-        headers.extend(
-            walk.secret(&Found { node: value, path })
-                .map(|value| (name.clone(), value)),
-        );
+        headers.extend(walk.secret(&Found { node: value, path }).map(|value| (name.clone(), value)));
     }
     headers
 }
 
 fn header_name_fault(name: &str, taken: bool, has_api_key: bool) -> Option<&'static str> {
     // RFC 9110 section 5.6.2.
-    let is_token_char =
-        |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let is_token_char = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     let lower = name.to_ascii_lowercase();
     if name.is_empty() || !name.bytes().all(is_token_char) {
         Some("is no header name; use letters, digits and - only")
@@ -271,15 +211,13 @@ fn header_name_fault(name: &str, taken: bool, has_api_key: bool) -> Option<&'sta
 fn ca_pem(walk: &mut Walk<'_>, found: &Found<'_>) -> Option<Vec<u8>> {
     let text = walk.text(found)?;
     let problem = match read_regular(&walk.folder.join(&text.value)) {
-        Err(error) => format!(
-            "{} cannot be read: {error}; a relative path starts at the folder of this file",
-            text.shown
-        ),
+        Err(error) => {
+            format!("{} cannot be read: {error}; a relative path starts at the folder of this file", text.shown)
+        }
         Ok(pem) if holds_certificate(&pem) => return Some(pem),
-        Ok(_) => format!(
-            "{} holds no PEM certificate; it needs -----BEGIN CERTIFICATE----- and what follows",
-            text.shown
-        ),
+        Ok(_) => {
+            format!("{} holds no PEM certificate; it needs -----BEGIN CERTIFICATE----- and what follows", text.shown)
+        }
     };
     walk.fault(found, problem);
     None
@@ -298,35 +236,21 @@ fn holds_certificate(pem: &[u8]) -> bool {
 }
 
 fn models(keys: &mut Section<'_, '_, '_>) -> Vec<Model> {
-    let items = keys.list(
-        "models",
-        "write the names callers use, e.g. models: [model-a, model-b]",
-    );
+    let items = keys.list("models", "write the names callers use, e.g. models: [model-a, model-b]");
     let mut ids = Vec::new();
-    items
-        .iter()
-        .filter_map(|item| model(keys.walk, item, &mut ids))
-        .collect()
+    items.iter().filter_map(|item| model(keys.walk, item, &mut ids)).collect()
 }
 
 /// `name`, or `{id: name, upstream: name-at-the-provider}`.
 fn model(walk: &mut Walk<'_>, item: &Found<'_>, ids: &mut Vec<String>) -> Option<Model> {
     if !matches!(item.node.kind, Kind::Map(_)) {
         let id = model_id(walk, item, ids)?;
-        return Some(Model {
-            upstream: id.clone(),
-            id,
-        });
+        return Some(Model { upstream: id.clone(), id });
     }
     let mut keys = walk.section(item, item.node.id)?;
-    let id = keys.required(
-        "id",
-        "write the name callers use, e.g. {id: fast, upstream: vendor/model-a}",
-    );
+    let id = keys.required("id", "write the name callers use, e.g. {id: fast, upstream: vendor/model-a}");
     let id = id.and_then(|found| model_id(keys.walk, &found, ids));
-    let upstream = keys
-        .optional("upstream")
-        .map(|found| word(keys.walk, &found));
+    let upstream = keys.optional("upstream").map(|found| word(keys.walk, &found));
     keys.finish();
     let id = id?;
     let upstream = upstream.unwrap_or_else(|| Some(id.clone()))?;
@@ -342,18 +266,12 @@ fn model_id(walk: &mut Walk<'_>, found: &Found<'_>, ids: &mut Vec<String>) -> Op
 fn rate_limit(mut keys: Section<'_, '_, '_>) -> RateLimit {
     let paced = keys.optional("rpm").is_some() | keys.optional("interval_seconds").is_some();
     if !paced {
-        keys.fault("neither rpm nor interval_seconds is given; write the requests per minute your key allows, e.g. rpm: 40");
+        keys.fault(
+            "neither rpm nor interval_seconds is given; write the requests per minute your key allows, e.g. rpm: 40",
+        );
     }
-    let mode = keys.choice(
-        "mode",
-        &[("spaced", Mode::Spaced), ("burst", Mode::Burst)],
-        Mode::Spaced,
-    );
-    let rpm = keys.number(
-        "rpm",
-        RPM_MIN..=RPM_MAX,
-        "write the requests per minute your key allows, e.g. rpm: 40",
-    );
+    let mode = keys.choice("mode", &[("spaced", Mode::Spaced), ("burst", Mode::Burst)], Mode::Spaced);
+    let rpm = keys.number("rpm", RPM_MIN..=RPM_MAX, "write the requests per minute your key allows, e.g. rpm: 40");
     let seconds = keys.number(
         "interval_seconds",
         SECONDS_MIN..=SECONDS_MAX,
@@ -361,10 +279,7 @@ fn rate_limit(mut keys: Section<'_, '_, '_>) -> RateLimit {
     );
     let capacity = keys.integer("capacity", 1, 1..=1_000_000);
     if let (Mode::Spaced, Some(found)) = (mode, keys.optional("capacity")) {
-        keys.walk.fault(
-            &found,
-            "belongs to mode: burst; remove it, or write mode: burst",
-        );
+        keys.walk.fault(&found, "belongs to mode: burst; remove it, or write mode: burst");
     }
     let max_wait = keys.number(
         "max_wait_seconds",
@@ -372,13 +287,7 @@ fn rate_limit(mut keys: Section<'_, '_, '_>) -> RateLimit {
         "write seconds, e.g. max_wait_seconds: 60, or null to wait for ever",
     );
     keys.finish();
-    RateLimit {
-        mode,
-        rpm,
-        interval: interval(rpm, seconds),
-        capacity,
-        max_wait: max_wait.map(Duration::from_secs_f64),
-    }
+    RateLimit { mode, rpm, interval: interval(rpm, seconds), capacity, max_wait: max_wait.map(Duration::from_secs_f64) }
 }
 
 /// The longer of the two. 60 s / rpm is rounded up to the nanosecond, lest a minute hold one send too many.
@@ -404,11 +313,7 @@ mod tests {
             (Some(60.0), Some(2.0), 2000),
             (Some(20.0), Some(2.0), 3000),
         ] {
-            assert_eq!(
-                interval(rpm, seconds),
-                Duration::from_millis(millis),
-                "{rpm:?} {seconds:?}"
-            );
+            assert_eq!(interval(rpm, seconds), Duration::from_millis(millis), "{rpm:?} {seconds:?}");
         }
         assert_eq!(interval(Some(RPM_MAX), None), Duration::from_micros(1));
         assert_eq!(interval(Some(RPM_MIN), None), Duration::from_secs(600_000));
@@ -419,10 +324,7 @@ mod tests {
         for rpm in 1..=100_000_u32 {
             let interval = interval(Some(f64::from(rpm)), None);
             assert!(interval * rpm >= Duration::from_secs(60), "{rpm}");
-            assert!(
-                (interval - Duration::from_nanos(1)) * rpm < Duration::from_secs(60),
-                "{rpm}"
-            );
+            assert!((interval - Duration::from_nanos(1)) * rpm < Duration::from_secs(60), "{rpm}");
         }
     }
 }

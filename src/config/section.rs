@@ -39,20 +39,12 @@ pub(super) struct Walk<'e> {
 
 impl<'e> Walk<'e> {
     pub fn new(env: Env<'e>, folder: &'e Path) -> Self {
-        Walk {
-            env,
-            folder,
-            faults: Vec::new(),
-        }
+        Walk { env, folder, faults: Vec::new() }
     }
 
     /// Notes a fault of the value `at`.
     pub fn fault(&mut self, at: &Found<'_>, problem: impl Into<String>) {
-        self.faults.push(Fault {
-            node: at.node.id,
-            path: at.path.clone(),
-            problem: problem.into(),
-        });
+        self.faults.push(Fault { node: at.node.id, path: at.path.clone(), problem: problem.into() });
     }
 
     /// `at` as a text, expanded.
@@ -60,10 +52,7 @@ impl<'e> Walk<'e> {
         let problem = match &at.node.kind {
             Kind::Text(raw) => match expand(raw, self.env) {
                 Ok(value) => {
-                    return Some(Text {
-                        shown: shown(raw, &value),
-                        value,
-                    });
+                    return Some(Text { shown: shown(raw, &value), value });
                 }
                 Err(problem) => problem,
             },
@@ -90,51 +79,27 @@ impl<'e> Walk<'e> {
     /// `at` as a mapping; `blamed` is the node that a missing key is reported at.
     pub fn section<'n>(&mut self, at: &Found<'n>, blamed: usize) -> Option<Section<'_, 'e, 'n>> {
         let Kind::Map(pairs) = &at.node.kind else {
-            self.fault(
-                at,
-                format!(
-                    "must be a mapping (lines of `key: value`), not {}",
-                    at.node.kind.noun()
-                ),
-            );
+            self.fault(at, format!("must be a mapping (lines of `key: value`), not {}", at.node.kind.noun()));
             return None;
         };
         let mut entries: Vec<Entry<'n>> = Vec::new();
         for (key, value) in pairs {
             let Kind::Text(name) = &key.kind else {
-                let whole = Found {
-                    node: key,
-                    path: at.path.clone(),
-                };
+                let whole = Found { node: key, path: at.path.clone() };
                 self.fault(
                     &whole,
-                    format!(
-                        "has a key that is {}; write a word, in quotes if need be",
-                        key.kind.noun()
-                    ),
+                    format!("has a key that is {}; write a word, in quotes if need be", key.kind.noun()),
                 );
                 continue;
             };
             let entry = Entry { name, key, value };
             if entries.iter().any(|other| other.name == name) {
-                self.fault(
-                    &Found {
-                        node: key,
-                        path: join(&at.path, name),
-                    },
-                    "is written twice; keep one of them",
-                );
+                self.fault(&Found { node: key, path: join(&at.path, name) }, "is written twice; keep one of them");
                 continue;
             }
             entries.push(entry);
         }
-        Some(Section {
-            walk: self,
-            blamed,
-            path: at.path.clone(),
-            entries,
-            known: Vec::new(),
-        })
+        Some(Section { walk: self, blamed, path: at.path.clone(), entries, known: Vec::new() })
     }
 }
 
@@ -171,21 +136,13 @@ pub(super) struct Section<'w, 'e, 'n> {
 impl<'e, 'n> Section<'_, 'e, 'n> {
     /// Reports the keys that nobody asked for.
     pub fn finish(self) {
-        for entry in self
-            .entries
-            .iter()
-            .filter(|entry| !self.known.contains(&entry.name))
-        {
+        for entry in self.entries.iter().filter(|entry| !self.known.contains(&entry.name)) {
             let remedy = match nearest(entry.name, &self.known) {
                 Some(name) => format!("did you mean {name}?"),
                 None => format!("known here: {}", self.known.join(", ")),
             };
             let path = join(&self.path, entry.name);
-            self.walk.faults.push(Fault {
-                node: entry.key.id,
-                path,
-                problem: format!("is no known key; {remedy}"),
-            });
+            self.walk.faults.push(Fault { node: entry.key.id, path, problem: format!("is no known key; {remedy}") });
         }
     }
 
@@ -195,16 +152,12 @@ impl<'e, 'n> Section<'_, 'e, 'n> {
             self.known.push(key);
         }
         let entry = self.entries.iter().find(|entry| entry.name == key)?;
-        Some(Found {
-            node: entry.value,
-            path: join(&self.path, key),
-        })
+        Some(Found { node: entry.value, path: join(&self.path, key) })
     }
 
     /// What `key` holds; an empty value (`null`) counts as an absent key.
     pub fn optional(&mut self, key: &'static str) -> Option<Found<'n>> {
-        self.find(key)
-            .filter(|found| !matches!(found.node.kind, Kind::Null))
+        self.find(key).filter(|found| !matches!(found.node.kind, Kind::Null))
     }
 
     /// What `key` has to hold; its lack is a fault that `remedy` mends.
@@ -213,22 +166,14 @@ impl<'e, 'n> Section<'_, 'e, 'n> {
         if found.is_none() {
             let node = self.key_id(key).unwrap_or(self.blamed);
             let problem = format!("is missing; {remedy}");
-            self.walk.faults.push(Fault {
-                node,
-                path: join(&self.path, key),
-                problem,
-            });
+            self.walk.faults.push(Fault { node, path: join(&self.path, key), problem });
         }
         found
     }
 
     /// Notes a fault of the mapping itself.
     pub fn fault(&mut self, problem: &str) {
-        self.walk.faults.push(Fault {
-            node: self.blamed,
-            path: self.path.clone(),
-            problem: problem.into(),
-        });
+        self.walk.faults.push(Fault { node: self.blamed, path: self.path.clone(), problem: problem.into() });
     }
 
     /// The mapping under `key`; an empty one where there is none, so that its defaults are read by the same code.
@@ -238,13 +183,7 @@ impl<'e, 'n> Section<'_, 'e, 'n> {
             Some(found) => self.walk.section(&found, blamed),
             None => {
                 let path = join(&self.path, key);
-                Some(Section {
-                    walk: self.walk,
-                    blamed,
-                    path,
-                    entries: Vec::new(),
-                    known: Vec::new(),
-                })
+                Some(Section { walk: self.walk, blamed, path, entries: Vec::new(), known: Vec::new() })
             }
         }
     }
@@ -255,19 +194,13 @@ impl<'e, 'n> Section<'_, 'e, 'n> {
             return Vec::new();
         };
         let Kind::List(items) = &found.node.kind else {
-            self.walk.fault(
-                &found,
-                format!("must be a list, not {}; {remedy}", found.node.kind.noun()),
-            );
+            self.walk.fault(&found, format!("must be a list, not {}; {remedy}", found.node.kind.noun()));
             return Vec::new();
         };
         if items.is_empty() {
             self.walk.fault(&found, format!("is empty; {remedy}"));
         }
-        let item = |(index, node)| Found {
-            node,
-            path: format!("{}[{index}]", found.path),
-        };
+        let item = |(index, node)| Found { node, path: format!("{}[{index}]", found.path) };
         items.iter().enumerate().map(item).collect()
     }
 
@@ -283,10 +216,7 @@ impl<'e, 'n> Section<'_, 'e, 'n> {
             return *value;
         }
         let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-        self.walk.fault(
-            &found,
-            format!("must be one of {}, not {}", known.join(", "), text.shown),
-        );
+        self.walk.fault(&found, format!("must be one of {}, not {}", known.join(", "), text.shown));
         default
     }
 
@@ -306,20 +236,12 @@ impl<'e, 'n> Section<'_, 'e, 'n> {
             },
             other => other.noun().to_owned(),
         };
-        self.walk.fault(
-            &found,
-            format!("must be true or false, not {not}; write {key}: {default}"),
-        );
+        self.walk.fault(&found, format!("must be true or false, not {not}; write {key}: {default}"));
         default
     }
 
     /// A finite number within `bounds`. `remedy` follows every fault of it.
-    pub fn number(
-        &mut self,
-        key: &'static str,
-        bounds: RangeInclusive<f64>,
-        remedy: &str,
-    ) -> Option<f64> {
+    pub fn number(&mut self, key: &'static str, bounds: RangeInclusive<f64>, remedy: &str) -> Option<f64> {
         let found = self.optional(key)?;
         let (value, shown) = self.any_number(&found, remedy)?;
         let (least, most) = (*bounds.start(), *bounds.end());
@@ -334,8 +256,7 @@ impl<'e, 'n> Section<'_, 'e, 'n> {
         } else {
             return Some(value);
         };
-        self.walk
-            .fault(&found, format!("{problem}, not {shown}; {remedy}"));
+        self.walk.fault(&found, format!("{problem}, not {shown}; {remedy}"));
         None
     }
 
@@ -354,25 +275,17 @@ impl<'e, 'n> Section<'_, 'e, 'n> {
         // The cast saturates; what is no whole number is sorted out first.
         let whole = Some(value).filter(|value| value.fract() == 0.0 && *value >= 0.0);
         let whole = whole.and_then(|value| T::try_from(value as u64).ok());
-        whole
-            .filter(|whole| bounds.contains(whole))
-            .unwrap_or_else(|| {
-                let (least, most) = (bounds.start(), bounds.end());
-                self.walk.fault(
-                    &found,
-                    format!("must be a whole number from {least} to {most}, not {shown}; {remedy}"),
-                );
-                default
-            })
+        whole.filter(|whole| bounds.contains(whole)).unwrap_or_else(|| {
+            let (least, most) = (bounds.start(), bounds.end());
+            self.walk.fault(&found, format!("must be a whole number from {least} to {most}, not {shown}; {remedy}"));
+            default
+        })
     }
 
     /// A time in seconds, at least `least` of them.
     pub fn seconds(&mut self, key: &'static str, default: f64, least: f64) -> Duration {
         let remedy = format!("write seconds, e.g. {key}: {default}");
-        Duration::from_secs_f64(
-            self.number(key, least..=SECONDS_MAX, &remedy)
-                .unwrap_or(default),
-        )
+        Duration::from_secs_f64(self.number(key, least..=SECONDS_MAX, &remedy).unwrap_or(default))
     }
 
     /// A secret that is sent as a header; present but empty is a fault that `remedy` mends.
@@ -403,16 +316,12 @@ impl<'e, 'n> Section<'_, 'e, 'n> {
             }
             other => other.noun().to_owned(),
         };
-        self.walk
-            .fault(found, format!("must be a number, not {not}; {remedy}"));
+        self.walk.fault(found, format!("must be a number, not {not}; {remedy}"));
         None
     }
 
     fn key_id(&self, key: &str) -> Option<usize> {
-        self.entries
-            .iter()
-            .find(|entry| entry.name == key)
-            .map(|entry| entry.key.id)
+        self.entries.iter().find(|entry| entry.name == key).map(|entry| entry.key.id)
     }
 }
 
@@ -424,14 +333,10 @@ fn unsendable(value: &str) -> Option<&'static str> {
         );
     }
     if value.chars().any(|c| c.is_ascii_control()) {
-        return Some(
-            "holds a line break or control character, which no header can carry; copy the value anew",
-        );
+        return Some("holds a line break or control character, which no header can carry; copy the value anew");
     }
     if !value.is_ascii() {
-        return Some(
-            "holds a character outside ASCII, which no header can carry; copy the value anew",
-        );
+        return Some("holds a character outside ASCII, which no header can carry; copy the value anew");
     }
     if value.trim() != value {
         return Some("begins or ends with a space, which is lost in a header; cut it off");
@@ -441,29 +346,14 @@ fn unsendable(value: &str) -> Option<&'static str> {
 
 /// `section.key`, the key in quotes where it is no plain word.
 pub(super) fn join(path: &str, key: &str) -> String {
-    let plain = !key.is_empty()
-        && key
-            .chars()
-            .all(|c| c.is_alphanumeric() || matches!(c, '_' | '-'));
-    let key = if plain && key.len() <= SHOWN_CHARS {
-        key.to_owned()
-    } else {
-        quoted(key)
-    };
-    if path.is_empty() {
-        key
-    } else {
-        format!("{path}.{key}")
-    }
+    let plain = !key.is_empty() && key.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-'));
+    let key = if plain && key.len() <= SHOWN_CHARS { key.to_owned() } else { quoted(key) };
+    if path.is_empty() { key } else { format!("{path}.{key}") }
 }
 
 /// How a fault shows a text: as written, or by the variables it is made from.
 fn shown(raw: &str, value: &str) -> String {
-    if raw == value {
-        quoted(raw)
-    } else {
-        format!("what {} holds", quoted(raw))
-    }
+    if raw == value { quoted(raw) } else { format!("what {} holds", quoted(raw)) }
 }
 
 fn quoted(text: &str) -> String {

@@ -73,10 +73,7 @@ pub(super) fn line_of(text: &str, id: usize) -> Option<usize> {
 
 fn build(text: &str, stop_at: Option<usize>) -> Result<Node, serde_yaml::Error> {
     let count = Cell::new(0);
-    let builder = Builder {
-        count: &count,
-        stop_at,
-    };
+    let builder = Builder { count: &count, stop_at };
     builder.deserialize(serde_yaml::Deserializer::from_str(text))
 }
 
@@ -101,10 +98,7 @@ impl Builder<'_> {
     }
 
     fn leaf<E: Error>(self, kind: Kind) -> Result<Node, E> {
-        Ok(Node {
-            id: self.begin()?,
-            kind,
-        })
+        Ok(Node { id: self.begin()?, kind })
     }
 }
 
@@ -166,10 +160,7 @@ impl<'de> Visitor<'de> for Builder<'_> {
         while let Some(item) = access.next_element_seed(self)? {
             items.push(item);
         }
-        Ok(Node {
-            id,
-            kind: Kind::List(items),
-        })
+        Ok(Node { id, kind: Kind::List(items) })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Node, A::Error> {
@@ -178,10 +169,7 @@ impl<'de> Visitor<'de> for Builder<'_> {
         while let Some(entry) = access.next_entry_seed(self, self)? {
             entries.push(entry);
         }
-        Ok(Node {
-            id,
-            kind: Kind::Map(entries),
-        })
+        Ok(Node { id, kind: Kind::Map(entries) })
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Node, A::Error> {
@@ -199,24 +187,15 @@ fn forbidden_character(text: &str) -> Option<SyntaxFault> {
     let before = &text[..at];
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
     Some(SyntaxFault {
-        position: Some((
-            before.matches('\n').count() + 1,
-            before[line_start..].chars().count() + 1,
-        )),
-        problem: format!(
-            "has the control character U+{:04X}; delete it",
-            character as u32
-        ),
+        position: Some((before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)),
+        problem: format!("has the control character U+{:04X}; delete it", character as u32),
     })
 }
 
 /// The parser's words where they quote nothing of the file, and what to do about them.
 fn explain(error: &serde_yaml::Error, text: &str) -> String {
     let full = error.to_string();
-    let line = error
-        .location()
-        .and_then(|at| text.lines().nth(at.line() - 1))
-        .unwrap_or("");
+    let line = error.location().and_then(|at| text.lines().nth(at.line() - 1)).unwrap_or("");
     let indentation = &line[..line.len() - line.trim_start().len()];
     if indentation.contains('\t') {
         return "has a tab in its indentation; indent with spaces".into();
@@ -229,50 +208,23 @@ fn explain(error: &serde_yaml::Error, text: &str) -> String {
 
 /// A part of the parser's message, and what it means to somebody who does not know YAML's grammar.
 const EXPLANATIONS: [(&str, &str); 14] = [
-    (
-        "too many values",
-        "has too many values; remove the aliases that repeat each other",
-    ),
-    (
-        "repetition limit",
-        "has too many values; remove the aliases that repeat each other",
-    ),
-    (
-        "recursion limit",
-        "is nested too deeply; remove brackets or aliases that contain themselves",
-    ),
-    (
-        "a YAML tag",
-        "has a YAML tag (a word that begins with !); remove it, or put the value in quotes",
-    ),
-    (
-        "invalid value",
-        "has a YAML tag (a word that begins with !) that does not fit its value; remove the tag",
-    ),
-    (
-        "more than one document",
-        "holds more than one document; remove the lines that are only ---",
-    ),
+    ("too many values", "has too many values; remove the aliases that repeat each other"),
+    ("repetition limit", "has too many values; remove the aliases that repeat each other"),
+    ("recursion limit", "is nested too deeply; remove brackets or aliases that contain themselves"),
+    ("a YAML tag", "has a YAML tag (a word that begins with !); remove it, or put the value in quotes"),
+    ("invalid value", "has a YAML tag (a word that begins with !) that does not fit its value; remove the tag"),
+    ("more than one document", "holds more than one document; remove the lines that are only ---"),
     (
         "unknown anchor",
         "has an alias (a word that begins with *) without its anchor; put the value in quotes if it is no alias",
     ),
-    (
-        "cannot start any token",
-        "has a value that begins with a special character; put the value in quotes",
-    ),
+    ("cannot start any token", "has a value that begins with a special character; put the value in quotes"),
     (
         "mapping values are not allowed",
         "has a `: ` where none can be; put the value in quotes, or line the key up with its neighbours",
     ),
-    (
-        "could not find expected ':'",
-        "has a key without `: `; write the key, a colon, a space and the value",
-    ),
-    (
-        "found unexpected end of stream",
-        "has a quote that is never closed; close it",
-    ),
+    ("could not find expected ':'", "has a key without `: `; write the key, a colon, a space and the value"),
+    ("found unexpected end of stream", "has a quote that is never closed; close it"),
     (
         "did not find expected ',' or",
         "has a bracket that is never closed, or a value with { } [ ] or , inside brackets; put such values in quotes",
@@ -281,10 +233,7 @@ const EXPLANATIONS: [(&str, &str); 14] = [
         "did not find expected key",
         "does not line up; indent the keys of one section equally, and put values that begin with a quote or bracket in quotes whole",
     ),
-    (
-        "did not find expected '-'",
-        "does not line up; begin each entry of this list with - at the same indentation",
-    ),
+    ("did not find expected '-'", "does not line up; begin each entry of this list with - at the same indentation"),
 ];
 
 #[cfg(test)]
@@ -298,9 +247,9 @@ mod tests {
                 Kind::Text(text) => (text.trim() == wanted).then_some(node),
                 Kind::Number(number) => (number.to_string() == wanted).then_some(node),
                 Kind::List(items) => items.iter().find_map(|item| find(item, wanted)),
-                Kind::Map(entries) => entries
-                    .iter()
-                    .find_map(|(key, value)| find(key, wanted).or_else(|| find(value, wanted))),
+                Kind::Map(entries) => {
+                    entries.iter().find_map(|(key, value)| find(key, wanted).or_else(|| find(value, wanted)))
+                }
                 Kind::Null | Kind::Bool(_) => None,
             }
         }
@@ -319,15 +268,7 @@ mod tests {
     #[test]
     fn lines_in_flow_style() {
         let text = "a: {x: 1,\n  y: [2,\n 3], 'z':\n\n 4}\nb: 5";
-        for (wanted, expected) in [
-            ("x", 1),
-            ("2", 2),
-            ("3", 3),
-            ("z", 3),
-            ("4", 5),
-            ("b", 6),
-            ("5", 6),
-        ] {
+        for (wanted, expected) in [("x", 1), ("2", 2), ("3", 3), ("z", 3), ("4", 5), ("b", 6), ("5", 6)] {
             assert_eq!(line(text, wanted), expected, "{wanted}");
         }
     }
@@ -335,14 +276,7 @@ mod tests {
     #[test]
     fn lines_around_strings_of_many_lines() {
         let text = "a: |\n  one\n\n  two: 2\nb: \"x\n  y\"\nc: plain\n  and on\nd: 1\r\ne: 9\n";
-        for (wanted, expected) in [
-            ("a", 1),
-            ("b", 5),
-            ("x y", 5),
-            ("plain and on", 7),
-            ("1", 9),
-            ("9", 10),
-        ] {
+        for (wanted, expected) in [("a", 1), ("b", 5), ("x y", 5), ("plain and on", 7), ("1", 9), ("9", 10)] {
             assert_eq!(line(text, wanted), expected, "{wanted}");
         }
     }
@@ -351,26 +285,16 @@ mod tests {
     fn an_alias_lies_at_its_anchor() {
         let text = "a: &one\n  x: 1\nb: *one\nc: 2\n";
         let tree = parse(text).unwrap();
-        let Kind::Map(entries) = &tree.kind else {
-            panic!("{tree:?}")
-        };
-        let lines: Vec<_> = entries
-            .iter()
-            .map(|(key, value)| (line_of(text, key.id), line_of(text, value.id)))
-            .collect();
-        assert_eq!(
-            lines,
-            [(Some(1), Some(1)), (Some(3), Some(1)), (Some(4), Some(4))]
-        );
+        let Kind::Map(entries) = &tree.kind else { panic!("{tree:?}") };
+        let lines: Vec<_> =
+            entries.iter().map(|(key, value)| (line_of(text, key.id), line_of(text, value.id))).collect();
+        assert_eq!(lines, [(Some(1), Some(1)), (Some(3), Some(1)), (Some(4), Some(4))]);
     }
 
     #[test]
     fn duplicate_keys_are_kept() {
         let tree = parse("a: 1\na: 2\n").unwrap();
-        assert!(
-            matches!(&tree.kind, Kind::Map(entries) if entries.len() == 2),
-            "{tree:?}"
-        );
+        assert!(matches!(&tree.kind, Kind::Map(entries) if entries.len() == 2), "{tree:?}");
     }
 
     #[test]
@@ -391,11 +315,7 @@ mod tests {
             ("a: 1\n  b: 2", Some((2, 4)), "a `: ` where none can be"),
             ("a: 1\nb\nc: 2", Some((3, 1)), "a key without `: `"),
             ("a: \"x\nb: 1\n", Some((3, 1)), "quote that is never closed"),
-            (
-                "a: [x, y\nb: 1\n",
-                Some((2, 2)),
-                "bracket that is never closed",
-            ),
+            ("a: [x, y\nb: 1\n", Some((2, 2)), "bracket that is never closed"),
             ("a: {k: ${V}}", Some((1, 9)), "inside brackets"),
             ("a:\n   b: 1\n  c: 2", Some((3, 3)), "does not line up"),
             ("a:\n  - b\n  c: 1", Some((3, 3)), "does not line up"),
@@ -417,11 +337,9 @@ mod tests {
         let wide = format!("a: &a [{}]\nb: [{}]", "1,".repeat(2000), "*a,".repeat(2000));
         let deep = "[".repeat(1000);
         let own = "&a [*a]";
-        for (text, words) in [
-            (wide.as_str(), "too many values"),
-            (&deep, "nested too deeply"),
-            (own, "nested too deeply"),
-        ] {
+        for (text, words) in
+            [(wide.as_str(), "too many values"), (&deep, "nested too deeply"), (own, "nested too deeply")]
+        {
             let fault = parse(text).expect_err("refused");
             assert!(fault.problem.contains(words), "{fault:?}");
         }

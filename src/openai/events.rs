@@ -22,13 +22,7 @@ pub struct EventScanner {
 impl EventScanner {
     /// At the start of a stream.
     pub fn new() -> Self {
-        EventScanner {
-            line: Vec::new(),
-            after_cr: false,
-            after_blank: true,
-            done: false,
-            usage_total: None,
-        }
+        EventScanner { line: Vec::new(), after_cr: false, after_blank: true, done: false, usage_total: None }
     }
 
     /// Takes the next bytes of the stream. Lines end in LF, CRLF or CR.
@@ -40,11 +34,7 @@ impl EventScanner {
         while let Some(end) = bytes.iter().position(|byte| matches!(byte, b'\n' | b'\r')) {
             self.end_line(&bytes[..end]);
             self.after_cr = bytes[end..] == *b"\r";
-            let ending = if bytes[end..].starts_with(b"\r\n") {
-                2
-            } else {
-                1
-            };
+            let ending = if bytes[end..].starts_with(b"\r\n") { 2 } else { 1 };
             bytes = &bytes[end + ending..];
         }
         self.keep(bytes);
@@ -112,15 +102,10 @@ fn is_done(line: &[u8]) -> bool {
 /// JSON string the quotes would be escaped, so text cannot look like this.
 fn has_usage_object(data: &[u8]) -> bool {
     const KEY: &[u8] = b"\"usage\"";
-    data.windows(KEY.len())
-        .enumerate()
-        .filter(|(_, window)| *window == KEY)
-        .any(|(at, _)| {
-            let after = data[at + KEY.len()..].trim_ascii_start();
-            after
-                .strip_prefix(b":")
-                .is_some_and(|value| value.trim_ascii_start().starts_with(b"{"))
-        })
+    data.windows(KEY.len()).enumerate().filter(|(_, window)| *window == KEY).any(|(at, _)| {
+        let after = data[at + KEY.len()..].trim_ascii_start();
+        after.strip_prefix(b":").is_some_and(|value| value.trim_ascii_start().starts_with(b"{"))
+    })
 }
 
 #[cfg(test)]
@@ -152,11 +137,7 @@ mod tests {
                     assert!(!scanner.at_boundary(), "inside {line:?}");
                 }
                 scanner.feed(end.as_bytes());
-                assert_eq!(
-                    scanner.at_boundary(),
-                    line.is_empty(),
-                    "after {line:?}{end:?}"
-                );
+                assert_eq!(scanner.at_boundary(), line.is_empty(), "after {line:?}{end:?}");
             }
         }
     }
@@ -197,28 +178,17 @@ mod tests {
     fn the_last_usage_object_counts() {
         for (stream, total) in [
             (format!("{USAGE}\n\ndata: [DONE]\n\n"), Some(7)),
-            (
-                format!("{USAGE}\n\ndata: {{\"usage\" :\t{{\"total_tokens\":9}}}}\r\r"),
-                Some(9),
-            ),
+            (format!("{USAGE}\n\ndata: {{\"usage\" :\t{{\"total_tokens\":9}}}}\r\r"), Some(9)),
             (format!("{USAGE}\n\ndata: {{\"usage\":null}}\n\n"), Some(7)),
             (format!("{USAGE}\n\ndata: {{\"usage\":{{}}}}\n\n"), Some(7)),
+            (format!("{USAGE}\n\ndata: {{\"usage\":{{broken\n\n"), Some(7)),
             (
-                format!("{USAGE}\n\ndata: {{\"usage\":{{broken\n\n"),
-                Some(7),
-            ),
-            (
-                r#"data: {"type":"response.completed","response":{"usage":{"total_tokens":5}}}"#
-                    .to_owned()
-                    + "\n",
+                r#"data: {"type":"response.completed","response":{"usage":{"total_tokens":5}}}"#.to_owned() + "\n",
                 Some(5),
             ),
             (USAGE.to_owned(), None),
             (format!(": {USAGE}\n"), None),
-            (
-                r#"data: {"text":"\"usage\":{\"total_tokens\":5}"}"#.to_owned() + "\n",
-                None,
-            ),
+            (r#"data: {"text":"\"usage\":{\"total_tokens\":5}"}"#.to_owned() + "\n", None),
         ] {
             assert_eq!(scan([stream.as_bytes()]).2, total, "{stream:?}");
         }
@@ -226,12 +196,8 @@ mod tests {
 
     #[test]
     fn only_usage_objects_are_worth_parsing() {
-        assert!(has_usage_object(
-            br#"{"usage":null,"response":{"usage" : {}}}"#
-        ));
-        assert!(!has_usage_object(
-            br#"{"usage":null,"choices":[{"delta":{"content":"usage: {"}}]}"#
-        ));
+        assert!(has_usage_object(br#"{"usage":null,"response":{"usage" : {}}}"#));
+        assert!(!has_usage_object(br#"{"usage":null,"choices":[{"delta":{"content":"usage: {"}}]}"#));
         assert!(!has_usage_object(br#"{"text":"\"usage\":{"}"#));
         assert!(!has_usage_object(b"\"usage\""));
         assert!(!has_usage_object(b""));
@@ -240,27 +206,18 @@ mod tests {
     #[test]
     fn a_line_past_the_limit_is_passed_over_and_not_kept() {
         for (length, total) in [(LINE_LIMIT_BYTES, Some(7)), (LINE_LIMIT_BYTES + 1, None)] {
-            let mut line =
-                USAGE.replace("[]", &format!("\"{}\"", "x".repeat(length - USAGE.len())));
+            let mut line = USAGE.replace("[]", &format!("\"{}\"", "x".repeat(length - USAGE.len())));
             assert_eq!(line.len(), length);
             line.push('\n');
             assert_eq!(scan([line.as_bytes()]).2, total, "whole, {length}");
-            assert_eq!(
-                scan(line.as_bytes().chunks(1000)).2,
-                total,
-                "in pieces, {length}"
-            );
+            assert_eq!(scan(line.as_bytes().chunks(1000)).2, total, "in pieces, {length}");
         }
 
         let mut scanner = EventScanner::new();
         (0..1000).for_each(|_| scanner.feed(&[b'x'; 1000]));
         assert_eq!(scanner.line.len(), LINE_LIMIT_BYTES + 1);
         scanner.feed(format!("\n\n{USAGE}\n\n").as_bytes());
-        assert_eq!(
-            seen(&scanner),
-            (true, false, Some(7)),
-            "the next line is read again"
-        );
+        assert_eq!(seen(&scanner), (true, false, Some(7)), "the next line is read again");
     }
 
     fn stream() -> impl Strategy<Value = Vec<u8>> {

@@ -13,14 +13,8 @@ pub struct Model<'a> {
 
 /// The body of `GET /v1/models`, in the order given. `created` is in Unix seconds; openai-python wants all four fields.
 pub fn model_list<'a>(models: impl IntoIterator<Item = Model<'a>>, created: u64) -> Vec<u8> {
-    let data: Vec<Object> = models
-        .into_iter()
-        .map(|model| Object::new(model, created))
-        .collect();
-    to_json(&List {
-        object: "list",
-        data,
-    })
+    let data: Vec<Object> = models.into_iter().map(|model| Object::new(model, created)).collect();
+    to_json(&List { object: "list", data })
 }
 
 /// The body of `GET /v1/models/{id}`. `created` is in Unix seconds.
@@ -44,12 +38,7 @@ struct Object<'a> {
 
 impl<'a> Object<'a> {
     fn new(model: Model<'a>, created: u64) -> Self {
-        Object {
-            id: model.id,
-            object: "model",
-            created,
-            owned_by: model.owned_by,
-        }
+        Object { id: model.id, object: "model", created, owned_by: model.owned_by }
     }
 }
 
@@ -61,14 +50,8 @@ fn to_json(value: &impl Serialize) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    const GLM: Model = Model {
-        id: "z-ai/glm-5.1",
-        owned_by: "nim",
-    };
-    const QUOTED: Model = Model {
-        id: "a\"b",
-        owned_by: "p",
-    };
+    const GLM: Model = Model { id: "z-ai/glm-5.1", owned_by: "nim" };
+    const QUOTED: Model = Model { id: "a\"b", owned_by: "p" };
 
     fn text(body: Vec<u8>) -> String {
         String::from_utf8(body).unwrap()

@@ -28,26 +28,17 @@ pub struct Peek {
 /// [`Error::InvalidJson`] where the body is anything but one JSON object in UTF-8 (RFC 8259), without a byte order mark;
 /// [`Error::MissingModel`] where the object has no `model` that is a string.
 pub fn peek(body: &[u8]) -> Result<Peek, Error> {
-    let text = std::str::from_utf8(body).map_err(|error| {
-        invalid_json(format_args!(
-            "it is not UTF-8 at byte {}",
-            error.valid_up_to()
-        ))
-    })?;
+    let text = std::str::from_utf8(body)
+        .map_err(|error| invalid_json(format_args!("it is not UTF-8 at byte {}", error.valid_up_to())))?;
     if text.starts_with('\u{feff}') {
         return Err(invalid_json("it starts with a byte order mark"));
     }
     let fields: Fields = serde_json::from_str(text).map_err(invalid_json)?;
-    let raw = fields
-        .model
-        .map(RawValue::get)
-        .filter(|raw| raw.starts_with('"'))
-        .ok_or(Error::MissingModel)?;
+    let raw = fields.model.map(RawValue::get).filter(|raw| raw.starts_with('"')).ok_or(Error::MissingModel)?;
     let start = raw.as_ptr() as usize - text.as_ptr() as usize;
     Ok(Peek {
         // A value can pass as JSON and still not decode: "\ud800" is half a character.
-        model: serde_json::from_str(raw)
-            .map_err(|error| invalid_json(format_args!("in `model`: {error}")))?,
+        model: serde_json::from_str(raw).map_err(|error| invalid_json(format_args!("in `model`: {error}")))?,
         model_span: start..start + raw.len(),
         stream: fields.stream.is_some_and(|raw| raw.get() == "true"),
     })
@@ -61,9 +52,7 @@ pub fn splice_model(mut body: Vec<u8>, span: Range<usize>, new: &str) -> Vec<u8>
 }
 
 fn invalid_json(detail: impl fmt::Display) -> Error {
-    Error::InvalidJson {
-        detail: detail.to_string(),
-    }
+    Error::InvalidJson { detail: detail.to_string() }
 }
 
 /// The raw values, still inside the body that they were found in.
@@ -127,63 +116,28 @@ mod tests {
     fn finds_the_value_and_its_bytes() {
         for (body, model, span, stream) in [
             (r#"{"model":"m"}"#, "m", r#""m""#, false),
-            (
-                " \r\n\t{ \"model\" :\n \"a/b\" , \"stream\" : true }\n ",
-                "a/b",
-                r#""a/b""#,
-                true,
-            ),
+            (" \r\n\t{ \"model\" :\n \"a/b\" , \"stream\" : true }\n ", "a/b", r#""a/b""#, true),
             (
                 r#"{"stream":true,"model":"\u0067pt\n\"\ud83d\ude00é"}"#,
                 "gpt\n\"😀é",
                 r#""\u0067pt\n\"\ud83d\ude00é""#,
                 true,
             ),
-            (
-                r#"{"mod\u0065l":"m","\u0073tream":true}"#,
-                "m",
-                r#""m""#,
-                true,
-            ),
+            (r#"{"mod\u0065l":"m","\u0073tream":true}"#, "m", r#""m""#, true),
             (r#"{"é":"é","model":"m"}"#, "m", r#""m""#, false),
             (r#"{"model":""}"#, "", r#""""#, false),
             // The last one counts.
             (r#"{"model":"a","model":"b"}"#, "b", r#""b""#, false),
-            (
-                r#"{"model":null,"model":"b","stream":true,"stream":false}"#,
-                "b",
-                r#""b""#,
-                false,
-            ),
-            (
-                r#"{"model":"a","mod\u0065l":"b","stream":0,"stream":true}"#,
-                "b",
-                r#""b""#,
-                true,
-            ),
+            (r#"{"model":null,"model":"b","stream":true,"stream":false}"#, "b", r#""b""#, false),
+            (r#"{"model":"a","mod\u0065l":"b","stream":0,"stream":true}"#, "b", r#""b""#, true),
             // Only the outermost object counts, and only these two names.
-            (
-                r#"{"x":{"model":"a","stream":true},"model":"b","y":[{"model":"c"}]}"#,
-                "b",
-                r#""b""#,
-                false,
-            ),
-            (
-                r#"{"Model":"a","model ":"c","model":"b","Stream":true}"#,
-                "b",
-                r#""b""#,
-                false,
-            ),
+            (r#"{"x":{"model":"a","stream":true},"model":"b","y":[{"model":"c"}]}"#, "b", r#""b""#, false),
+            (r#"{"Model":"a","model ":"c","model":"b","Stream":true}"#, "b", r#""b""#, false),
             // What the provider may judge.
             (r#"{"model":"m","stream":"true"}"#, "m", r#""m""#, false),
             (r#"{"model":"m","stream":1}"#, "m", r#""m""#, false),
             (r#"{"model":"m","stream":[true]}"#, "m", r#""m""#, false),
-            (
-                r#"{"model":"m","n":1e999,"s":"\ud800"}"#,
-                "m",
-                r#""m""#,
-                false,
-            ),
+            (r#"{"model":"m","n":1e999,"s":"\ud800"}"#, "m", r#""m""#, false),
         ] {
             assert_eq!(found(body), (model.to_owned(), span, stream), "{body}");
         }
@@ -214,10 +168,7 @@ mod tests {
             (b"null", "expected an object"),
             (br#"{"model":"m""#, "EOF"),
             (br#"{"model":"m",}"#, "trailing comma at line 1 column 14"),
-            (
-                br#"{"model":"m"}x"#,
-                "trailing characters at line 1 column 14",
-            ),
+            (br#"{"model":"m"}x"#, "trailing characters at line 1 column 14"),
             (br#"{"model":"m"}{"model":"n"}"#, "trailing characters"),
             (br#"{'model':'m'}"#, "key must be a string"),
             (br#"{"model":"m","x":01}"#, "invalid number"),
@@ -228,9 +179,7 @@ mod tests {
             (b"{\"model\":\"m\"}\xc3", "not UTF-8 at byte 13"),
         ] {
             let shown = String::from_utf8_lossy(body);
-            let Err(Error::InvalidJson { detail }) = peek(body) else {
-                panic!("{shown} was taken")
-            };
+            let Err(Error::InvalidJson { detail }) = peek(body) else { panic!("{shown} was taken") };
             assert!(detail.contains(says), "{shown}: {detail}");
         }
     }
@@ -239,24 +188,16 @@ mod tests {
     fn depth_costs_no_stack() {
         const DEPTH: usize = 1_000_000;
         let (open, close) = ("[".repeat(DEPTH), "]".repeat(DEPTH));
-        assert_eq!(
-            found(&format!(r#"{{"messages":{open}{close},"model":"m"}}"#)).0,
-            "m"
-        );
-        assert_eq!(
-            peek(format!(r#"{{"model":{open}{close}}}"#).as_bytes()),
-            Err(Error::MissingModel)
-        );
+        assert_eq!(found(&format!(r#"{{"messages":{open}{close},"model":"m"}}"#)).0, "m");
+        assert_eq!(peek(format!(r#"{{"model":{open}{close}}}"#).as_bytes()), Err(Error::MissingModel));
         let unclosed = peek(format!(r#"{{"model":"m","messages":{open}"#).as_bytes());
-        assert!(
-            matches!(unclosed, Err(Error::InvalidJson { .. })),
-            "{unclosed:?}"
-        );
+        assert!(matches!(unclosed, Err(Error::InvalidJson { .. })), "{unclosed:?}");
     }
 
     #[test]
     fn splicing_touches_nothing_else() {
-        let body = "{ \"a\":1.0e+2,\"model\" : \"old\\u0021\" ,\"model\":\t\"p/old\" , \"big\":12345678901234567890123 }\r\n";
+        let body =
+            "{ \"a\":1.0e+2,\"model\" : \"old\\u0021\" ,\"model\":\t\"p/old\" , \"big\":12345678901234567890123 }\r\n";
         let span = peek(body.as_bytes()).unwrap().model_span;
         let spliced = splice_model(body.as_bytes().to_vec(), span, "new \"q\" \n");
         assert_eq!(
@@ -276,18 +217,13 @@ mod tests {
         leaf.prop_recursive(3, 12, 4, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-                prop::collection::hash_map(key(), inner, 0..4)
-                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+                prop::collection::hash_map(key(), inner, 0..4).prop_map(|map| Value::Object(map.into_iter().collect())),
             ]
         })
     }
 
     fn key() -> impl Strategy<Value = String> {
-        prop_oneof![
-            Just("model".to_owned()),
-            Just("stream".to_owned()),
-            any::<String>()
-        ]
+        prop_oneof![Just("model".to_owned()), Just("stream".to_owned()), any::<String>()]
     }
 
     /// A member as text: keys plain or escaped, blanks around every token.
@@ -309,8 +245,7 @@ mod tests {
     }
 
     fn object() -> impl Strategy<Value = String> {
-        prop::collection::vec(member(), 0..6)
-            .prop_map(|members| format!("{{{}}}", members.join(",")))
+        prop::collection::vec(member(), 0..6).prop_map(|members| format!("{{{}}}", members.join(",")))
     }
 
     proptest! {

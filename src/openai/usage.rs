@@ -52,34 +52,16 @@ mod tests {
     #[test]
     fn totals() {
         for (body, total) in [
-            (
-                r#"{"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":9}}"#,
-                Some(9),
-            ),
-            (
-                r#"{"usage":{"prompt_tokens":3,"completion_tokens":4}}"#,
-                Some(7),
-            ),
-            (
-                r#"{"usage":{"prompt_tokens":3,"total_tokens":null}}"#,
-                Some(3),
-            ),
-            (
-                r#"{"usage":{"input_tokens":3,"output_tokens":4},"response":null}"#,
-                Some(7),
-            ),
+            (r#"{"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":9}}"#, Some(9)),
+            (r#"{"usage":{"prompt_tokens":3,"completion_tokens":4}}"#, Some(7)),
+            (r#"{"usage":{"prompt_tokens":3,"total_tokens":null}}"#, Some(3)),
+            (r#"{"usage":{"input_tokens":3,"output_tokens":4},"response":null}"#, Some(7)),
             (
                 r#"{"type":"response.completed","response":{"id":"r","usage":{"input_tokens":1,"output_tokens":2}}}"#,
                 Some(3),
             ),
-            (
-                r#"{"usage":{"prompt_tokens":18446744073709551615,"completion_tokens":1}}"#,
-                Some(u64::MAX),
-            ),
-            (
-                r#"{"choices":[{"usage":{"total_tokens":9}}],"usage":{"total_tokens":2}}"#,
-                Some(2),
-            ),
+            (r#"{"usage":{"prompt_tokens":18446744073709551615,"completion_tokens":1}}"#, Some(u64::MAX)),
+            (r#"{"choices":[{"usage":{"total_tokens":9}}],"usage":{"total_tokens":2}}"#, Some(2)),
             (r#"{"usage":{}}"#, None),
             (r#"{"usage":null}"#, None),
             (r#"{"response":{"usage":null}}"#, None),

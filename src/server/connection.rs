@@ -233,7 +233,9 @@ struct Panicked;
 /// A panic stays inside the request that caused it.
 async fn contain<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
     AssertUnwindSafe(work).catch_unwind().await.map_err(|_| {
-        log::line(format_args!("a request's code panicked (see above); its caller got an error, nobody else was touched"));
+        log::line(format_args!(
+            "a request's code panicked (see above); its caller got an error, nobody else was touched"
+        ));
         Panicked
     })
 }

@@ -11,12 +11,7 @@ use crate::openai;
 use crate::provider::Answer;
 
 /// Routes by the `model` in the body, waits for the provider's slot, and relays.
-pub async fn forward(
-    gateway: &Gateway,
-    head: &RequestHead,
-    body: Vec<u8>,
-    caller: &mut Caller,
-) -> Result<(), Gone> {
+pub async fn forward(gateway: &Gateway, head: &RequestHead, body: Vec<u8>, caller: &mut Caller) -> Result<(), Gone> {
     let exchange = async {
         let peek = openai::peek(&body)?;
         let route = gateway.registry.resolve(&peek.model)?;
@@ -75,10 +70,8 @@ fn begin(answer: &Answer, caller: &mut Caller) {
     };
     let queued_ms = answer.waited().as_millis().to_string();
     let request_id = caller.request_id().to_owned();
-    let mut ours = vec![
-        ("x-limitrate-provider", answer.provider().as_bytes()),
-        ("x-limitrate-queued-ms", queued_ms.as_bytes()),
-    ];
+    let mut ours =
+        vec![("x-limitrate-provider", answer.provider().as_bytes()), ("x-limitrate-queued-ms", queued_ms.as_bytes())];
     let mut unless_sent = |name, value: &'static str| {
         if head.headers.get(name).is_none() {
             ours.push((name, value.as_bytes()));
@@ -92,9 +85,10 @@ fn begin(answer: &Answer, caller: &mut Caller) {
     if head.headers.get("x-request-id").is_none() {
         ours.push(("x-request-id", request_id.as_bytes()));
     }
-    let passed = head.headers.iter().filter(|(name, _)| {
-        !name.eq_ignore_ascii_case("content-length") && !http1::is_hop_by_hop(name, &head.headers)
-    });
+    let passed = head
+        .headers
+        .iter()
+        .filter(|(name, _)| !name.eq_ignore_ascii_case("content-length") && !http1::is_hop_by_hop(name, &head.headers));
     caller.begin(head.status, &head.reason, passed.chain(ours), length);
 }
 

@@ -119,7 +119,8 @@ mod tests {
 
     #[test]
     fn escapes_are_decoded_and_nothing_else() {
-        for (text, want) in [("z-ai%2Fglm-5.1", "z-ai/glm-5.1"), ("a%2", "a%2"), ("%zz%41", "%zzA"), ("é%é", "é%é")] {
+        for (text, want) in [("z-ai%2Fglm-5.1", "z-ai/glm-5.1"), ("a%2", "a%2"), ("%zz%41", "%zzA"), ("é%é", "é%é")]
+        {
             assert_eq!(percent_decode(text), want, "{text}");
         }
     }

@@ -25,11 +25,7 @@ pub struct Adaptive {
 impl Adaptive {
     /// Starts at the configured interval.
     pub fn new(configured: Duration) -> Self {
-        Adaptive {
-            configured,
-            rate: 1.0,
-            quiet_since: None,
-        }
+        Adaptive { configured, rate: 1.0, quiet_since: None }
     }
 
     /// A 429 arrived, and the provider pauses until `until`. What arrives before that (or within an interval) was under
@@ -38,15 +34,9 @@ impl Adaptive {
         if self.quiet_since.is_some_and(|end| now < end) {
             return;
         }
-        let repeated = self
-            .quiet_since
-            .is_some_and(|end| now.saturating_duration_since(end) < MEMORY);
+        let repeated = self.quiet_since.is_some_and(|end| now.saturating_duration_since(end) < MEMORY);
         let rate = self.rate(now);
-        self.rate = if repeated || rate < 1.0 {
-            (rate * DECREASE).max(FLOOR)
-        } else {
-            rate
-        };
+        self.rate = if repeated || rate < 1.0 { (rate * DECREASE).max(FLOOR) } else { rate };
         self.quiet_since = Some(until.max(now + self.stretched(self.rate)));
     }
 
@@ -56,9 +46,7 @@ impl Adaptive {
     }
 
     fn rate(&self, now: Instant) -> f64 {
-        let quiet = self
-            .quiet_since
-            .map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        let quiet = self.quiet_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         (self.rate + quiet.div_duration_f64(RECOVERY)).min(1.0)
     }
 
@@ -108,19 +96,10 @@ mod tests {
             assert_eq!(interval, want, "after the 429 at {at} s");
         }
         let since = 2950.0 + 3.744;
-        for (at, part) in [
-            (2953.0, 2.0 / 3.744),
-            (since + 180.0, 2.0 / 3.744 + 0.1),
-            (since + 840.0, 1.0),
-            (9e9, 1.0),
-        ] {
-            let interval = adaptive
-                .interval(start + Duration::from_secs_f64(at))
-                .as_secs_f64();
-            assert!(
-                (interval - 2.0 / part).abs() < 0.002,
-                "{interval} at {at} s"
-            );
+        for (at, part) in [(2953.0, 2.0 / 3.744), (since + 180.0, 2.0 / 3.744 + 0.1), (since + 840.0, 1.0), (9e9, 1.0)]
+        {
+            let interval = adaptive.interval(start + Duration::from_secs_f64(at)).as_secs_f64();
+            assert!((interval - 2.0 / part).abs() < 0.002, "{interval} at {at} s");
             assert!(interval >= 2.0);
         }
     }
@@ -137,18 +116,9 @@ mod tests {
 
     #[test]
     fn backoff_doubles_to_a_minute_less_its_jitter() {
-        for (refusals, want) in [
-            (0, 1),
-            (1, 1),
-            (2, 2),
-            (3, 4),
-            (4, 8),
-            (5, 16),
-            (6, 32),
-            (7, 60),
-            (8, 60),
-            (u32::MAX, 60),
-        ] {
+        for (refusals, want) in
+            [(0, 1), (1, 1), (2, 2), (3, 4), (4, 8), (5, 16), (6, 32), (7, 60), (8, 60), (u32::MAX, 60)]
+        {
             assert_eq!(backoff(refusals, 0.0), seconds(want));
             assert_eq!(backoff(refusals, 0.5), seconds(want).mul_f64(0.875));
             assert!(backoff(refusals, 0.999_999) > seconds(want).mul_f64(0.75));

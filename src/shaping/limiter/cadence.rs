@@ -15,19 +15,12 @@ pub(super) struct TokenBucket {
 impl TokenBucket {
     pub(super) fn new(cadence: Cadence) -> Self {
         let capacity = u64::from(cadence.capacity.max(1));
-        TokenBucket {
-            interval: nanos(cadence.interval).max(1),
-            capacity,
-            full_at: 0,
-        }
+        TokenBucket { interval: nanos(cadence.interval).max(1), capacity, full_at: 0 }
     }
 
     /// When the `n`-th send from `now` has its token, if those before it go as soon as they can.
     pub(super) fn earliest(&self, now: Nanos, n: u64) -> Nanos {
-        let spent = self
-            .full_at
-            .max(now)
-            .saturating_add(n.saturating_mul(self.interval));
+        let spent = self.full_at.max(now).saturating_add(n.saturating_mul(self.interval));
         now.max(spent.saturating_sub((self.capacity - 1).saturating_mul(self.interval)))
     }
 
@@ -56,10 +49,7 @@ mod tests {
     use super::*;
 
     fn bucket(interval: u64, capacity: u32) -> TokenBucket {
-        TokenBucket::new(Cadence {
-            interval: Duration::from_nanos(interval),
-            capacity,
-        })
+        TokenBucket::new(Cadence { interval: Duration::from_nanos(interval), capacity })
     }
 
     /// Sends at each `at` and wants the next one at `want`.
@@ -72,40 +62,18 @@ mod tests {
 
     #[test]
     fn spacing_counts_from_the_send_and_idle_time_earns_nothing() {
-        table(
-            bucket(10, 1),
-            &[(0, 10), (10, 20), (23, 33), (100, 110), (110, 120)],
-        );
+        table(bucket(10, 1), &[(0, 10), (10, 20), (23, 33), (100, 110), (110, 120)]);
     }
 
     #[test]
     fn a_bucket_gives_its_tokens_at_once_then_one_an_interval() {
-        table(
-            bucket(10, 3),
-            &[
-                (0, 0),
-                (0, 0),
-                (0, 10),
-                (10, 20),
-                (25, 30),
-                (30, 40),
-                (90, 90),
-                (90, 90),
-                (90, 100),
-            ],
-        );
+        table(bucket(10, 3), &[(0, 0), (0, 0), (0, 10), (10, 20), (25, 30), (30, 40), (90, 90), (90, 90), (90, 100)]);
     }
 
     #[test]
     fn sends_that_were_not_allowed_are_paid_back() {
-        table(
-            bucket(10, 1),
-            &[(0, 10), (0, 20), (0, 30), (5, 40), (40, 50)],
-        );
-        table(
-            bucket(10, 2),
-            &[(0, 0), (0, 10), (0, 20), (0, 30), (31, 40)],
-        );
+        table(bucket(10, 1), &[(0, 10), (0, 20), (0, 30), (5, 40), (40, 50)]);
+        table(bucket(10, 2), &[(0, 0), (0, 10), (0, 20), (0, 30), (31, 40)]);
     }
 
     #[test]
@@ -113,15 +81,7 @@ mod tests {
         let mut bucket = bucket(10, 3);
         assert_eq!(bucket.available(0), 3);
         (0..4).for_each(|_| bucket.sent(0));
-        for (now, want) in [
-            (0, 0),
-            (19, 0),
-            (20, 1),
-            (29, 1),
-            (30, 2),
-            (40, 3),
-            (900, 3),
-        ] {
+        for (now, want) in [(0, 0), (19, 0), (20, 1), (29, 1), (30, 2), (40, 3), (900, 3)] {
             assert_eq!(bucket.available(now), want, "at {now}");
         }
     }
@@ -134,14 +94,7 @@ mod tests {
         bucket.set_interval(5, Duration::from_nanos(20)); // 1.5 tokens missing: one comes after half a token, 10
         assert_eq!((bucket.earliest(5, 0), bucket.earliest(5, 1)), (15, 35));
         bucket.set_interval(11, Duration::from_nanos(3)); // 1.2 missing: 3.6 rounded up
-        assert_eq!(
-            (
-                bucket.earliest(11, 0),
-                bucket.earliest(11, 1),
-                bucket.earliest(11, 2)
-            ),
-            (12, 15, 18)
-        );
+        assert_eq!((bucket.earliest(11, 0), bucket.earliest(11, 1), bucket.earliest(11, 2)), (12, 15, 18));
     }
 
     #[test]
@@ -149,11 +102,7 @@ mod tests {
         let mut slow = bucket(u64::MAX, u32::MAX);
         slow.sent(u64::MAX);
         slow.set_interval(0, Duration::MAX);
-        assert_eq!(
-            slow.earliest(7, u64::MAX),
-            7,
-            "a burst of that size never ends"
-        );
+        assert_eq!(slow.earliest(7, u64::MAX), 7, "a burst of that size never ends");
         let mut zero = bucket(0, 0);
         zero.sent(0);
         assert_eq!((zero.earliest(0, 0), zero.available(1)), (1, 1));

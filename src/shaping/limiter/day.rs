@@ -35,15 +35,7 @@ impl CalendarDay {
     pub(super) fn new(max: u32, reset: Nanos, margin: Nanos) -> Self {
         let starts = reset.saturating_add(margin) % nanos(DAY);
         let tail = margin.saturating_mul(2);
-        CalendarDay {
-            max: u64::from(max.max(1)),
-            starts,
-            tail,
-            spent: 0,
-            spent_in_tail: 0,
-            last_send: 0,
-            ends: 0,
-        }
+        CalendarDay { max: u64::from(max.max(1)), starts, tail, spent: 0, spent_in_tail: 0, last_send: 0, ends: 0 }
     }
 
     /// When the budget allows the `n`-th send from `now`, if those before it go as soon as they can and not in a tail.
@@ -80,27 +72,11 @@ impl CalendarDay {
         let next = now.saturating_add(nanos(DAY) - since);
         let started_after_last_send = self.last_send.saturating_add(since) < now;
         if now < self.ends || !started_after_last_send {
-            let next = if started_after_last_send {
-                self.ends
-            } else {
-                self.ends.max(next)
-            };
-            return Today {
-                over: false,
-                spent: self.spent,
-                next,
-            };
+            let next = if started_after_last_send { self.ends } else { self.ends.max(next) };
+            return Today { over: false, spent: self.spent, next };
         }
-        let carried = if now < self.ends.saturating_add(nanos(DAY)) {
-            self.spent_in_tail
-        } else {
-            0
-        };
-        Today {
-            over: true,
-            spent: carried,
-            next,
-        }
+        let carried = if now < self.ends.saturating_add(nanos(DAY)) { self.spent_in_tail } else { 0 };
+        Today { over: true, spent: carried, next }
     }
 
     /// Less than a day.
@@ -131,27 +107,14 @@ mod tests {
         let mut day = CalendarDay::new(2, 8 * HOUR, 1);
         let clock = wall(6 * HOUR); // two hours before the reset
         let reset = 2 * HOUR + 1;
-        for (at, left, next) in [
-            (0, 1, 0),
-            (5, 0, reset),
-            (reset, 1, reset),
-            (reset + 7, 0, reset + 24 * HOUR),
-        ] {
+        for (at, left, next) in [(0, 1, 0), (5, 0, reset), (reset, 1, reset), (reset + 7, 0, reset + 24 * HOUR)] {
             assert_eq!(day.earliest(at, clock(at), 0), at);
             day.sent(at, clock(at));
-            assert_eq!(
-                (day.available(at, clock(at)), day.earliest(at, clock(at), 0)),
-                (left, next),
-                "after {at}"
-            );
+            assert_eq!((day.available(at, clock(at)), day.earliest(at, clock(at), 0)), (left, next), "after {at}");
         }
         let now = reset + 10;
         for (n, days) in [(0, 1), (1, 1), (2, 2), (3, 2), (4, 3)] {
-            assert_eq!(
-                day.earliest(now, clock(now), n),
-                reset + days * 24 * HOUR,
-                "number {n}"
-            );
+            assert_eq!(day.earliest(now, clock(now), n), reset + days * 24 * HOUR, "number {n}");
         }
         for (now, left) in [(reset + 24 * HOUR - 1, 0), (reset + 24 * HOUR, 2)] {
             assert_eq!(day.available(now, clock(now)), left);
@@ -168,26 +131,14 @@ mod tests {
             assert_eq!(left(HOUR + 9), 4, "old day, sent at {at}");
             assert_eq!(left(HOUR + 10), 5 - counts_twice, "new day, sent at {at}");
             assert_eq!(left(25 * HOUR + 10), 5, "the day after, sent at {at}");
-            assert_eq!(
-                day.earliest(at, clock(at), 8),
-                10 + HOUR + 24 * HOUR * counts_twice as u64
-            );
+            assert_eq!(day.earliest(at, clock(at), 8), 10 + HOUR + 24 * HOUR * counts_twice as u64);
         }
     }
 
     #[test]
     fn a_step_of_the_wall_clock_puts_the_reset_off_and_never_forward() {
         // Spent at noon; then the clock says something else at once. (its hour, when a send can go again)
-        for (hour, want) in [
-            (12, 12),
-            (23, 12),
-            (24, 24),
-            (25, 12),
-            (36, 12),
-            (0, 24),
-            (11, 13),
-            (13, 12),
-        ] {
+        for (hour, want) in [(12, 12), (23, 12), (24, 24), (25, 12), (36, 12), (0, 24), (11, 13), (13, 12)] {
             let mut day = CalendarDay::new(1, 0, 0);
             day.sent(0, wall(12 * HOUR)(0));
             let stepped = wall(hour * HOUR);

@@ -208,9 +208,8 @@ impl Limiter {
     /// A limiter that has sent nothing yet: its bucket is full, its windows are empty.
     pub fn new(limits: &Limits, now: Now) -> Self {
         let minute = nanos(MINUTE + limits.margin);
-        let rolling = |day: Day| {
-            (day.reset == Reset::Rolling).then(|| Window::new(day.max, nanos(DAY + limits.margin)))
-        };
+        let rolling =
+            |day: Day| (day.reset == Reset::Rolling).then(|| Window::new(day.max, nanos(DAY + limits.margin)));
         let calendar = |day: Day| match day.reset {
             Reset::At(time) => Some(CalendarDay::new(day.max, nanos(time), nanos(limits.margin))),
             Reset::Rolling => None,
@@ -232,41 +231,24 @@ impl Limiter {
     /// When a send of `cost` tokens may go. One whose cost exceeds the whole limit goes when the token window is empty.
     pub fn next(&self, now: Now, cost: u64) -> Next {
         if self.concurrent.is_some_and(|max| self.in_flight >= max) {
-            return Next {
-                at: None,
-                held_by: Held::Concurrency,
-            };
+            return Next { at: None, held_by: Held::Concurrency };
         }
         let time = self.since_start(now.mono);
-        let tokens = self
-            .tokens
-            .as_ref()
-            .map_or(0, |tokens| tokens.earliest(time, cost));
+        let tokens = self.tokens.as_ref().map_or(0, |tokens| tokens.earliest(time, cost));
         let mut latest = (time, Held::Nothing);
-        for (at, limit) in self
-            .openings(now, 0)
-            .into_iter()
-            .chain([(tokens, Held::Tokens)])
-        {
+        for (at, limit) in self.openings(now, 0).into_iter().chain([(tokens, Held::Tokens)]) {
             if at > latest.0 {
                 latest = (at, limit);
             }
         }
-        Next {
-            at: Some(self.instant(latest.0)),
-            held_by: latest.1,
-        }
+        Next { at: Some(self.instant(latest.0)), held_by: latest.1 }
     }
 
     /// The earliest instant at which the `n`-th send from now (0 is the next) can go. Never too late: the scheduler may
     /// refuse on it. Exact where one limit alone holds a queue that never runs dry, but for two that depend on what is
     /// not known yet: tokens and concurrency are left out (ask [`next`](Limiter::next) for the head of the queue).
     pub fn nth_at(&self, now: Now, n: usize) -> Instant {
-        let latest = self
-            .openings(now, n as u64)
-            .into_iter()
-            .map(|(at, _)| at)
-            .max();
+        let latest = self.openings(now, n as u64).into_iter().map(|(at, _)| at).max();
         self.instant(latest.unwrap_or(0).max(self.since_start(now.mono)))
     }
 
@@ -280,17 +262,10 @@ impl Limiter {
         let left = [
             self.cadence.as_ref().map(|cadence| cadence.available(time)),
             self.window.as_ref().map(|window| window.available(time)),
-            self.rolling_day
-                .as_ref()
-                .map(|window| window.available(time)),
-            self.calendar_day
-                .as_ref()
-                .map(|day| day.available(time, now.wall)),
-            self.tokens
-                .as_ref()
-                .and_then(|tokens| (tokens.earliest(time, 1) > time).then_some(0)),
-            self.concurrent
-                .map(|max| max.saturating_sub(self.in_flight)),
+            self.rolling_day.as_ref().map(|window| window.available(time)),
+            self.calendar_day.as_ref().map(|day| day.available(time, now.wall)),
+            self.tokens.as_ref().and_then(|tokens| (tokens.earliest(time, 1) > time).then_some(0)),
+            self.concurrent.map(|max| max.saturating_sub(self.in_flight)),
         ];
         left.into_iter().flatten().min().unwrap_or(u32::MAX)
     }
@@ -301,10 +276,7 @@ impl Limiter {
         if let Some(cadence) = &mut self.cadence {
             cadence.sent(time);
         }
-        for window in [&mut self.window, &mut self.rolling_day]
-            .into_iter()
-            .flatten()
-        {
+        for window in [&mut self.window, &mut self.rolling_day].into_iter().flatten() {
             window.sent(time);
         }
         if let Some(day) = &mut self.calendar_day {
@@ -350,24 +322,13 @@ impl Limiter {
     fn openings(&self, now: Now, n: u64) -> [(Nanos, Held); 5] {
         let time = self.since_start(now.mono);
         let from = time.max(self.cooldown);
-        let rolling =
-            |window: &Option<Window>| window.as_ref().map_or(0, |window| window.earliest(from, n));
+        let rolling = |window: &Option<Window>| window.as_ref().map_or(0, |window| window.earliest(from, n));
         [
             (self.cooldown, Held::Cooldown),
-            (
-                self.cadence
-                    .as_ref()
-                    .map_or(0, |cadence| cadence.earliest(from, n)),
-                Held::Cadence,
-            ),
+            (self.cadence.as_ref().map_or(0, |cadence| cadence.earliest(from, n)), Held::Cadence),
             (rolling(&self.window), Held::Window),
             (rolling(&self.rolling_day), Held::Day),
-            (
-                self.calendar_day
-                    .as_ref()
-                    .map_or(0, |day| day.earliest(time, now.wall, n)),
-                Held::Day,
-            ),
+            (self.calendar_day.as_ref().map_or(0, |day| day.earliest(time, now.wall, n)), Held::Day),
         ]
     }
 
@@ -398,25 +359,16 @@ mod tests {
     }
 
     fn every(interval: Duration, capacity: u32) -> Limits {
-        Limits {
-            cadence: Some(Cadence { interval, capacity }),
-            ..Limits::default()
-        }
+        Limits { cadence: Some(Cadence { interval, capacity }), ..Limits::default() }
     }
 
     #[test]
     fn the_limit_that_opens_last_holds() {
         let at = clock();
         let limits = Limits {
-            cadence: Some(Cadence {
-                interval: Duration::from_secs(1),
-                capacity: 1,
-            }),
+            cadence: Some(Cadence { interval: Duration::from_secs(1), capacity: 1 }),
             window: Some(4),
-            day: Some(Day {
-                max: 6,
-                reset: Reset::Rolling,
-            }),
+            day: Some(Day { max: 6, reset: Reset::Rolling }),
             tokens: Some(100),
             concurrent: Some(2),
             margin: Duration::from_millis(500),
@@ -424,10 +376,7 @@ mod tests {
         let mut limiter = Limiter::new(&limits, at(0));
         let next = |limiter: &Limiter, ms, cost| {
             let next = limiter.next(at(ms), cost);
-            (
-                next.at.map(|instant| (instant - at(0).mono).as_millis()),
-                next.held_by,
-            )
+            (next.at.map(|instant| (instant - at(0).mono).as_millis()), next.held_by)
         };
         assert_eq!(next(&limiter, 0, 10), (Some(0), Held::Nothing));
         let first = limiter.sent(at(0), 90);
@@ -463,28 +412,12 @@ mod tests {
     fn the_latest_of_two_answers_is_the_one_without_a_time_or_the_later() {
         let clock = clock();
         let at = |ms| Some(clock(ms).mono);
-        let now = Next {
-            at: at(0),
-            held_by: Held::Nothing,
-        };
-        let soon = Next {
-            at: at(5),
-            held_by: Held::Window,
-        };
-        let later = Next {
-            at: at(6),
-            held_by: Held::Day,
-        };
-        let unknown = Next {
-            at: None,
-            held_by: Held::Concurrency,
-        };
-        for (one, other, want) in [
-            (now, now, now),
-            (now, soon, soon),
-            (soon, later, later),
-            (later, unknown, unknown),
-        ] {
+        let now = Next { at: at(0), held_by: Held::Nothing };
+        let soon = Next { at: at(5), held_by: Held::Window };
+        let later = Next { at: at(6), held_by: Held::Day };
+        let unknown = Next { at: None, held_by: Held::Concurrency };
+        for (one, other, want) in [(now, now, now), (now, soon, soon), (soon, later, later), (later, unknown, unknown)]
+        {
             assert_eq!(one.latest(other), want);
             assert_eq!(other.latest(one), want);
         }
@@ -504,30 +437,15 @@ mod tests {
     #[test]
     fn the_worst_minute_is_the_tightest_of_what_each_limit_lets_through() {
         let half_a_second = Duration::from_millis(500);
-        let daily = |max, reset| Limits {
-            day: Some(Day { max, reset }),
-            ..Limits::default()
-        };
+        let daily = |max, reset| Limits { day: Some(Day { max, reset }), ..Limits::default() };
         let cases = [
             (every(half_a_second, 1), 120),
             (every(half_a_second, 10), 129),
             (every(Duration::from_secs(7), 1), 9),
             (every(Duration::from_secs(61), 1), 1),
             (every(Duration::from_secs(61), 3), 3),
-            (
-                Limits {
-                    window: Some(40),
-                    ..Limits::default()
-                },
-                40,
-            ),
-            (
-                Limits {
-                    window: Some(120),
-                    ..every(half_a_second, 10)
-                },
-                120,
-            ),
+            (Limits { window: Some(40), ..Limits::default() }, 40),
+            (Limits { window: Some(120), ..every(half_a_second, 10) }, 120),
             (daily(50, Reset::Rolling), 50),
             (daily(50, Reset::At(Duration::ZERO)), 100),
         ];
@@ -543,10 +461,7 @@ mod tests {
         let expected: Vec<_> = (0..3).map(|n| limiter.nth_at(at(0), n)).collect();
         for (instant, ms) in expected.into_iter().zip([0, 1500, 3000]) {
             assert_eq!(instant, at(ms).mono);
-            assert_eq!(
-                (limiter.next(at(0), 0).at, limiter.available(at(ms))),
-                (Some(instant), 1)
-            );
+            assert_eq!((limiter.next(at(0), 0).at, limiter.available(at(ms))), (Some(instant), 1));
             let id = limiter.sent(at(ms), 0);
             limiter.release(id);
             assert_eq!(limiter.available(at(ms)), 0);

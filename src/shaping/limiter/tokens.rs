@@ -24,13 +24,7 @@ struct Entry {
 
 impl TokenWindow {
     pub(super) fn new(max: u64, span: Nanos) -> Self {
-        TokenWindow {
-            max: max.max(1),
-            span,
-            sends: VecDeque::new(),
-            dropped: 0,
-            total: 0,
-        }
+        TokenWindow { max: max.max(1), span, sends: VecDeque::new(), dropped: 0, total: 0 }
     }
 
     /// When `cost` more tokens fit; a cost above `max` fits when nothing else is in the window.
@@ -57,25 +51,17 @@ impl TokenWindow {
             self.dropped += 1;
         }
         let last = self.sends.back().map_or(0, |entry| entry.at);
-        self.sends.push_back(Entry {
-            at: at.max(last),
-            tokens,
-        });
+        self.sends.push_back(Entry { at: at.max(last), tokens });
         self.total = self.total.saturating_add(tokens);
     }
 
     /// Corrects the send with this id (they count from 0), unless it has been dropped.
     pub(super) fn settle(&mut self, id: u64, tokens: u64) {
-        let index = id
-            .checked_sub(self.dropped)
-            .and_then(|index| usize::try_from(index).ok());
+        let index = id.checked_sub(self.dropped).and_then(|index| usize::try_from(index).ok());
         let Some(entry) = index.and_then(|index| self.sends.get_mut(index)) else {
             return;
         };
-        self.total = self
-            .total
-            .saturating_sub(entry.tokens)
-            .saturating_add(tokens);
+        self.total = self.total.saturating_sub(entry.tokens).saturating_add(tokens);
         entry.tokens = tokens;
     }
 }
@@ -94,16 +80,7 @@ mod tests {
             tokens.sent(at, cost);
         }
         // 90 are in the window at 20.
-        for (cost, want) in [
-            (0, 20),
-            (10, 20),
-            (11, 60),
-            (50, 60),
-            (51, 70),
-            (81, 80),
-            (100, 80),
-            (5000, 80),
-        ] {
+        for (cost, want) in [(0, 20), (10, 20), (11, 60), (50, 60), (51, 70), (81, 80), (100, 80), (5000, 80)] {
             assert_eq!(tokens.earliest(20, cost), want, "{cost} tokens");
         }
     }
@@ -114,13 +91,7 @@ mod tests {
         tokens.sent(0, 40);
         tokens.sent(10, 40);
         // (id, used, then when 60 more fit)
-        for (id, used, want) in [
-            (0, 0, 20),
-            (0, 41, 60),
-            (1, 200, 70),
-            (1, 10, 60),
-            (7, 900, 60),
-        ] {
+        for (id, used, want) in [(0, 0, 20), (0, 41, 60), (1, 200, 70), (1, 10, 60), (7, 900, 60)] {
             tokens.settle(id, used);
             assert_eq!(tokens.earliest(20, 60), want, "send {id} used {used}");
         }

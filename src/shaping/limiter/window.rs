@@ -14,11 +14,7 @@ pub(super) struct Window {
 
 impl Window {
     pub(super) fn new(max: u32, span: Nanos) -> Self {
-        Window {
-            max: max.max(1) as usize,
-            span,
-            sends: VecDeque::new(),
-        }
+        Window { max: max.max(1) as usize, span, sends: VecDeque::new() }
     }
 
     /// When there is room for the `n`-th send from `now`, if those before it go as soon as they can.
@@ -33,9 +29,7 @@ impl Window {
 
     /// How many more fit in the span that ends now.
     pub(super) fn available(&self, now: Nanos) -> u32 {
-        let left = self
-            .sends
-            .partition_point(|at| at.saturating_add(self.span) <= now);
+        let left = self.sends.partition_point(|at| at.saturating_add(self.span) <= now);
         u32::try_from(self.max - (self.sends.len() - left)).unwrap_or(u32::MAX)
     }
 
@@ -56,20 +50,9 @@ mod tests {
     fn the_oldest_of_the_last_three_makes_room() {
         let mut window = Window::new(3, 60);
         // (send at, then available, then the next at)
-        for (at, available, next) in [
-            (0, 2, 0),
-            (10, 1, 10),
-            (20, 0, 60),
-            (61, 0, 70),
-            (75, 0, 80),
-            (200, 2, 200),
-        ] {
+        for (at, available, next) in [(0, 2, 0), (10, 1, 10), (20, 0, 60), (61, 0, 70), (75, 0, 80), (200, 2, 200)] {
             window.sent(at);
-            assert_eq!(
-                (window.available(at), window.earliest(at, 0)),
-                (available, next),
-                "after {at}"
-            );
+            assert_eq!((window.available(at), window.earliest(at, 0)), (available, next), "after {at}");
         }
     }
 
@@ -78,15 +61,7 @@ mod tests {
         let mut window = Window::new(3, 60);
         window.sent(0);
         window.sent(10);
-        for (n, want) in [
-            (0, 20),
-            (1, 60),
-            (2, 70),
-            (3, 80),
-            (4, 120),
-            (5, 130),
-            (6, 140),
-        ] {
+        for (n, want) in [(0, 20), (1, 60), (2, 70), (3, 80), (4, 120), (5, 130), (6, 140)] {
             assert_eq!(window.earliest(20, n), want, "number {n}");
         }
     }
