@@ -1,5 +1,7 @@
 //! The house has floors and imports run downwards only (`src/lib.rs`); one room alone speaks HTTP's wire crates.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -181,7 +181,7 @@ impl<'de> Visitor<'de> for Builder<'_> {
 fn forbidden_character(text: &str) -> Option<SyntaxFault> {
     let allowed = |c: char| {
         matches!(c, '\t' | '\n' | '\r' | '\u{85}' | '\u{feff}')
-            || !(c.is_control() || c >= '\u{fffe}' && c <= '\u{ffff}')
+            || !(c.is_control() || ('\u{fffe}'..='\u{ffff}').contains(&c))
     };
     let (at, character) = text.char_indices().find(|(_, c)| !allowed(*c))?;
     let before = &text[..at];
