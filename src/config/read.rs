@@ -42,10 +42,6 @@ pub(super) fn config(walk: &mut Walk<'_>, root: &Node) -> Option<Config> {
         node: root,
         path: String::new(),
     };
-    if matches!(root.kind, Kind::Null) {
-        walk.fault(&file, "is empty; copy config.example.yaml");
-        return None;
-    }
     let mut keys = walk.section(&file, root.id)?;
     let server = keys.section("server").map(server);
     let items = keys.list(

@@ -71,7 +71,7 @@ impl<'e> Walk<'e> {
             other @ (Kind::Bool(_) | Kind::Number(_)) => {
                 format!("must be a text, not {}; put it in quotes", other.noun())
             }
-            other => format!("must be a text, not {}", other.noun()),
+            other => format!("must be a text, not {}; write one value", other.noun()),
         };
         self.fault(at, problem);
         None
@@ -93,7 +93,7 @@ impl<'e> Walk<'e> {
             self.fault(
                 at,
                 format!(
-                    "must be a mapping (lines of `key: value`), not {}",
+                    "must be a mapping, not {}; write lines of `key: value`",
                     at.node.kind.noun()
                 ),
             );
@@ -145,8 +145,7 @@ pub(super) struct Found<'n> {
     pub path: String,
 }
 
-/// A text after expansion.
-#[derive(Debug)]
+/// A text after expansion; without Debug, since it may be a key.
 pub(super) struct Text {
     pub value: String,
     /// For faults: as written, so that what a variable holds stays unseen.
@@ -178,7 +177,7 @@ impl<'e, 'n> Section<'_, 'e, 'n> {
         {
             let remedy = match nearest(entry.name, &self.known) {
                 Some(name) => format!("did you mean {name}?"),
-                None => format!("known here: {}", self.known.join(", ")),
+                None => format!("use one of {}", self.known.join(", ")),
             };
             let path = join(&self.path, entry.name);
             self.walk.faults.push(Fault {
@@ -393,7 +392,7 @@ impl<'e, 'n> Section<'_, 'e, 'n> {
     /// A number, plain or as a text after expansion, and how to show it.
     fn any_number(&mut self, found: &Found<'_>, remedy: &str) -> Option<(f64, String)> {
         let not = match &found.node.kind {
-            Kind::Number(value) => return Some((*value, value.to_string())),
+            Kind::Number(value) => return Some((*value, plain(*value))),
             Kind::Text(_) => {
                 let text = self.walk.text(found)?;
                 match text.value.trim().parse() {
@@ -470,5 +469,15 @@ fn quoted(text: &str) -> String {
     match text.char_indices().nth(SHOWN_CHARS) {
         Some((cut, _)) => format!("{:?}...", &text[..cut]),
         None => format!("{text:?}"),
+    }
+}
+
+/// A number as somebody would have written it; `Display` alone writes 1e300 with all its zeros.
+fn plain(number: f64) -> String {
+    let usual = number == 0.0 || !number.is_finite() || (1e-6..1e15).contains(&number.abs());
+    if usual {
+        number.to_string()
+    } else {
+        format!("{number:e}")
     }
 }
