@@ -52,6 +52,9 @@ pub fn load(path: &Path, env: Env<'_>) -> Result<Config, Faults> {
 /// Validates `text`, the content of `file`: the name faults go by, whose folder a relative `ca_file` starts from.
 pub fn parse(text: &str, file: &Path, env: Env<'_>) -> Result<Config, Faults> {
     let tree = tree::parse(text).map_err(|fault| Faults::syntax(file, fault))?;
+    if matches!(tree.kind, tree::Kind::Null) {
+        return Err(Faults::whole_file(file, "is empty; copy config.example.yaml".into()));
+    }
     let folder = file.parent().unwrap_or(Path::new(""));
     let mut walk = section::Walk::new(env, folder);
     match read::config(&mut walk, &tree) {

@@ -37,10 +37,6 @@ const FRAMING_HEADERS: [&str; 10] = [
 /// The whole file. `None` only together with a fault.
 pub(super) fn config(walk: &mut Walk<'_>, root: &Node) -> Option<Config> {
     let file = Found { node: root, path: String::new() };
-    if matches!(root.kind, Kind::Null) {
-        walk.fault(&file, "is empty; copy config.example.yaml");
-        return None;
-    }
     let mut keys = walk.section(&file, root.id)?;
     let server = keys.section("server").map(server);
     let items = keys.list("providers", "write at least one entry: - name: ..., as in config.example.yaml");

@@ -60,7 +60,7 @@ impl<'e> Walk<'e> {
             other @ (Kind::Bool(_) | Kind::Number(_)) => {
                 format!("must be a text, not {}; put it in quotes", other.noun())
             }
-            other => format!("must be a text, not {}", other.noun()),
+            other => format!("must be a text, not {}; write one value", other.noun()),
         };
         self.fault(at, problem);
         None
@@ -79,7 +79,7 @@ impl<'e> Walk<'e> {
     /// `at` as a mapping; `blamed` is the node that a missing key is reported at.
     pub fn section<'n>(&mut self, at: &Found<'n>, blamed: usize) -> Option<Section<'_, 'e, 'n>> {
         let Kind::Map(pairs) = &at.node.kind else {
-            self.fault(at, format!("must be a mapping (lines of `key: value`), not {}", at.node.kind.noun()));
+            self.fault(at, format!("must be a mapping, not {}; write lines of `key: value`", at.node.kind.noun()));
             return None;
         };
         let mut entries: Vec<Entry<'n>> = Vec::new();
@@ -110,8 +110,7 @@ pub(super) struct Found<'n> {
     pub path: String,
 }
 
-/// A text after expansion.
-#[derive(Debug)]
+/// A text after expansion; without Debug, since it may be a key.
 pub(super) struct Text {
     pub value: String,
     /// For faults: as written, so that what a variable holds stays unseen.
@@ -139,7 +138,7 @@ impl<'e, 'n> Section<'_, 'e, 'n> {
         for entry in self.entries.iter().filter(|entry| !self.known.contains(&entry.name)) {
             let remedy = match nearest(entry.name, &self.known) {
                 Some(name) => format!("did you mean {name}?"),
-                None => format!("known here: {}", self.known.join(", ")),
+                None => format!("use one of {}", self.known.join(", ")),
             };
             let path = join(&self.path, entry.name);
             self.walk.faults.push(Fault { node: entry.key.id, path, problem: format!("is no known key; {remedy}") });
@@ -306,7 +305,7 @@ impl<'e, 'n> Section<'_, 'e, 'n> {
     /// A number, plain or as a text after expansion, and how to show it.
     fn any_number(&mut self, found: &Found<'_>, remedy: &str) -> Option<(f64, String)> {
         let not = match &found.node.kind {
-            Kind::Number(value) => return Some((*value, value.to_string())),
+            Kind::Number(value) => return Some((*value, plain(*value))),
             Kind::Text(_) => {
                 let text = self.walk.text(found)?;
                 match text.value.trim().parse() {
@@ -361,4 +360,10 @@ fn quoted(text: &str) -> String {
         Some((cut, _)) => format!("{:?}...", &text[..cut]),
         None => format!("{text:?}"),
     }
+}
+
+/// A number as somebody would have written it; `Display` alone writes 1e300 with all its zeros.
+fn plain(number: f64) -> String {
+    let usual = number == 0.0 || !number.is_finite() || (1e-6..1e15).contains(&number.abs());
+    if usual { number.to_string() } else { format!("{number:e}") }
 }

@@ -181,7 +181,7 @@ impl<'de> Visitor<'de> for Builder<'_> {
 fn forbidden_character(text: &str) -> Option<SyntaxFault> {
     let allowed = |c: char| {
         matches!(c, '\t' | '\n' | '\r' | '\u{85}' | '\u{feff}')
-            || !(c.is_control() || ('\u{fffe}'..='\u{ffff}').contains(&c))
+            || !(c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}'))
     };
     let (at, character) = text.char_indices().find(|(_, c)| !allowed(*c))?;
     let before = &text[..at];
@@ -329,6 +329,17 @@ mod tests {
             assert!(fault.problem.contains(words), "{text:?}: {fault:?}");
             assert_eq!(fault.position, position, "{text:?}: {fault:?}");
             assert!(!fault.problem.contains("secret"), "{fault:?}");
+        }
+    }
+
+    #[test]
+    fn every_character_is_taken_or_refused_with_its_line() {
+        for c in ('\0'..='\u{2100}').chain('\u{d700}'..='\u{10100}').chain(['\u{10ffff}']) {
+            let text = format!("a: 1\nb: \"x{c}\"\n");
+            if let Err(fault) = parse(&text) {
+                let line = fault.position.map(|(line, _)| line);
+                assert!(line >= Some(2), "{c:?}: {fault:?}");
+            }
         }
     }
 

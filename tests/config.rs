@@ -1,0 +1,328 @@
+//! The configuration as a whole: files that load, files that are refused and with which words, the example.
+//!
+//! `fixtures/config/invalid/NAME.txt` is what is printed for `NAME.yaml`, to the letter.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use limitrate::config::{self, Config, Mode};
+use proptest::prelude::*;
+
+const FIXTURES: &str = "tests/fixtures/config";
+
+/// The environment of every test here. No fault may show what a variable holds.
+fn env(name: &str) -> Option<String> {
+    let value = match name {
+        "KEY" | "MY_API_KEY" => "sk-secret-of-the-environment",
+        "ODD_KEY" => "sk: #secret-{}[]\"'$$${X}",
+        "FROM_FILE" => "sk-secret\n",
+        "EMPTY" => "",
+        "RPM" => "120",
+        "MINUS" => "-77",
+        "DRAIN" => "true",
+        "WORD" => "secret-word",
+        name if name.ends_with("_API_KEY") || name == "LIMITRATE_TOKEN" => "sk-secret",
+        _ => return None,
+    };
+    Some(value.to_owned())
+}
+
+fn parse(text: &str) -> Result<Config, config::Faults> {
+    config::parse(text, Path::new("config.yaml"), &env)
+}
+
+fn load_valid(name: &str) -> Config {
+    config::load(&Path::new(FIXTURES).join("valid").join(name), &env).unwrap_or_else(|faults| panic!("{faults}"))
+}
+
+fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
+    let folder = Path::new(FIXTURES).join(folder);
+    let paths =
+        fs::read_dir(folder).expect("the fixtures are there").map(|entry| entry.expect("a readable folder").path());
+    paths.filter(|path| path.extension().is_some_and(|found| found == extension)).collect()
+}
+
+#[test]
+fn valid_files_load() {
+    let files = files("valid", "yaml");
+    assert!(files.len() >= 4, "{files:?}");
+    for file in files {
+        config::load(&file, &env).unwrap_or_else(|faults| panic!("{faults}"));
+    }
+}
+
+#[test]
+fn invalid_files_are_refused_in_these_words() {
+    let found: BTreeMap<PathBuf, String> = files("invalid", "yaml")
+        .into_iter()
+        .map(|file| {
+            let faults = config::load(&file, &env).expect_err(&file.display().to_string());
+            let folder = format!("{FIXTURES}/invalid/");
+            (file.with_extension("txt"), format!("{faults}\n").replace(&folder, ""))
+        })
+        .collect();
+    assert_eq!(found.keys().cloned().collect::<Vec<_>>(), {
+        let mut expected = files("invalid", "txt");
+        expected.sort();
+        expected
+    });
+    for (file, faults) in found {
+        assert_eq!(fs::read_to_string(&file).unwrap(), faults, "{}", file.display());
+        for secret in ["secret", "-77", "1234567890"] {
+            assert!(!faults.contains(secret), "{} shows {secret}", file.display());
+        }
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let missing = config::load(Path::new("no/such/config.yaml"), &env).unwrap_err().to_string();
+    assert!(missing.starts_with("no/such/config.yaml: cannot be read: "), "{missing}");
+    assert!(missing.contains("config.example.yaml") && missing.contains("--config"), "{missing}");
+    let folder = config::load(Path::new("tests"), &env).unwrap_err().to_string();
+    assert!(folder.starts_with("tests: cannot be read: "), "{folder}");
+    let endless = config::load(Path::new("/dev/zero"), &env).unwrap_err().to_string();
+    assert!(endless.contains("larger than 1 MiB"), "{endless}");
+}
+
+#[test]
+fn defaults() {
+    let config = load_valid("minimal.yaml");
+    let server = &config.server;
+    assert_eq!((server.host.as_str(), server.port), ("0.0.0.0", 8080));
+    assert_eq!(server.auth_token, None);
+    assert_eq!((server.max_body_bytes, server.max_head_bytes), (32 << 20, 32 << 10));
+    assert_eq!(server.max_connections, 1024);
+    assert_eq!(server.header_timeout, Duration::from_secs(30));
+    assert_eq!(server.body_timeout, Duration::from_secs(60));
+    assert_eq!(server.keep_alive, Duration::from_secs(75));
+    assert_eq!(server.write_timeout, Duration::from_secs(60));
+    assert_eq!(server.drain, Duration::from_secs(30));
+    assert!(!server.drain_queue);
+
+    let [provider] = config.providers.as_slice() else { panic!("{config:?}") };
+    assert_eq!(provider.name, "a");
+    assert_eq!((provider.base_url.host.as_str(), provider.base_url.port), ("::1", 11434));
+    assert_eq!((provider.base_url.path.as_str(), provider.base_url.tls), ("", false));
+    assert_eq!(provider.api_key, None);
+    assert!(provider.headers.is_empty());
+    assert_eq!(provider.ca_pem, None);
+    assert_eq!(provider.connect_timeout, Duration::from_secs(10));
+    assert_eq!(provider.request_timeout, Duration::from_secs(600));
+    assert_eq!(provider.idle_timeout, Duration::from_secs(300));
+    assert_eq!((provider.max_queue, provider.pool_max_idle), (1000, 16));
+    assert_eq!(provider.pool_idle, Duration::from_secs(50));
+
+    let limit = &provider.rate_limit;
+    assert_eq!((limit.mode, limit.rpm, limit.capacity, limit.max_wait), (Mode::Spaced, None, 1, None));
+    assert_eq!(limit.interval, Duration::from_millis(2500));
+}
+
+#[test]
+fn every_key_arrives() {
+    let config = load_valid("full.yaml");
+    let server = &config.server;
+    assert_eq!((server.host.as_str(), server.port), ("::1", 9090));
+    assert_eq!(server.auth_token.as_ref().map(|token| token.reveal()), Some("a token"));
+    assert_eq!((server.max_body_bytes, server.max_head_bytes), (1000, 65536));
+    assert_eq!(server.max_connections, 10);
+    assert_eq!(server.header_timeout, Duration::from_secs(1));
+    assert_eq!(server.body_timeout, Duration::from_secs(2));
+    assert_eq!(server.keep_alive, Duration::from_secs(3));
+    assert_eq!(server.write_timeout, Duration::from_secs(4));
+    assert_eq!(server.drain, Duration::ZERO);
+    assert!(server.drain_queue);
+
+    let [first, second] = config.providers.as_slice() else { panic!("{config:?}") };
+    assert_eq!(first.name, "月之暗面");
+    assert_eq!((first.base_url.host.as_str(), first.base_url.port), ("api.example.com", 443));
+    assert_eq!((first.base_url.path.as_str(), first.base_url.tls), ("/api/paas/v4", true));
+    assert_eq!(first.api_key.as_ref().map(|key| key.reveal()), env("ODD_KEY").as_deref());
+    let headers: Vec<_> = first.headers.iter().map(|(name, value)| (name.as_str(), value.reveal())).collect();
+    assert_eq!(headers, [("x-api-key", "${literal} $5"), ("X-Empty", "")]);
+    assert_eq!(first.ca_pem, Some(fs::read(format!("{FIXTURES}/valid/ca.pem")).unwrap()));
+    let models: Vec<_> = first.models.iter().map(|model| (model.id.as_str(), model.upstream.as_str())).collect();
+    let expected =
+        [("z-ai/glm-5.1", "z-ai/glm-5.1"), ("1.10", "1.10"), ("fast", "meta/llama-3.1-8b-instruct"), ("same", "same")];
+    assert_eq!(models, expected);
+    assert_eq!(first.connect_timeout, Duration::from_millis(250));
+    assert_eq!(first.request_timeout, Duration::from_secs(5));
+    assert_eq!(first.idle_timeout, Duration::from_secs(6));
+    assert_eq!((first.max_queue, first.pool_max_idle), (7, 0));
+    assert_eq!(first.pool_idle, Duration::from_secs(8));
+
+    assert_eq!(second.models[0].id, "llama3.2:3b");
+    for limit in [&first.rate_limit, &second.rate_limit] {
+        assert_eq!((limit.mode, limit.rpm, limit.capacity), (Mode::Burst, Some(120.0), 10));
+        assert_eq!(limit.interval, Duration::from_secs(1));
+        assert_eq!(limit.max_wait, Some(Duration::ZERO));
+    }
+}
+
+#[test]
+fn debug_output_hides_secrets() {
+    let debug = format!("{:?}", load_valid("full.yaml"));
+    for secret in ["sk:", "secret", "a token", "literal"] {
+        assert!(!debug.contains(secret), "{debug}");
+    }
+    assert!(debug.contains("***"), "{debug}");
+}
+
+#[test]
+fn the_example_works_as_it_stands_and_needs_no_variable() {
+    let config = config::load(Path::new("config.example.yaml"), &|_| None).unwrap_or_else(|faults| panic!("{faults}"));
+    let [ollama] = config.providers.as_slice() else { panic!("{config:?}") };
+    assert_eq!((ollama.base_url.host.as_str(), ollama.base_url.port), ("localhost", 11434));
+    assert_eq!(ollama.api_key, None);
+}
+
+/// A `#` switches a setting off unless exactly one space follows; switched on, all of them together are a valid file.
+#[test]
+fn every_setting_of_the_example_can_be_switched_on() {
+    let example = fs::read_to_string("config.example.yaml").unwrap();
+    let switched_on = |line: &str| {
+        let setting = line.trim_start().strip_prefix('#').unwrap_or("");
+        let is_off = setting.starts_with("  ") || setting.starts_with(|first: char| first != ' ');
+        if is_off { format!("{}\n", line.replacen('#', "", 1)) } else { format!("{line}\n") }
+    };
+    let text = example.lines().map(switched_on).collect::<String>().replace("my-ca.pem", "ca.pem");
+    let file = Path::new(FIXTURES).join("valid/config.yaml");
+    let config = config::parse(&text, &file, &env).unwrap_or_else(|faults| panic!("{faults}"));
+
+    let names: Vec<_> = config.providers.iter().map(|provider| provider.name.as_str()).collect();
+    assert_eq!(names, ["ollama", "openai", "nvidia-nim", "deepseek", "moonshot"]);
+    assert_eq!(config.providers[2].rate_limit.interval, Duration::from_millis(1500));
+    assert_eq!((config.providers[1].rate_limit.mode, config.providers[1].rate_limit.capacity), (Mode::Burst, 10));
+    // The values shown are the defaults.
+    let defaults = load_valid("minimal.yaml");
+    let shown = format!("{:?}", config::Server { auth_token: None, ..config.server.clone() });
+    assert_eq!(shown, format!("{:?}", defaults.server));
+    let (shown, default) = (&config.providers[0], &defaults.providers[0]);
+    assert_eq!(shown.connect_timeout, default.connect_timeout);
+    assert_eq!(shown.request_timeout, default.request_timeout);
+    assert_eq!(shown.idle_timeout, default.idle_timeout);
+    assert_eq!((shown.max_queue, shown.pool_max_idle), (default.max_queue, default.pool_max_idle));
+    assert_eq!(shown.pool_idle, default.pool_idle);
+}
+
+/// The line of a fault in each style of writing; `@` marks the faulty line.
+#[test]
+fn faults_are_placed_in_every_style() {
+    for text in [
+        "providers:\n- name: a\n  base_url: http://h\n  models: [m]\n  rate_limit:\n    rpm: 0 # @\n",
+        "providers: [{name: a, base_url: http://h,\n models: [m], rate_limit: {mode: burst,\n rpm: 0}}] # @\n",
+        "providers:\n- name: &n >-\n    a\n    b\n  # a comment\n  base_url: http://h\n  models: [m]\n  rate_limit: {rpm: 0} # @\n",
+        "providers:\n- rate_limit: &r\n    rpm: 0 # @\n  name: a\n  base_url: http://h\n  models: [m]\n",
+        "# ä\r\nproviders:\r\n- name: a\r\n  base_url: \"http://\\\r\n    h\"\r\n  models: [m]\r\n  rate_limit: # @\r\n    mode: burst\r\n",
+        "providers:\n- base_url: http://h # @\n  models: [m]\n  rate_limit: {rpm: 1}\n",
+        "providers:\n- name: a\n  base_url: http://h\n  models: [m]\n  rate_limit:\n    rpm: 1\n    ? rpn # @\n    : 2\n",
+    ] {
+        let expected = 1 + text.lines().position(|line| line.contains('@')).unwrap();
+        let faults = parse(text).expect_err(text).to_string();
+        assert!(faults.starts_with(&format!("config.yaml:{expected}: ")), "{text}\n{faults}");
+        assert_eq!(faults.lines().count(), 1, "{text}\n{faults}");
+    }
+}
+
+/// Pieces that make up a file, so that random texts get past the parser often enough to matter.
+fn yaml_like() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        prop::sample::select(vec![
+            "server:",
+            "providers:",
+            "name:",
+            "base_url:",
+            "api_key:",
+            "headers:",
+            "models:",
+            "rate_limit:",
+            "rpm:",
+            "mode:",
+            "capacity:",
+            "port:",
+            "http://h",
+            "- ",
+            "  ",
+            "\n",
+            "\n  ",
+            "\n    ",
+            "\n  - ",
+            "{",
+            "}",
+            "[",
+            "]",
+            ", ",
+            ": ",
+            "&a ",
+            "*a",
+            "|\n",
+            ">\n",
+            "${",
+            "}",
+            "$$",
+            "${KEY}",
+            "\"",
+            "'",
+            "#",
+            "~",
+            "-1",
+            "1e400",
+            ".nan",
+            "0x7f",
+            "true",
+            "!t ",
+            "!!int ",
+            "---\n",
+            "\t",
+            "<<: ",
+        ])
+        .prop_map(str::to_owned),
+        any::<char>().prop_map(String::from),
+    ];
+    prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in any::<String>()) {
+        prop_assert!(parse(&text).is_err());
+    }
+
+    #[test]
+    fn no_yaml_panics(text in yaml_like()) {
+        if let Err(faults) = parse(&text) {
+            prop_assert!(faults.to_string().starts_with("config.yaml:"));
+        }
+    }
+
+    /// One piece of a good file replaced: refused with words, or still good; never a panic.
+    #[test]
+    fn no_damage_panics(at in any::<prop::sample::Index>(), length in 0_usize..20, with in yaml_like()) {
+        let mut text: Vec<char> = fs::read_to_string(format!("{FIXTURES}/valid/full.yaml")).unwrap().chars().collect();
+        let at = at.index(text.len());
+        let end = (at + length).min(text.len());
+        text.splice(at..end, with.chars());
+        let text: String = text.into_iter().collect();
+        if let Err(faults) = config::parse(&text, Path::new("tests/fixtures/config/valid/full.yaml"), &env) {
+            prop_assert!(!faults.to_string().is_empty());
+        }
+    }
+
+    /// No number gets as far as a `Duration` that panics, or comes out as zero.
+    #[test]
+    fn times_and_rates_of_any_size_are_safe(rpm in any::<f64>(), seconds in any::<f64>()) {
+        let text = format!(
+            "server: {{header_timeout_seconds: {seconds:e}}}\nproviders:\n  - name: a\n    base_url: http://h\n    models: [m]\n    \
+             rate_limit: {{rpm: \"{rpm:e}\", max_wait_seconds: \"{seconds:e}\"}}\n",
+        );
+        match parse(&text) {
+            Ok(config) => {
+                prop_assert!(!config.server.header_timeout.is_zero());
+                prop_assert!(!config.providers[0].rate_limit.interval.is_zero());
+            }
+            Err(faults) => prop_assert!(faults.to_string().starts_with("config.yaml:")),
+        }
+    }
+}
