@@ -24,18 +24,12 @@ struct Clock {
 
 impl Clock {
     fn new(past_midnight: u64) -> Self {
-        Clock {
-            base: Instant::now(),
-            past_midnight,
-        }
+        Clock { base: Instant::now(), past_midnight }
     }
 
     fn at(&self, time: u64) -> Now {
         let wall = UNIX_EPOCH + Duration::from_nanos(20_000 * DAY + self.past_midnight + time);
-        Now {
-            mono: self.mono(time),
-            wall,
-        }
+        Now { mono: self.mono(time), wall }
     }
 
     fn mono(&self, time: u64) -> Instant {
@@ -70,27 +64,17 @@ impl Clock {
 }
 
 fn cadence(interval: u64, capacity: u32) -> Option<Cadence> {
-    Some(Cadence {
-        interval: Duration::from_nanos(interval),
-        capacity,
-    })
+    Some(Cadence { interval: Duration::from_nanos(interval), capacity })
 }
 
 /// Limits without any, and without a margin.
 fn none() -> Limits {
-    Limits {
-        margin: Duration::ZERO,
-        ..Limits::default()
-    }
+    Limits { margin: Duration::ZERO, ..Limits::default() }
 }
 
 /// A wall clock that is off by `error` nanoseconds.
 fn stepped(now: Now, error: i64) -> Now {
     let step = Duration::from_nanos(error.unsigned_abs());
-    let wall: SystemTime = if error < 0 {
-        now.wall - step
-    } else {
-        now.wall + step
-    };
+    let wall: SystemTime = if error < 0 { now.wall - step } else { now.wall + step };
     Now { wall, ..now }
 }

@@ -30,13 +30,7 @@ struct Traffic {
     arrivals: Vec<u64>,
 }
 
-fn drive(
-    limits: &Limits,
-    demand: Demand,
-    count: usize,
-    jitter: u64,
-    rng: &mut fastrand::Rng,
-) -> Traffic {
+fn drive(limits: &Limits, demand: Demand, count: usize, jitter: u64, rng: &mut fastrand::Rng) -> Traffic {
     let clock = Clock::new(rng.u64(..DAY));
     let mut limiter = Limiter::new(limits, clock.at(0));
     let mut now = 0;
@@ -52,10 +46,7 @@ fn drive(
         clock.send(&mut limiter, now, 0);
         sends.push(now);
     }
-    let mut arrivals: Vec<u64> = sends
-        .iter()
-        .map(|at| at + WAY + rng.u64(..=jitter))
-        .collect();
+    let mut arrivals: Vec<u64> = sends.iter().map(|at| at + WAY + rng.u64(..=jitter)).collect();
     arrivals.sort_unstable();
     Traffic { sends, arrivals }
 }
@@ -75,8 +66,7 @@ fn most_in_sliding(arrivals: &[u64], span: u64) -> usize {
 
 /// The most arrivals between two ticks of a counter that is reset every `span`, first at `phase`.
 fn most_in_fixed(arrivals: &[u64], span: u64, phase: u64) -> usize {
-    let windows = arrivals
-        .chunk_by(|one, other| (one + span - phase) / span == (other + span - phase) / span);
+    let windows = arrivals.chunk_by(|one, other| (one + span - phase) / span == (other + span - phase) / span);
     windows.map(<[u64]>::len).max().unwrap_or(0)
 }
 
@@ -124,36 +114,18 @@ fn a_bucket_and_a_window_satisfy_buckets_and_windows() {
     let mut rng = fastrand::Rng::with_seed(7);
     for (interval, capacity, max) in settings {
         for demand in [Demand::Endless, Demand::Bursts] {
-            let limits = Limits {
-                cadence: cadence(interval, capacity),
-                window: Some(max),
-                ..Limits::default()
-            };
+            let limits = Limits { cadence: cadence(interval, capacity), window: Some(max), ..Limits::default() };
             let traffic = drive(&limits, demand, each, JITTER - 1, &mut rng);
             let setting = format!("{interval} {capacity} {max} {demand:?}");
-            assert!(
-                most_in_sliding(&traffic.arrivals, MINUTE) <= max as usize,
-                "{setting}"
-            );
+            assert!(most_in_sliding(&traffic.arrivals, MINUTE) <= max as usize, "{setting}");
             for _ in 0..4 {
-                assert!(
-                    most_in_fixed(&traffic.arrivals, MINUTE, rng.u64(..MINUTE)) <= max as usize,
-                    "{setting}"
-                );
+                assert!(most_in_fixed(&traffic.arrivals, MINUTE, rng.u64(..MINUTE)) <= max as usize, "{setting}");
             }
             // On a way without jitter the same bucket at the provider is never empty; jitter takes what it lasts.
             let capacity = u64::from(capacity);
-            assert_eq!(
-                refused_by_bucket(&traffic.sends, interval, capacity),
-                0,
-                "{setting}"
-            );
+            assert_eq!(refused_by_bucket(&traffic.sends, interval, capacity), 0, "{setting}");
             let forgiving = capacity + JITTER.div_ceil(interval);
-            assert_eq!(
-                refused_by_bucket(&traffic.arrivals, interval, forgiving),
-                0,
-                "{setting}"
-            );
+            assert_eq!(refused_by_bucket(&traffic.arrivals, interval, forgiving), 0, "{setting}");
             if demand == Demand::Endless {
                 assert_full_use(&traffic, MINUTE, u64::from(max), interval, capacity);
             }
@@ -163,34 +135,16 @@ fn a_bucket_and_a_window_satisfy_buckets_and_windows() {
 
 #[test]
 fn ten_minutes_at_120_with_a_burst_of_10_send_1200_and_never_121_in_a_minute() {
-    let limits = Limits {
-        cadence: cadence(SECOND / 2, 10),
-        window: Some(120),
-        ..Limits::default()
-    };
+    let limits = Limits { cadence: cadence(SECOND / 2, 10), window: Some(120), ..Limits::default() };
     let mut rng = fastrand::Rng::with_seed(1);
     let traffic = drive(&limits, Demand::Endless, 1300, JITTER - 1, &mut rng);
     assert_eq!(traffic.sends.partition_point(|at| *at < 10 * MINUTE), 1200);
     assert_eq!(most_in_sliding(&traffic.arrivals, MINUTE), 120);
     // The bucket alone lets 129 through: the oracle can tell.
-    let alone = drive(
-        &Limits {
-            window: None,
-            ..limits
-        },
-        Demand::Endless,
-        1300,
-        0,
-        &mut rng,
-    );
+    let alone = drive(&Limits { window: None, ..limits }, Demand::Endless, 1300, 0, &mut rng);
     assert_eq!(most_in_sliding(&alone.sends, MINUTE - 1), 129);
     // And a window without its margin is broken by the jitter.
-    let bare = Limits {
-        cadence: None,
-        window: Some(40),
-        margin: Duration::ZERO,
-        ..Limits::default()
-    };
+    let bare = Limits { cadence: None, window: Some(40), margin: Duration::ZERO, ..Limits::default() };
     let bare = drive(&bare, Demand::Endless, 1300, JITTER - 1, &mut rng);
     assert!(most_in_sliding(&bare.arrivals, MINUTE) > 40);
 }
@@ -201,11 +155,8 @@ fn a_daily_budget_satisfies_days_and_rolling_days() {
     let mut rng = fastrand::Rng::with_seed(3);
     for max in [50, 1000] {
         for demand in [Demand::Endless, Demand::Bursts] {
-            let day = |reset| Limits {
-                day: Some(Day { max, reset }),
-                cadence: cadence(SECOND, 5),
-                ..Limits::default()
-            };
+            let day =
+                |reset| Limits { day: Some(Day { max, reset }), cadence: cadence(SECOND, 5), ..Limits::default() };
             let rolling = drive(&day(Reset::Rolling), demand, each, JITTER - 1, &mut rng);
             assert!(most_in_sliding(&rolling.arrivals, DAY) <= max as usize);
             if demand == Demand::Endless {
@@ -229,16 +180,10 @@ fn a_daily_budget_satisfies_days_and_rolling_days() {
                 arrivals.push(past_midnight + DAY + now + rng.u64(..2 * JITTER - 1) - (JITTER - 1));
             }
             arrivals.sort_unstable();
-            assert!(
-                most_in_fixed(&arrivals, DAY, reset) <= max as usize,
-                "{max} {demand:?}"
-            );
+            assert!(most_in_fixed(&arrivals, DAY, reset) <= max as usize, "{max} {demand:?}");
             let days = now / DAY;
             if demand == Demand::Endless {
-                assert!(
-                    each as u64 >= days * u64::from(max),
-                    "a day was left unused"
-                );
+                assert!(each as u64 >= days * u64::from(max), "a day was left unused");
             }
         }
     }
@@ -249,10 +194,7 @@ fn tokens_satisfy_a_provider_that_counts_what_was_really_used() {
     const MAX: u64 = 2_000_000;
     let count = sends_to_simulate() / 10;
     let clock = Clock::new(0);
-    let limits = Limits {
-        tokens: Some(MAX),
-        ..Limits::default()
-    };
+    let limits = Limits { tokens: Some(MAX), ..Limits::default() };
     let mut limiter = Limiter::new(&limits, clock.at(0));
     let mut rng = fastrand::Rng::with_seed(5);
     let mut now = 0;

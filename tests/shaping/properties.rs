@@ -25,22 +25,10 @@ impl Model {
         let within = |span: u64| self.sends.iter().filter(move |(at, _)| at + span > now);
         let used: u64 = within(minute).map(|(_, tokens)| tokens).sum();
         now >= self.cooldown
-            && self
-                .limits
-                .cadence
-                .is_none_or(|cadence| self.has_token(cadence, now))
-            && self
-                .limits
-                .window
-                .is_none_or(|max| within(minute).count() < max as usize)
-            && self
-                .limits
-                .day
-                .is_none_or(|day| within(DAY + minute - MINUTE).count() < day.max as usize)
-            && self
-                .limits
-                .tokens
-                .is_none_or(|max| used == 0 || used + cost <= max)
+            && self.limits.cadence.is_none_or(|cadence| self.has_token(cadence, now))
+            && self.limits.window.is_none_or(|max| within(minute).count() < max as usize)
+            && self.limits.day.is_none_or(|day| within(DAY + minute - MINUTE).count() < day.max as usize)
+            && self.limits.tokens.is_none_or(|max| used == 0 || used + cost <= max)
     }
 
     /// Fills and drains a bucket from the start; its content is counted in nanoseconds of an interval.
@@ -90,12 +78,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 fn some_limits() -> impl Strategy<Value = Limits> {
-    let cadence = (MS..20 * SECOND, 1..6_u32)
-        .prop_map(|(interval, capacity)| cadence(interval, capacity).unwrap());
-    let day = (1..40_u32).prop_map(|max| Day {
-        max,
-        reset: Reset::Rolling,
-    });
+    let cadence = (MS..20 * SECOND, 1..6_u32).prop_map(|(interval, capacity)| cadence(interval, capacity).unwrap());
+    let day = (1..40_u32).prop_map(|max| Day { max, reset: Reset::Rolling });
     let limits = (
         option::of(cadence),
         option::of(1..8_u32),
@@ -104,33 +88,23 @@ fn some_limits() -> impl Strategy<Value = Limits> {
         option::weighted(0.3, 1..4_u32),
         0..1000_u64,
     );
-    limits.prop_map(
-        |(cadence, window, day, tokens, concurrent, margin)| Limits {
-            cadence,
-            window,
-            day,
-            tokens,
-            concurrent,
-            margin: Duration::from_millis(margin),
-        },
-    )
+    limits.prop_map(|(cadence, window, day, tokens, concurrent, margin)| Limits {
+        cadence,
+        window,
+        day,
+        tokens,
+        concurrent,
+        margin: Duration::from_millis(margin),
+    })
 }
 
 /// One limit alone, without a margin, so that "exact" has one meaning.
 fn one_limit() -> impl Strategy<Value = Limits> {
-    let day = |max, reset| Limits {
-        day: Some(Day { max, reset }),
-        ..none()
-    };
+    let day = |max, reset| Limits { day: Some(Day { max, reset }), ..none() };
     prop_oneof![
-        (MS..20 * SECOND, 1..6_u32).prop_map(|(interval, capacity)| Limits {
-            cadence: cadence(interval, capacity),
-            ..none()
-        }),
-        (1..8_u32).prop_map(|max| Limits {
-            window: Some(max),
-            ..none()
-        }),
+        (MS..20 * SECOND, 1..6_u32)
+            .prop_map(|(interval, capacity)| Limits { cadence: cadence(interval, capacity), ..none() }),
+        (1..8_u32).prop_map(|max| Limits { window: Some(max), ..none() }),
         (1..8_u32).prop_map(move |max| day(max, Reset::Rolling)),
         (1..8_u32, 0..DAY).prop_map(move |(max, at)| day(max, Reset::At(Duration::from_nanos(at)))),
     ]

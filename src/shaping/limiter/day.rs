@@ -138,16 +138,7 @@ mod tests {
     #[test]
     fn a_step_of_the_wall_clock_puts_the_reset_off_and_never_forward() {
         // Spent at noon; then the clock says something else at once. (its hour, when a send can go again)
-        for (hour, want) in [
-            (12, 12),
-            (23, 12),
-            (24, 24),
-            (25, 23),
-            (36, 12),
-            (0, 24),
-            (11, 13),
-            (13, 12),
-        ] {
+        for (hour, want) in [(12, 12), (23, 12), (24, 24), (25, 23), (36, 12), (0, 24), (11, 13), (13, 12)] {
             let mut day = CalendarDay::new(1, 0, 0);
             day.sent(0, wall(12 * HOUR)(0));
             let stepped = wall(hour * HOUR);
