@@ -35,8 +35,8 @@ pub async fn forward(gateway: &Gateway, head: &RequestHead, body: Vec<u8>, calle
 async fn relay(gateway: &Gateway, mut answer: Answer, caller: &mut Caller) -> Result<(), Gone> {
     begin(&answer, caller);
     let mut payload = Vec::new();
-    // Most bodies begin in the packet of the head, or right behind it.
-    let mut waited = future::poll_once(answer.wait()).await.unwrap_or(Ok(()));
+    let mut waited = Ok(());
+    let mut head_alone = true;
     loop {
         payload.clear();
         let over = match waited.and_then(|()| answer.take_buffered(&mut payload)) {
@@ -50,6 +50,14 @@ async fn relay(gateway: &Gateway, mut answer: Answer, caller: &mut Caller) -> Re
         if over {
             caller.end();
             return caller.flush().await;
+        }
+        if head_alone && payload.is_empty() {
+            // Most bodies begin right behind the head: one look spares a packet.
+            head_alone = false;
+            if let Some(more) = future::poll_once(answer.wait()).await {
+                waited = more;
+                continue;
+            }
         }
         caller.flush().await?;
         let cut_off = async {

@@ -72,9 +72,9 @@ impl<T> Queue<T> {
         }
     }
 
-    /// The first in line whose connection stands: one whose handshake is slow does not hold up those behind it.
-    pub fn first_ready(&self) -> Option<&Entry<T>> {
-        self.entries.iter().find(|entry| entry.ready)
+    /// Those whose connection stands, in order: one whose handshake is slow does not hold up those behind it.
+    pub fn ready(&self) -> impl Iterator<Item = &Entry<T>> {
+        self.entries.iter().filter(|entry| entry.ready)
     }
 
     /// The waiter at a place in the line, from 0.
@@ -145,14 +145,15 @@ mod tests {
         let mut queue = Queue::default();
         queue.push_back(1, None, "slow handshake");
         queue.push_back(2, None, "warm connection");
-        assert!(queue.first_ready().is_none());
+        let first_ready = |queue: &Queue<_>| queue.ready().next().map(|entry| entry.id);
+        assert_eq!(first_ready(&queue), None);
         queue.set_ready(2, true);
-        assert_eq!(queue.first_ready().map(|entry| entry.id), Some(2));
+        assert_eq!(first_ready(&queue), Some(2));
         queue.set_ready(1, true);
-        assert_eq!(queue.first_ready().map(|entry| entry.id), Some(1));
+        assert_eq!(first_ready(&queue), Some(1));
         queue.set_ready(1, false);
         queue.set_ready(9, true);
-        assert_eq!(queue.first_ready().map(|entry| entry.id), Some(2));
+        assert_eq!(first_ready(&queue), Some(2));
     }
 
     #[test]

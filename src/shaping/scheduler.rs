@@ -16,7 +16,9 @@ use async_channel::{Receiver, Sender};
 use async_io::Timer;
 use futures_lite::future;
 
-use super::limiter::{Held, Limiter, Limits, Now, SendId};
+use super::books::{Ask, Books, Entry, Scope, is_day};
+use super::limiter::{Held, Limits, Next, Now};
+use super::observed::Observed;
 use super::queue::Queue;
 
 /// How long before its slot a waiter is told to have a connection ready: a cold DNS look-up, TCP and TLS handshake to
@@ -31,6 +33,10 @@ const MAX_PREPARED: usize = 64;
 pub struct Rules {
     /// The provider's limits.
     pub limits: Limits,
+    /// Each model's own limits, by index.
+    pub models: Vec<Limits>,
+    /// Whether 429s may stretch the cadence.
+    pub adaptive: bool,
     /// Longest wait from the first join to the send; `None` waits for ever.
     pub max_wait: Option<Duration>,
     /// Most waiters at once.
@@ -50,6 +56,11 @@ pub enum Refusal {
         max_wait: Duration,
         /// When a newcomer would be taken.
         retry_after: Duration,
+    },
+    /// The day's budget is spent, and nobody said how long a request may wait.
+    Day {
+        /// When there is a new budget.
+        resets_in: Duration,
     },
     /// `max_queue` wait already.
     Full {
@@ -91,6 +102,10 @@ pub struct Tally {
     pub rejected_wait: u64,
     /// Refused for `max_queue`.
     pub rejected_full: u64,
+    /// Refused because the day's budget was spent.
+    pub rejected_day: u64,
+    /// Answers that asked for a pause.
+    pub cooldowns: u64,
     /// From the first join to the send.
     pub queue_wait: Timing,
     /// When the last head was written.
@@ -112,19 +127,36 @@ pub struct Snapshot {
     pub estimated_wait: Duration,
     /// The limit that holds the next send.
     pub held_by: Held,
+    /// Sends in the last 60 s.
+    pub sent_last_minute: u32,
+    /// The cadence in force where 429s may stretch it.
+    pub learned_interval: Option<Duration>,
     /// Counters since the start.
     pub tally: Tally,
 }
 
 enum Message {
-    Join { id: u64, since: Instant, again: bool, turns: Sender<Turn> },
+    Join { id: u64, joining: Joining, turns: Sender<Turn> },
     Ready { id: u64, ready: bool },
     Left { id: u64 },
-    Sent { id: u64, at: Instant, waited: Duration },
+    Sent { id: u64, ask: Ask, at: Instant, waited: Duration },
     Returned,
+    Settled { id: u64, tokens: u64 },
+    Refused { model: usize, scope: Scope, wait: Option<Duration> },
+    Accepted { model: usize },
     Finished { id: u64 },
     Snapshot(Sender<Snapshot>),
     Close,
+}
+
+/// Who joins, and how.
+#[derive(Debug, Clone, Copy)]
+struct Joining {
+    ask: Ask,
+    /// The first time.
+    since: Instant,
+    /// Whether it was sent before and comes back to the head.
+    again: bool,
 }
 
 enum Turn {
@@ -151,14 +183,24 @@ impl Scheduler {
     }
 
     /// Joins the line at its end.
-    pub fn join(&self) -> Place {
-        self.enter(Instant::now(), false)
+    pub fn join(&self, ask: Ask) -> Place {
+        self.enter(Joining { ask, since: Instant::now(), again: false })
     }
 
     /// Comes back to the head of the line after a send that has to be repeated; `since` is [`Place::since`] of the
     /// first join, for the limit on the whole wait.
-    pub fn rejoin(&self, since: Instant) -> Place {
-        self.enter(since, true)
+    pub fn rejoin(&self, ask: Ask, since: Instant) -> Place {
+        self.enter(Joining { ask, since, again: true })
+    }
+
+    /// The provider refused a request of this model for its rate; see [`Books::refused`].
+    pub fn refused(&self, model: usize, scope: Scope, wait: Option<Duration>) {
+        tell(&self.mailbox, Message::Refused { model, scope, wait });
+    }
+
+    /// The provider took a request of this model.
+    pub fn accepted(&self, model: usize) {
+        tell(&self.mailbox, Message::Accepted { model });
     }
 
     /// How things stand.
@@ -173,13 +215,13 @@ impl Scheduler {
         tell(&self.mailbox, Message::Close);
     }
 
-    fn enter(&self, since: Instant, again: bool) -> Place {
+    fn enter(&self, joining: Joining) -> Place {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         // Room for every turn a waiter can be sent: near, and one of granted or refused.
         let (reply, turns) = async_channel::bounded(2);
-        tell(&self.mailbox, Message::Join { id, since, again, turns: reply });
-        Place { id, since, turns, mailbox: self.mailbox.clone() }
+        tell(&self.mailbox, Message::Join { id, joining, turns: reply });
+        Place { id, joining, turns, mailbox: self.mailbox.clone() }
     }
 }
 
@@ -187,7 +229,7 @@ impl Scheduler {
 #[derive(Debug)]
 pub struct Place {
     id: u64,
-    since: Instant,
+    joining: Joining,
     turns: Receiver<Turn>,
     mailbox: Sender<Message>,
 }
@@ -195,7 +237,7 @@ pub struct Place {
 impl Place {
     /// When this request first joined.
     pub fn since(&self) -> Instant {
-        self.since
+        self.joining.since
     }
 
     /// Waits until the slot is near enough to make a connection for it.
@@ -235,7 +277,7 @@ impl Place {
     /// same moment goes back, and its holder is at the head again.
     pub fn lost_connection(self, scheduler: &Scheduler) -> Result<Place, Refusal> {
         match self.turns.try_recv() {
-            Ok(Turn::Granted(_unspent)) => Ok(scheduler.rejoin(self.since)),
+            Ok(Turn::Granted(_unspent)) => Ok(scheduler.rejoin(self.joining.ask, self.joining.since)),
             Ok(Turn::Refused(refusal)) => Err(refusal),
             Ok(Turn::Near) | Err(_) => {
                 tell(&self.mailbox, Message::Ready { id: self.id, ready: false });
@@ -256,6 +298,7 @@ impl Drop for Place {
 #[must_use = "an unspent permit gives its slot back"]
 pub struct Permit {
     id: u64,
+    ask: Ask,
     since: Instant,
     mailbox: Option<Sender<Message>>,
 }
@@ -265,7 +308,7 @@ impl Permit {
     pub fn spend(mut self, at: Instant) -> InFlight {
         let mailbox = self.mailbox.take().expect("a permit is spent once: it is consumed here");
         let waited = at.saturating_duration_since(self.since);
-        tell(&mailbox, Message::Sent { id: self.id, at, waited });
+        tell(&mailbox, Message::Sent { id: self.id, ask: self.ask, at, waited });
         InFlight { id: self.id, waited, mailbox }
     }
 }
@@ -291,6 +334,11 @@ impl InFlight {
     pub fn waited(&self) -> Duration {
         self.waited
     }
+
+    /// The tokens that the request has really used, in the place of those it reserved.
+    pub fn settle(&self, tokens: u64) {
+        tell(&self.mailbox, Message::Settled { id: self.id, tokens });
+    }
 }
 
 impl Drop for InFlight {
@@ -306,7 +354,7 @@ fn tell(mailbox: &Sender<Message>, message: Message) {
 
 async fn run(mut core: Core, messages: Receiver<Message>) {
     loop {
-        let wake = core.advance(Instant::now());
+        let wake = core.advance(clocks(Instant::now()));
         let message = match wake {
             Some(at) => {
                 future::or(async { Some(messages.recv().await) }, async {
@@ -318,12 +366,12 @@ async fn run(mut core: Core, messages: Receiver<Message>) {
             None => Some(messages.recv().await),
         };
         match message {
-            Some(Ok(message)) => core.handle(message, Instant::now()),
+            Some(Ok(message)) => core.handle(message, clocks(Instant::now())),
             Some(Err(_)) => return,
             None => {}
         }
         while let Ok(message) = messages.try_recv() {
-            core.handle(message, Instant::now());
+            core.handle(message, clocks(Instant::now()));
         }
     }
 }
@@ -335,56 +383,72 @@ fn clocks(mono: Instant) -> Now {
 
 struct Waiter {
     turns: Sender<Turn>,
-    since: Instant,
+    joining: Joining,
 }
 
 struct Core {
-    limiter: Limiter,
+    books: Books,
     queue: Queue<Waiter>,
-    granted: bool,
-    in_flight: HashMap<u64, SendId>,
+    granted: Option<usize>,
+    in_flight: HashMap<u64, Entry>,
     closed: bool,
     max_wait: Option<Duration>,
     max_queue: usize,
+    models: usize,
     tally: Tally,
+    observed: Observed,
     mailbox: async_channel::WeakSender<Message>,
 }
 
 impl Core {
     fn new(rules: Rules, mailbox: async_channel::WeakSender<Message>) -> Core {
+        let now = clocks(Instant::now());
         Core {
-            limiter: Limiter::new(&rules.limits, clocks(Instant::now())),
+            books: Books::new(&rules.limits, &rules.models, rules.adaptive, now),
             queue: Queue::default(),
-            granted: false,
+            granted: None,
             in_flight: HashMap::new(),
             closed: false,
             max_wait: rules.max_wait,
             max_queue: rules.max_queue,
+            models: rules.models.len(),
             tally: Tally::default(),
+            observed: Observed::new(now.mono),
             mailbox,
         }
     }
 
-    fn handle(&mut self, message: Message, now: Instant) {
+    fn handle(&mut self, message: Message, now: Now) {
         match message {
-            Message::Join { id, since, again, turns } => self.join(id, since, again, turns, now),
+            Message::Join { id, joining, turns } => self.join(id, joining, turns, now),
             Message::Ready { id, ready } => self.queue.set_ready(id, ready),
             Message::Left { id } => {
                 if self.queue.remove(id).is_some() {
                     self.tally.cancelled += 1;
                 }
             }
-            Message::Sent { id, at, waited } => {
-                self.granted = false;
-                self.in_flight.insert(id, self.limiter.sent(clocks(at), 0));
+            Message::Sent { id, ask, at, waited } => {
+                self.granted = None;
+                self.in_flight.insert(id, self.books.sent(clocks(at), ask));
                 self.tally.sent += 1;
                 self.tally.queue_wait.add(waited);
                 self.tally.last_send = Some(SystemTime::now());
+                self.observed.sent(at);
             }
-            Message::Returned => self.granted = false,
+            Message::Returned => self.granted = None,
+            Message::Settled { id, tokens } => {
+                if let Some(entry) = self.in_flight.get(&id) {
+                    self.books.settle(entry, tokens);
+                }
+            }
+            Message::Refused { model, scope, wait } => {
+                self.tally.cooldowns += 1;
+                self.books.refused(now, model, scope, wait, fastrand::f64());
+            }
+            Message::Accepted { model } => self.books.accepted(model),
             Message::Finished { id } => {
-                if let Some(send) = self.in_flight.remove(&id) {
-                    self.limiter.release(send);
+                if let Some(entry) = self.in_flight.remove(&id) {
+                    self.books.release(entry);
                 }
             }
             Message::Snapshot(reply) => {
@@ -399,56 +463,70 @@ impl Core {
         }
     }
 
-    fn join(&mut self, id: u64, since: Instant, again: bool, turns: Sender<Turn>, now: Instant) {
-        let place = if again { 0 } else { self.queue.len() };
-        let refusal = self.refusal(place, since, again, now);
-        if let Some(refusal) = refusal {
+    fn join(&mut self, id: u64, joining: Joining, turns: Sender<Turn>, now: Now) {
+        if let Some(refusal) = self.refusal(joining, now) {
             let _ = turns.try_send(Turn::Refused(refusal));
             return;
         }
-        let deadline = self.max_wait.map(|limit| since + limit);
-        let waiter = Waiter { turns, since };
-        match again {
+        let deadline = self.max_wait.map(|limit| joining.since + limit);
+        let waiter = Waiter { turns, joining };
+        match joining.again {
             true => self.queue.push_front(id, deadline, waiter),
             false => self.queue.push_back(id, deadline, waiter),
         }
     }
 
-    /// Whether a waiter that wants this place (from 0) must be turned away at once.
-    fn refusal(&mut self, place: usize, since: Instant, again: bool, now: Instant) -> Option<Refusal> {
+    /// Whether a newcomer must be turned away at once.
+    fn refusal(&mut self, joining: Joining, now: Now) -> Option<Refusal> {
         if self.closed {
             return Some(Refusal::Closed);
         }
-        if !again && self.queue.len() >= self.max_queue {
+        if !joining.again && self.queue.len() >= self.max_queue {
             self.tally.rejected_full += 1;
-            return Some(Refusal::Full { retry_after: self.wait_for_place(0, now) });
+            let opens = self.books.nth(now, joining.ask.model, 0, 0).at;
+            return Some(Refusal::Full { retry_after: until(opens, now) });
         }
-        let waited = now.saturating_duration_since(since);
-        let expected = waited + self.wait_for_place(place, now);
-        (expected > self.max_wait?).then(|| self.exceeded(place, expected, now))
+        let slot = match joining.again {
+            true => self.books.nth(now, joining.ask.model, usize::from(self.granted.is_some()), 0),
+            false => self.slot_at_the_end(joining.ask.model, now),
+        };
+        let Some(max_wait) = self.max_wait else {
+            return is_day(slot).then(|| self.day(until(slot.at, now)));
+        };
+        let expected = now.mono.saturating_duration_since(joining.since) + until(slot.at, now);
+        let place = if joining.again { 0 } else { self.queue.len() };
+        (expected > max_wait).then(|| self.exceeded(joining.ask.model, place, expected, now))
     }
 
-    fn exceeded(&mut self, place: usize, expected_wait: Duration, now: Instant) -> Refusal {
+    fn day(&mut self, resets_in: Duration) -> Refusal {
+        self.tally.rejected_day += 1;
+        Refusal::Day { resets_in }
+    }
+
+    fn exceeded(&mut self, model: usize, place: usize, expected_wait: Duration, now: Now) -> Refusal {
         self.tally.rejected_wait += 1;
         let max_wait = self.max_wait.unwrap_or(Duration::MAX);
         // The line shortens as fast as the clock runs: a newcomer fits once the line's own wait is down to the limit.
-        let retry_after = self.wait_for_place(self.queue.len(), now).saturating_sub(max_wait);
+        let retry_after = until(self.slot_at_the_end(model, now).at, now).saturating_sub(max_wait);
         Refusal::WaitExceeded { position: place + 1, expected_wait, max_wait, retry_after }
     }
 
-    /// How long until the waiter at a place (from 0) can go, as far as the limits tell.
-    fn wait_for_place(&self, place: usize, now: Instant) -> Duration {
-        self.slot_of(place, now).saturating_duration_since(now)
-    }
-
-    fn slot_of(&self, place: usize, now: Instant) -> Instant {
-        self.limiter.nth_at(clocks(now), place + usize::from(self.granted))
+    /// When somebody who joined now could go at the earliest.
+    fn slot_at_the_end(&mut self, model: usize, now: Now) -> Next {
+        let mut walk = Walk::new(self.models, self.granted);
+        for place in 0..self.queue.len() {
+            let model = self.queue.get_mut(place).expect("place < len").waiter.joining.ask.model;
+            walk.step(&self.books, now, model);
+        }
+        walk.slot(&self.books, now, model)
     }
 
     /// Does what is due and says when to come back; messages may call it earlier.
-    fn advance(&mut self, now: Instant) -> Option<Instant> {
-        for (place, waiter) in self.queue.expire(now) {
-            let refusal = self.exceeded(place, now.saturating_duration_since(waiter.since), now);
+    fn advance(&mut self, now: Now) -> Option<Instant> {
+        self.books.adapt(now);
+        for (place, waiter) in self.queue.expire(now.mono) {
+            let waited = now.mono.saturating_duration_since(waiter.joining.since);
+            let refusal = self.exceeded(waiter.joining.ask.model, place, waited, now);
             let _ = waiter.turns.try_send(Turn::Refused(refusal));
         }
         let next_near = self.announce(now);
@@ -457,49 +535,140 @@ impl Core {
     }
 
     /// Tells those whose slot is near; returns when the next one will be.
-    fn announce(&mut self, now: Instant) -> Option<Instant> {
-        for place in 0..self.queue.len().min(MAX_PREPARED) {
-            let slot = self.slot_of(place, now);
-            if slot > now + PREPARE_AHEAD {
-                return slot.checked_sub(PREPARE_AHEAD);
+    fn announce(&mut self, now: Now) -> Option<Instant> {
+        let mut walk = Walk::new(self.models, self.granted);
+        let mut next_near: Option<Instant> = None;
+        let horizon = now.mono + PREPARE_AHEAD;
+        for place in 0..self.queue.len() {
+            if walk.going() >= MAX_PREPARED {
+                break;
             }
             let entry = self.queue.get_mut(place).expect("place < len");
-            if !entry.told {
+            // Tokens and requests in flight are not foreseen: such a slot may open at any time, so its waiter is told early.
+            let slot = walk.step(&self.books, now, entry.waiter.joining.ask.model).at.unwrap_or(now.mono);
+            if slot > horizon {
+                let near = slot - PREPARE_AHEAD;
+                next_near = Some(next_near.map_or(near, |first| first.min(near)));
+            } else if !entry.told {
                 entry.told = true;
                 let _ = entry.waiter.turns.try_send(Turn::Near);
             }
+            if walk.shared_slot(&self.books, now) > Some(horizon + PREPARE_AHEAD) {
+                // Nobody behind is nearer than those seen.
+                break;
+            }
         }
-        None
+        next_near
     }
 
-    /// Opens the slot for the first waiter that is ready; returns when that will be, if it is only a matter of time.
-    fn grant(&mut self, now: Instant) -> Option<Instant> {
-        if self.granted {
+    /// Opens the slot for the first waiter that is ready and that only its own model's limits could hold; returns when
+    /// that will be, if it is only a matter of time.
+    fn grant(&mut self, now: Now) -> Option<Instant> {
+        if self.granted.is_some() {
             return None;
         }
-        let id = self.queue.first_ready()?.id;
-        let at = self.limiter.next(clocks(now), 0).at?;
-        if at > now {
-            return Some(at);
+        let mut held_models = vec![false; self.models];
+        let mut opens: Option<Instant> = None;
+        let mut chosen = None;
+        for entry in self.queue.ready() {
+            let ask = entry.waiter.joining.ask;
+            let shared = self.books.next_shared(now, ask.tokens).at;
+            if shared.is_none_or(|at| at > now.mono) {
+                // Nobody overtakes: a large request would wait for ever while small ones use up what it waits for.
+                opens = [opens, shared].into_iter().flatten().min();
+                break;
+            }
+            if held_models[ask.model] {
+                continue;
+            }
+            match self.books.next(now, ask).at {
+                Some(at) if at <= now.mono => {
+                    chosen = Some(entry.id);
+                    break;
+                }
+                later => {
+                    held_models[ask.model] = true;
+                    opens = [opens, later].into_iter().flatten().min();
+                }
+            }
         }
-        let waiter = self.queue.remove(id).expect("first_ready names a waiter in the queue");
+        let Some(id) = chosen else { return opens };
+        let Waiter { turns, joining } = self.queue.remove(id).expect("the chosen waiter is in the queue");
         let mailbox = self.mailbox.upgrade()?;
-        self.granted = true;
+        self.granted = Some(joining.ask.model);
         // If the waiter is gone, the permit comes back right here, by its Drop.
-        let permit = Permit { id, since: waiter.since, mailbox: Some(mailbox) };
-        let _ = waiter.turns.try_send(Turn::Granted(permit));
+        let permit = Permit { id, ask: joining.ask, since: joining.since, mailbox: Some(mailbox) };
+        let _ = turns.try_send(Turn::Granted(permit));
         None
     }
 
-    fn snapshot(&self, now: Instant) -> Snapshot {
+    fn snapshot(&mut self, now: Now) -> Snapshot {
+        // What a newcomer would wait, for the model that would go first.
+        let slots: Vec<_> = (0..self.models).map(|model| self.slot_at_the_end(model, now)).collect();
+        let soonest = slots.into_iter().filter_map(|slot| slot.at).min();
         Snapshot {
-            available: self.limiter.available(clocks(now)),
+            available: self.books.available(now),
             queued: self.queue.len(),
             preparing: self.queue.told(),
             in_flight: self.in_flight.len(),
-            estimated_wait: self.wait_for_place(self.queue.len(), now),
-            held_by: self.limiter.next(clocks(now), 0).held_by,
+            estimated_wait: until(soonest, now),
+            held_by: self.held_by(now),
+            sent_last_minute: self.observed.per_minute(now.mono),
+            learned_interval: self.books.learned_interval(now.mono),
             tally: self.tally,
         }
     }
+
+    /// What the head of the line waits for; with nobody in line, what the next request would.
+    fn held_by(&mut self, now: Now) -> Held {
+        match self.queue.get_mut(0) {
+            Some(head) => self.books.next(now, head.waiter.joining.ask).held_by,
+            None => self.books.next_shared(now, 0).held_by,
+        }
+    }
+}
+
+/// Walks down the line and says when each waiter can go at the earliest, as far as sends are counted. A waiter whose own
+/// model holds it longer than the provider would is not in the way of those behind.
+struct Walk {
+    ahead: usize,
+    ahead_of_model: Vec<usize>,
+}
+
+impl Walk {
+    fn new(models: usize, granted: Option<usize>) -> Walk {
+        let mut walk = Walk { ahead: 0, ahead_of_model: vec![0; models] };
+        if let Some(model) = granted {
+            walk.ahead = 1;
+            walk.ahead_of_model[model] = 1;
+        }
+        walk
+    }
+
+    fn slot(&self, books: &Books, now: Now, model: usize) -> Next {
+        books.nth(now, model, self.ahead, self.ahead_of_model[model])
+    }
+
+    fn step(&mut self, books: &Books, now: Now, model: usize) -> Next {
+        let slot = self.slot(books, now, model);
+        self.ahead_of_model[model] += 1;
+        if slot.at <= self.shared_slot(books, now) {
+            self.ahead += 1;
+        }
+        slot
+    }
+
+    /// When the provider as a whole would let the next one go.
+    fn shared_slot(&self, books: &Books, now: Now) -> Option<Instant> {
+        books.nth_shared(now, self.ahead).at
+    }
+
+    /// How many can go as soon as the provider lets them.
+    fn going(&self) -> usize {
+        self.ahead
+    }
+}
+
+fn until(at: Option<Instant>, now: Now) -> Duration {
+    at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now.mono))
 }

@@ -235,21 +235,19 @@ impl Limiter {
         }
         let time = self.since_start(now.mono);
         let tokens = self.tokens.as_ref().map_or(0, |tokens| tokens.earliest(time, cost));
-        let mut latest = (time, Held::Nothing);
-        for (at, limit) in self.openings(now, 0).into_iter().chain([(tokens, Held::Tokens)]) {
-            if at > latest.0 {
-                latest = (at, limit);
-            }
-        }
-        Next { at: Some(self.instant(latest.0)), held_by: latest.1 }
+        self.latest(time, self.openings(now, 0).into_iter().chain([(tokens, Held::Tokens)]))
     }
 
     /// The earliest instant at which the `n`-th send from now (0 is the next) can go. Never too late: the scheduler may
     /// refuse on it. Exact where one limit alone holds a queue that never runs dry, but for two that depend on what is
     /// not known yet: tokens and concurrency are left out (ask [`next`](Limiter::next) for the head of the queue).
     pub fn nth_at(&self, now: Now, n: usize) -> Instant {
-        let latest = self.openings(now, n as u64).into_iter().map(|(at, _)| at).max();
-        self.instant(latest.unwrap_or(0).max(self.since_start(now.mono)))
+        self.nth(now, n).at.expect("limits that count sends always open in time")
+    }
+
+    /// [`nth_at`](Self::nth_at), and which limit opens last; there is always an instant.
+    pub fn nth(&self, now: Now, n: usize) -> Next {
+        self.latest(self.since_start(now.mono), self.openings(now, n as u64))
     }
 
     /// How many sends could go at this instant, each of a token or less; `u32::MAX` where nothing limits. 0 or 1 for
@@ -316,6 +314,16 @@ impl Limiter {
         if let Some(cadence) = &mut self.cadence {
             cadence.set_interval(time, interval);
         }
+    }
+
+    fn latest(&self, time: Nanos, openings: impl IntoIterator<Item = (Nanos, Held)>) -> Next {
+        let mut latest = (time, Held::Nothing);
+        for (at, limit) in openings {
+            if at > latest.0 {
+                latest = (at, limit);
+            }
+        }
+        Next { at: Some(self.instant(latest.0)), held_by: latest.1 }
     }
 
     /// When each limit that counts sends opens for the `n`-th from now; 0 where there is no such limit.
