@@ -172,6 +172,13 @@ mod tests {
                 day.earliest(at, clock(at), 8),
                 10 + HOUR + 24 * HOUR * counts_twice as u64
             );
+            day.sent(12 * HOUR, clock(12 * HOUR));
+            let tomorrow = 25 * HOUR + 10;
+            assert_eq!(
+                day.available(tomorrow, clock(tomorrow)),
+                5,
+                "nothing is carried twice"
+            );
         }
     }
 

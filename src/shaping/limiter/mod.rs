@@ -262,12 +262,8 @@ impl Limiter {
     /// refuse on it. Exact where one limit alone holds a queue that never runs dry, but for two that depend on what is
     /// not known yet: tokens and concurrency are left out (ask [`next`](Limiter::next) for the head of the queue).
     pub fn nth_at(&self, now: Now, n: usize) -> Instant {
-        let latest = self
-            .openings(now, n as u64)
-            .into_iter()
-            .map(|(at, _)| at)
-            .max();
-        self.instant(latest.unwrap_or(0).max(self.since_start(now.mono)))
+        let openings = self.openings(now, n as u64).into_iter();
+        self.instant(openings.fold(self.since_start(now.mono), |latest, (at, _)| latest.max(at)))
     }
 
     /// How many sends could go at this instant, each of a token or less; `u32::MAX` where nothing limits. 0 or 1 for
