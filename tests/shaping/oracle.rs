@@ -23,7 +23,7 @@ enum Demand {
     Bursts,
 }
 
-/// One simulated minute of traffic to one provider.
+/// What went to one provider.
 struct Traffic {
     sends: Vec<u64>,
     /// In the order of arrival.
@@ -171,8 +171,10 @@ fn a_daily_budget_satisfies_days_and_rolling_days() {
             let mut limiter = Limiter::new(&limits, clock.at(0));
             let (mut now, mut arrivals) = (0, Vec::with_capacity(each));
             for _ in 0..each {
-                if demand == Demand::Bursts {
-                    now += rng.u64(..3 * DAY / u64::from(max)); // around the budget, so that some days leave a rest
+                // Now and then the queue is dry until a moment before or after a reset.
+                if demand == Demand::Bursts && rng.u32(..max) == 0 {
+                    let to_reset = DAY - (past_midnight + now + DAY - reset) % DAY;
+                    now += (to_reset + JITTER).saturating_sub(rng.u64(..3 * JITTER));
                 }
                 now = clock.next(&limiter, now, 0);
                 clock.send(&mut limiter, now, 0);

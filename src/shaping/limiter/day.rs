@@ -132,6 +132,9 @@ mod tests {
             assert_eq!(left(HOUR + 10), 5 - counts_twice, "new day, sent at {at}");
             assert_eq!(left(25 * HOUR + 10), 5, "the day after, sent at {at}");
             assert_eq!(day.earliest(at, clock(at), 8), 10 + HOUR + 24 * HOUR * counts_twice as u64);
+            day.sent(12 * HOUR, clock(12 * HOUR));
+            let tomorrow = 25 * HOUR + 10;
+            assert_eq!(day.available(tomorrow, clock(tomorrow)), 5, "nothing is carried twice");
         }
     }
 
