@@ -130,7 +130,7 @@ async fn answer(mut stream: TcpStream, path: &str, body: &[u8]) -> io::Result<()
     let chat = match path {
         "/v1/chat/completions" => true,
         "/v1/completions" => false,
-        "/v1/embeddings" => return plain(&mut stream, 200, &embeddings(model)).await,
+        "/v1/embeddings" => return plain(&mut stream, 200, &embeddings(&request, model)).await,
         "/v1/models" => return plain(&mut stream, 200, &json!({"object": "list", "data": []})).await,
         _ => {
             let error = json!({"message": format!("the demo provider has no {path}"), "type": "invalid_request_error",
@@ -176,8 +176,13 @@ fn completion(chat: bool, model: &str, reply: &str, usage: Value) -> Value {
     json!({"id": "demo-1", "object": object, "created": 0, "model": model, "choices": [choice], "usage": usage})
 }
 
-fn embeddings(model: &str) -> Value {
-    let row = json!({"object": "embedding", "index": 0, "embedding": [0.25, 0.5, 0.75]});
+/// One vector, as numbers or, where the SDK asks for it (Node's does), as little-endian 32-bit floats in base64.
+fn embeddings(request: &Value, model: &str) -> Value {
+    let embedding = match request["encoding_format"] == "base64" {
+        true => json!("AACAPgAAAD8AAEA/"),
+        false => json!([0.25, 0.5, 0.75]),
+    };
+    let row = json!({"object": "embedding", "index": 0, "embedding": embedding});
     let usage = json!({"prompt_tokens": 1, "total_tokens": 1});
     json!({"object": "list", "data": [row], "model": model, "usage": usage})
 }

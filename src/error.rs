@@ -110,6 +110,13 @@ pub enum Error {
         /// When to come back.
         retry_after: Duration,
     },
+    /// The provider's budget for the day is spent: 503.
+    DailyLimit {
+        /// The provider's name.
+        provider: String,
+        /// When there is a new one.
+        resets_in: Duration,
+    },
     /// `server.max_connections` are open: 503.
     TooManyConnections {
         /// The limit.
@@ -222,6 +229,11 @@ impl Error {
                 "The queue of {} is full: {max_queue} requests wait already (max_queue). Try again later.",
                 quote(provider)
             ),
+            Error::DailyLimit { provider, resets_in } => format!(
+                "The budget of {} for this day (rpd) is spent; there is a new one in {}.",
+                quote(provider),
+                seconds(*resets_in)
+            ),
             Error::TooManyConnections { max_connections } => format!(
                 "{max_connections} connections are open already (server.max_connections). Close idle ones, or try again."
             ),
@@ -262,18 +274,14 @@ impl Error {
     pub fn headers(&self) -> Vec<(&'static str, String)> {
         let retry_after = match self {
             Error::QueueWaitExceeded { retry_after, .. } | Error::QueueFull { retry_after, .. } => *retry_after,
+            Error::DailyLimit { resets_in, .. } => *resets_in,
             Error::TooManyConnections { .. } => CONNECTION_RETRY_AFTER,
             Error::ShuttingDown => RESTART_RETRY_AFTER,
             Error::MethodNotAllowed { allow, .. } => return vec![("Allow", (*allow).to_owned())],
             Error::InvalidApiKey => return vec![("WWW-Authenticate", "Bearer".to_owned())],
             _ => return Vec::new(),
         };
-        let seconds = whole_seconds(retry_after);
-        let mut headers = vec![("Retry-After", seconds.to_string())];
-        if seconds > OBEYED_RETRY_AFTER_SECONDS {
-            headers.push(("x-should-retry", "false".to_owned()));
-        }
-        headers
+        come_back_after(retry_after)
     }
 
     /// Whether the connection has to end with this answer: nobody knows any more where the next request would start, or
@@ -318,6 +326,7 @@ impl Error {
             Error::InvalidApiKey => (401, AUTH, "invalid_api_key"),
             Error::QueueWaitExceeded { .. } => (503, RATE, "queue_wait_exceeded"),
             Error::QueueFull { .. } => (503, RATE, "queue_full"),
+            Error::DailyLimit { .. } => (503, RATE, "daily_limit_reached"),
             Error::TooManyConnections { .. } => (503, RATE, "too_many_connections"),
             Error::ShuttingDown => (503, API, "shutting_down"),
             Error::UpstreamUnreachable { .. } => (502, API, "upstream_unreachable"),
@@ -327,6 +336,16 @@ impl Error {
             Error::Internal => (500, API, "internal_error"),
         }
     }
+}
+
+/// `Retry-After` in whole seconds, at least one, and where that is longer than SDKs wait, the word not to try by themselves.
+pub fn come_back_after(wait: Duration) -> Vec<(&'static str, String)> {
+    let seconds = whole_seconds(wait);
+    let mut headers = vec![("Retry-After", seconds.to_string())];
+    if seconds > OBEYED_RETRY_AFTER_SECONDS {
+        headers.push(("x-should-retry", "false".to_owned()));
+    }
+    headers
 }
 
 impl fmt::Display for Error {

@@ -35,6 +35,8 @@ pub struct Registry {
 pub struct Route<'a> {
     /// Index into the providers of the configuration.
     pub provider: usize,
+    /// Index into that provider's models.
+    pub model: usize,
     /// The name that the provider gets.
     pub upstream: &'a str,
 }
@@ -42,6 +44,7 @@ pub struct Route<'a> {
 #[derive(Debug, Clone)]
 struct Target {
     provider: usize,
+    model: usize,
     upstream: String,
 }
 
@@ -53,18 +56,23 @@ impl Registry {
             targets: HashMap::new(),
             listed: Vec::new(),
         };
-        let models =
-            || providers.iter().enumerate().flat_map(|(at, p)| p.models.iter().map(move |model| (at, p, model)));
-        let mut shared: HashMap<&str, bool> = HashMap::new();
-        for (provider, _, model) in models() {
-            let owner = registry.add(model.id.clone(), provider, &model.upstream, true);
+        let models = || {
+            providers.iter().enumerate().flat_map(|(provider, config)| {
+                config.models.iter().enumerate().map(move |(model, entry)| {
+                    (Target { provider, model, upstream: entry.upstream.clone() }, &config.name, entry.id.clone())
+                })
+            })
+        };
+        let mut shared: HashMap<String, bool> = HashMap::new();
+        for (target, _, id) in models() {
+            let provider = target.provider;
+            let owner = registry.add(id.clone(), target, true);
             // The owner comes first, so the last to list a name tells whether there are others.
-            shared.insert(&model.id, owner != provider);
+            shared.insert(id, owner != provider);
         }
         // Only now, so that a plain name beats a prefixed one of any provider.
-        for (at, provider, model) in models() {
-            let name = format!("{}/{}", provider.name, model.id);
-            registry.add(name, at, &model.upstream, shared[model.id.as_str()]);
+        for (target, provider, id) in models() {
+            registry.add(format!("{provider}/{id}"), target, shared[&id]);
         }
         registry
     }
@@ -75,7 +83,7 @@ impl Registry {
     /// [`Error::ModelNotFound`] with the names that look most like it.
     pub fn resolve(&self, model: &str) -> Result<Route<'_>, Error> {
         let (_, target) = self.find(model)?;
-        Ok(Route { provider: target.provider, upstream: &target.upstream })
+        Ok(Route { provider: target.provider, model: target.model, upstream: &target.upstream })
     }
 
     /// What `GET /v1/models/{id}` shows: any name that [`resolve`](Self::resolve) takes.
@@ -94,14 +102,15 @@ impl Registry {
     }
 
     /// Adds a name unless it is taken, and returns the provider it leads to.
-    fn add(&mut self, name: String, provider: usize, upstream: &str, list: bool) -> usize {
-        if let Some(target) = self.targets.get(&name) {
-            return target.provider;
+    fn add(&mut self, name: String, target: Target, list: bool) -> usize {
+        if let Some(taken) = self.targets.get(&name) {
+            return taken.provider;
         }
         if list {
             self.listed.push(name.clone());
         }
-        self.targets.insert(name, Target { provider, upstream: upstream.to_owned() });
+        let provider = target.provider;
+        self.targets.insert(name, target);
         provider
     }
 
@@ -211,20 +220,20 @@ mod tests {
             ("z-ai", &["glm-5.1", "both", "glm-5.1-air=air"]),
             ("x", &["a/b/c"]),
         ]);
-        for (asked, provider, upstream) in [
-            ("z-ai/glm-5.1", 0, "z-ai/glm-5.1"),
-            ("nim/z-ai/glm-5.1", 0, "z-ai/glm-5.1"),
-            ("glm-5.1", 1, "glm-5.1"),
-            ("fast", 0, "meta/llama-3.1-8b"),
-            ("nim/fast", 0, "meta/llama-3.1-8b"),
-            ("both", 0, "both"),
-            ("nim/both", 0, "both"),
-            ("z-ai/both", 1, "both"),
-            ("z-ai/glm-5.1-air", 1, "air"),
-            ("a/b/c", 2, "a/b/c"),
-            ("x/a/b/c", 2, "a/b/c"),
+        for (asked, provider, model, upstream) in [
+            ("z-ai/glm-5.1", 0, 0, "z-ai/glm-5.1"),
+            ("nim/z-ai/glm-5.1", 0, 0, "z-ai/glm-5.1"),
+            ("glm-5.1", 1, 0, "glm-5.1"),
+            ("fast", 0, 1, "meta/llama-3.1-8b"),
+            ("nim/fast", 0, 1, "meta/llama-3.1-8b"),
+            ("both", 0, 2, "both"),
+            ("nim/both", 0, 2, "both"),
+            ("z-ai/both", 1, 1, "both"),
+            ("z-ai/glm-5.1-air", 1, 2, "air"),
+            ("a/b/c", 2, 0, "a/b/c"),
+            ("x/a/b/c", 2, 0, "a/b/c"),
         ] {
-            assert_eq!(registry.resolve(asked), Ok(Route { provider, upstream }), "{asked}");
+            assert_eq!(registry.resolve(asked), Ok(Route { provider, model, upstream }), "{asked}");
             let owner = ["nim", "z-ai", "x"][provider];
             assert_eq!(registry.get(asked), Ok(Model { id: asked, owned_by: owner }), "{asked}");
         }

@@ -52,6 +52,16 @@ struct Row {
     rpm: Option<f64>,
     max_wait_seconds: Option<f64>,
     max_queue: usize,
+    /// The limits beside the cadence, those that are set.
+    window: Option<u32>,
+    rpd: Option<u32>,
+    tpm: Option<u64>,
+    max_concurrent: Option<u32>,
+    /// Requests a minute: as the cadence is now, where 429s may stretch it, and as they went in the last 60 s.
+    effective_rpm: f64,
+    observed_rpm: u32,
+    /// What the next send waits for.
+    held_by: &'static str,
     in_flight: usize,
     estimated_wait_seconds: f64,
     sent: u64,
@@ -61,6 +71,8 @@ struct Row {
     upstream_errors: u64,
     rejected_wait: u64,
     rejected_full: u64,
+    rejected_day: u64,
+    cooldowns: u64,
     cancelled_in_queue: u64,
     idle_connections: usize,
     queue_wait_seconds: Summary,
@@ -77,21 +89,30 @@ struct Summary {
 async fn row(provider: &Provider) -> Option<Row> {
     let (config, counters, now) = (provider.config(), provider.counters(), provider.snapshot().await?);
     let (rate, tally) = (&config.rate_limit, now.tally);
+    let pace = &rate.pace;
     Some(Row {
         provider: config.name.clone(),
-        mode: match rate.mode {
+        mode: match pace.mode {
             Mode::Spaced => "spaced",
             Mode::Burst => "burst",
+            Mode::Window => "window",
         },
-        interval_seconds: rate.interval.as_secs_f64(),
-        capacity: rate.capacity,
+        interval_seconds: pace.interval.as_secs_f64(),
+        capacity: pace.capacity,
         tokens: f64::from(now.available) - now.queued as f64,
         queued_ahead: now.queued,
         waiting_in_acquire: now.preparing,
         last_send_time: tally.last_send.map(unix_seconds),
-        rpm: rate.rpm,
+        rpm: pace.rpm,
         max_wait_seconds: rate.max_wait.map(|wait| wait.as_secs_f64()),
         max_queue: config.max_queue,
+        window: rate.budget.window,
+        rpd: rate.budget.day.map(|day| day.max),
+        tpm: rate.budget.tokens_per_minute,
+        max_concurrent: rate.budget.max_concurrent,
+        effective_rpm: 60.0 / now.learned_interval.unwrap_or(pace.interval).as_secs_f64(),
+        observed_rpm: now.sent_last_minute,
+        held_by: now.held_by.name(),
         in_flight: now.in_flight,
         estimated_wait_seconds: now.estimated_wait.as_secs_f64(),
         sent: tally.sent,
@@ -101,6 +122,8 @@ async fn row(provider: &Provider) -> Option<Row> {
         upstream_errors: counters.upstream_errors,
         rejected_wait: tally.rejected_wait,
         rejected_full: tally.rejected_full,
+        rejected_day: tally.rejected_day,
+        cooldowns: tally.cooldowns,
         cancelled_in_queue: tally.cancelled,
         idle_connections: provider.idle_connections(),
         queue_wait_seconds: tally.queue_wait.into(),

@@ -18,7 +18,21 @@ pub struct Peek {
     pub model_span: Range<usize>,
     /// Whether `stream` is the JSON value `true`.
     pub stream: bool,
+    /// The most tokens that the answer may have: `max_completion_tokens` (chat), `max_output_tokens` (responses) or
+    /// `max_tokens` (legacy); 0 where none of them is a whole number.
+    pub max_tokens: u64,
 }
+
+impl Peek {
+    /// What a request may cost, before the answer tells: a token for each four bytes of the body, and the whole answer that
+    /// it allows.
+    pub fn estimated_tokens(&self, body: &[u8]) -> u64 {
+        (body.len() as u64 / BYTES_PER_TOKEN).saturating_add(self.max_tokens)
+    }
+}
+
+/// OpenAI's rule of thumb for English text.
+const BYTES_PER_TOKEN: u64 = 4;
 
 /// Reads `model` and `stream` of a JSON object without building a tree. One pass, no recursion: nesting may be of any depth.
 ///
@@ -41,6 +55,7 @@ pub fn peek(body: &[u8]) -> Result<Peek, Error> {
         model: serde_json::from_str(raw).map_err(|error| invalid_json(format_args!("in `model`: {error}")))?,
         model_span: start..start + raw.len(),
         stream: fields.stream.is_some_and(|raw| raw.get() == "true"),
+        max_tokens: fields.max_tokens.and_then(|raw| raw.get().parse().ok()).unwrap_or(0),
     })
 }
 
@@ -60,13 +75,16 @@ fn invalid_json(detail: impl fmt::Display) -> Error {
 struct Fields<'a> {
     model: Option<&'a RawValue>,
     stream: Option<&'a RawValue>,
+    max_tokens: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
-#[serde(field_identifier, rename_all = "lowercase")]
+#[serde(field_identifier, rename_all = "snake_case")]
 enum Key {
     Model,
     Stream,
+    #[serde(alias = "max_completion_tokens", alias = "max_output_tokens")]
+    MaxTokens,
     #[serde(other)]
     Other,
 }
@@ -93,6 +111,7 @@ impl<'de> Visitor<'de> for FieldsVisitor {
             match key {
                 Key::Model => fields.model = Some(map.next_value()?),
                 Key::Stream => fields.stream = Some(map.next_value()?),
+                Key::MaxTokens => fields.max_tokens = Some(map.next_value()?),
                 Key::Other => drop(map.next_value::<IgnoredAny>()?),
             }
         }
@@ -110,6 +129,24 @@ mod tests {
     fn found(body: &str) -> (String, &str, bool) {
         let peek = peek(body.as_bytes()).unwrap_or_else(|error| panic!("{body}: {error}"));
         (peek.model, &body[peek.model_span], peek.stream)
+    }
+
+    #[test]
+    fn the_estimate_is_a_quarter_of_the_bytes_and_the_longest_answer() {
+        for (limit, want) in [
+            (r#""max_tokens":100"#, 100),
+            (r#""max_completion_tokens":7"#, 7),
+            (r#""max_output_tokens":9"#, 9),
+            (r#""max_tokens":"many""#, 0),
+            (r#""max_tokens":null"#, 0),
+            (r#""max_tokens":-1"#, 0),
+            (r#""min_tokens":5"#, 0),
+        ] {
+            let body = format!(r#"{{"model":"m",{limit}}}"#);
+            let peek = peek(body.as_bytes()).unwrap();
+            assert_eq!(peek.max_tokens, want, "{body}");
+            assert_eq!(peek.estimated_tokens(body.as_bytes()), body.len() as u64 / 4 + want, "{body}");
+        }
     }
 
     #[test]

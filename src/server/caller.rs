@@ -14,7 +14,7 @@ use futures_lite::io::{AsyncReadExt, AsyncWrite};
 use smol::future::FutureExt;
 
 use crate::error::Error;
-use crate::http1::{self, BodyLength, FINAL_CHUNK, Headers, RequestHead};
+use crate::http1::{self, BodyLength, FINAL_CHUNK, RequestHead};
 
 /// How long and for how many bytes a caller may go on sending after our last word. Closing on unread bytes makes
 /// the kernel send a reset, which may overtake the answer (RFC 9112 section 9.6).
@@ -221,14 +221,6 @@ impl Caller {
         self.framing = framing;
         http1::write_response_head(&mut self.out, status, reason, headers, framing, self.keep_alive);
     }
-}
-
-/// Whether a relayed answer is an event stream that an event can be added to.
-pub fn is_event_stream(headers: &Headers) -> bool {
-    let media = headers.get("content-type").unwrap_or_default();
-    let is_sse = media.len() >= 17 && media[..17].eq_ignore_ascii_case(b"text/event-stream");
-    let encoding = headers.get("content-encoding").unwrap_or(b"identity");
-    is_sse && encoding.eq_ignore_ascii_case(b"identity")
 }
 
 fn new_request_id() -> String {

@@ -4,11 +4,12 @@
 use futures_lite::future;
 
 use super::Gateway;
-use super::caller::{Caller, Gone, is_event_stream};
-use crate::error::Error;
+use super::caller::{Caller, Gone};
+use crate::error::{self, Error};
 use crate::http1::{self, BodyLength, Framing, RequestHead};
 use crate::openai;
-use crate::provider::Answer;
+use crate::provider::{Advice, Answer};
+use crate::shaping::books::Ask;
 
 /// Routes by the `model` in the body, waits for the provider's slot, and relays.
 pub async fn forward(gateway: &Gateway, head: &RequestHead, body: Vec<u8>, caller: &mut Caller) -> Result<(), Gone> {
@@ -16,11 +17,12 @@ pub async fn forward(gateway: &Gateway, head: &RequestHead, body: Vec<u8>, calle
         let peek = openai::peek(&body)?;
         let route = gateway.registry.resolve(&peek.model)?;
         let provider = &gateway.providers[route.provider];
+        let ask = Ask { model: route.model, tokens: peek.estimated_tokens(&body) };
         let body = match route.upstream == peek.model {
             true => body,
             false => openai::splice_model(body, peek.model_span, route.upstream),
         };
-        provider.exchange(head, body).await
+        provider.exchange(head, body, ask).await
     };
     let cut_off = async {
         gateway.aborting.begins().await;
@@ -85,7 +87,7 @@ fn begin(answer: &Answer, caller: &mut Caller) {
             ours.push((name, value.as_bytes()));
         }
     };
-    if is_event_stream(&head.headers) {
+    if answer.is_event_stream() {
         // Keep proxies between us and the caller from collecting the stream.
         unless_sent("cache-control", "no-cache");
         unless_sent("x-accel-buffering", "no");
@@ -100,6 +102,16 @@ fn begin(answer: &Answer, caller: &mut Caller) {
     caller.begin(head.status, &head.reason, passed.chain(ours), length);
 }
 
+/// What tells an SDK whether and when to try again.
+const ADVICE_HEADERS: [&str; 3] = ["retry-after", "retry-after-ms", "x-should-retry"];
+
+fn advice_headers(advice: Advice) -> Vec<(&'static str, String)> {
+    let mut headers = advice.retry_after.map(error::come_back_after).unwrap_or_default();
+    headers.retain(|(name, _)| *name != "x-should-retry");
+    headers.push(("x-should-retry", advice.should_retry.to_string()));
+    headers
+}
+
 /// The provider failed inside its answer. Where nothing has gone out yet the caller gets the error itself; in an event
 /// stream it gets it as an event, since Node's SDK takes a mere abort for a short answer.
 async fn broken_off(error: &Error, answer: &Answer, caller: &mut Caller) -> Result<(), Gone> {
@@ -107,7 +119,7 @@ async fn broken_off(error: &Error, answer: &Answer, caller: &mut Caller) -> Resu
         caller.take_back();
         return caller.error(error).await;
     }
-    if is_event_stream(&answer.head.headers) {
+    if answer.is_event_stream() {
         caller.body(b"\n\n");
         caller.body(error.to_sse_event().as_bytes());
     }

@@ -33,12 +33,14 @@ pub struct Response {
     pub head: ResponseHead,
     /// The rest.
     pub body: Body,
+    /// Counts the request as in flight.
+    pub in_flight: InFlight,
     /// From the send to the head.
     pub latency: Duration,
 }
 
-/// Sends a request and waits for the response head for up to `timeout`. The connection, the place it returns to and the
-/// in-flight accounting travel on with the [`Body`].
+/// Sends a request and waits for the response head for up to `timeout`. The connection and the pool that it returns to
+/// travel on with the [`Body`].
 pub async fn send(
     permit: Permit,
     mut connection: Connection,
@@ -69,10 +71,8 @@ pub async fn send(
         decoder: BodyDecoder::new(head.framing),
         connection: Some(connection),
         pool: head.keep_alive.then(|| pool.clone()),
-        waited: sent.in_flight.waited(),
-        in_flight: Some(sent.in_flight),
     };
-    Ok(Response { head, body, latency: sent.at.elapsed() })
+    Ok(Response { head, body, in_flight: sent.in_flight, latency: sent.at.elapsed() })
 }
 
 enum Ending {
@@ -99,18 +99,11 @@ impl Ending {
 pub struct Body {
     connection: Option<Connection>,
     decoder: BodyDecoder,
-    in_flight: Option<InFlight>,
-    waited: Duration,
     /// Where the connection goes afterwards; `None` closes it.
     pool: Option<Rc<Pool>>,
 }
 
 impl Body {
-    /// How long the request waited for its slot.
-    pub fn waited(&self) -> Duration {
-        self.waited
-    }
-
     /// Appends what has come already to `out`, without waiting. Says whether the body is over.
     pub fn take_buffered(&mut self, out: &mut Vec<u8>) -> Result<bool, Failure> {
         while let Some(connection) = &mut self.connection {
@@ -159,7 +152,6 @@ impl Body {
     }
 
     fn finish(&mut self) {
-        self.in_flight = None;
         if let Some(mut connection) = self.connection.take()
             && let Some(pool) = self.pool.take()
             && connection.reader.buffered().is_empty()

@@ -1,0 +1,167 @@
+//! A provider's answer on its way to the caller: its head, and its body as it comes.
+//!
+//! Counts how the answer ends, and where a limit on tokens is kept, finds out how many it cost.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::Provider;
+use crate::error::Error;
+use crate::http1::{Headers, ResponseHead};
+use crate::openai::{self, EventScanner};
+use crate::shaping::scheduler::InFlight;
+use crate::upstream::client::{Body, Response};
+
+/// A plain answer larger than this is not searched for its usage.
+const METERED_BYTES: usize = 1024 * 1024;
+
+/// What a refusal that is passed on tells the caller about coming back, in the place of the provider's own words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Advice {
+    /// When the provider takes requests again, if that is known.
+    pub retry_after: Option<Duration>,
+    /// Whether the caller's SDK should try again by itself.
+    pub should_retry: bool,
+}
+
+/// An answer whose body is still to come.
+pub struct Answer {
+    /// Status and headers.
+    pub head: ResponseHead,
+    /// Set where waiting has not helped.
+    pub advice: Option<Advice>,
+    /// Body bytes that were read to judge the answer.
+    prefix: Vec<u8>,
+    body: Body,
+    in_flight: Option<InFlight>,
+    waited: Duration,
+    meter: Option<Meter>,
+    provider: Rc<Provider>,
+}
+
+/// Looks for the tokens that an answer says it used.
+enum Meter {
+    Events(Box<EventScanner>),
+    Whole(Vec<u8>),
+}
+
+impl Answer {
+    /// Counts the response. `metered` asks for its tokens to be found.
+    pub(super) fn new(provider: &Rc<Provider>, response: Response, metered: bool) -> Answer {
+        let Response { head, body, in_flight, latency } = response;
+        let mut counters = provider.counters.borrow_mut();
+        counters.latency.add(latency);
+        match head.status {
+            400..=499 => counters.upstream_4xx += 1,
+            500.. => counters.upstream_5xx += 1,
+            _ => {}
+        }
+        Answer {
+            meter: (metered && is_plain(&head.headers)).then(|| match is_event_stream(&head.headers) {
+                true => Meter::Events(Box::new(EventScanner::new())),
+                false => Meter::Whole(Vec::new()),
+            }),
+            head,
+            advice: None,
+            prefix: Vec::new(),
+            body,
+            waited: in_flight.waited(),
+            in_flight: Some(in_flight),
+            provider: provider.clone(),
+        }
+    }
+
+    /// The provider's name.
+    pub fn provider(&self) -> &str {
+        &self.provider.config.name
+    }
+
+    /// How long the request waited for its slot.
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// Whether an event can be added to the body.
+    pub fn is_event_stream(&self) -> bool {
+        is_event_stream(&self.head.headers) && is_plain(&self.head.headers)
+    }
+
+    /// Appends the body bytes that are there to `out`, without waiting. True when the body is over.
+    pub fn take_buffered(&mut self, out: &mut Vec<u8>) -> Result<bool, Error> {
+        let from = out.len();
+        out.append(&mut self.prefix);
+        let over = self.body.take_buffered(out).map_err(|failure| self.provider.failed(failure))?;
+        if let Some(meter) = &mut self.meter {
+            meter.feed(&out[from..]);
+        }
+        if over {
+            self.is_over();
+        }
+        Ok(over)
+    }
+
+    /// Waits for more of the body, for up to `idle_timeout_seconds`.
+    pub async fn wait(&mut self) -> Result<(), Error> {
+        let idle = self.provider.config.idle_timeout;
+        self.body.wait(idle).await.map_err(|failure| self.provider.failed(failure))
+    }
+
+    /// Reads the body ahead, to be judged and perhaps passed on. False where it is longer than `limit` bytes or breaks off:
+    /// what was read is still passed on, and then whatever follows.
+    pub(super) async fn read_ahead(&mut self, limit: usize) -> bool {
+        let idle = self.provider.config.idle_timeout;
+        while self.prefix.len() <= limit {
+            match self.body.take_buffered(&mut self.prefix) {
+                Ok(true) => {
+                    self.in_flight = None;
+                    return true;
+                }
+                Ok(false) if self.body.wait(idle).await.is_ok() => {}
+                _ => return false,
+            }
+        }
+        false
+    }
+
+    /// What [`Answer::read_ahead`] read.
+    pub(super) fn read_so_far(&self) -> &[u8] {
+        &self.prefix
+    }
+
+    fn is_over(&mut self) {
+        if self.head.status < 400 {
+            self.provider.counters.borrow_mut().succeeded += 1;
+        }
+        let Some(in_flight) = self.in_flight.take() else { return };
+        if let Some(tokens) = self.meter.as_ref().and_then(Meter::total) {
+            in_flight.settle(tokens);
+        }
+    }
+}
+
+impl Meter {
+    fn feed(&mut self, bytes: &[u8]) {
+        match self {
+            Meter::Events(scanner) => scanner.feed(bytes),
+            Meter::Whole(body) if body.len() + bytes.len() <= METERED_BYTES => body.extend_from_slice(bytes),
+            Meter::Whole(body) => body.clear(),
+        }
+    }
+
+    fn total(&self) -> Option<u64> {
+        match self {
+            Meter::Events(scanner) => scanner.usage_total(),
+            Meter::Whole(body) => openai::usage_total(body),
+        }
+    }
+}
+
+fn is_event_stream(headers: &Headers) -> bool {
+    let media = headers.get("content-type").unwrap_or_default();
+    media.split(|byte| *byte == b';').next().is_some_and(|kind| kind.trim_ascii().eq_ignore_ascii_case(b"text/event-stream"))
+}
+
+/// Whether the body can be read as it is.
+fn is_plain(headers: &Headers) -> bool {
+    headers.get("content-encoding").is_none_or(|coding| coding.eq_ignore_ascii_case(b"identity"))
+}

@@ -1,0 +1,148 @@
+//! One provider at work: its scheduler, its connections, its counters.
+//!
+//! Owns the way from "this request is for that provider" to an answer whose body is still to come: [`exchange`] waits,
+//! sends and repeats, [`answer`] is what comes back. Knows nothing of the caller's side.
+
+mod answer;
+mod exchange;
+
+pub use answer::{Advice, Answer};
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use async_io::Timer;
+use futures_lite::future;
+
+use crate::config;
+use crate::error::Error;
+use crate::log;
+use crate::shaping::limiter::Limits;
+use crate::shaping::scheduler::{Refusal, Rules, Scheduler, Snapshot, Timing};
+use crate::upstream::Failure;
+use crate::upstream::connect::Connector;
+use crate::upstream::pool::Pool;
+
+/// What has come back so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counters {
+    /// Answers below 400 whose body came whole.
+    pub succeeded: u64,
+    /// Answers from 400 to 499.
+    pub upstream_4xx: u64,
+    /// Answers from 500.
+    pub upstream_5xx: u64,
+    /// No answer, or one that broke off.
+    pub upstream_errors: u64,
+    /// From the send to the response head.
+    pub latency: Timing,
+}
+
+/// One provider. Lives as long as the gateway.
+pub struct Provider {
+    config: config::Provider,
+    scheduler: Scheduler,
+    connector: Connector,
+    pool: Rc<Pool>,
+    counters: RefCell<Counters>,
+}
+
+impl Provider {
+    /// The provider and its task (scheduler and housekeeping), which the caller spawns.
+    pub fn new(config: &config::Provider) -> (Rc<Provider>, impl Future<Output = ()> + use<>) {
+        let (scheduler, schedule) = Scheduler::new(rules(config));
+        let pool = Rc::new(Pool::new(config.pool_max_idle, config.pool_idle));
+        let provider = Provider {
+            config: config.clone(),
+            scheduler,
+            connector: Connector::new(config),
+            pool: pool.clone(),
+            counters: RefCell::default(),
+        };
+        let every = (config.pool_idle / 2).max(Duration::from_millis(100));
+        let sweep = async move {
+            loop {
+                Timer::after(every).await;
+                pool.sweep();
+            }
+        };
+        (Rc::new(provider), future::or(schedule, sweep))
+    }
+
+    /// As configured.
+    pub fn config(&self) -> &config::Provider {
+        &self.config
+    }
+
+    /// What has come back so far.
+    pub fn counters(&self) -> Counters {
+        *self.counters.borrow()
+    }
+
+    /// Idle connections.
+    pub fn idle_connections(&self) -> usize {
+        self.pool.len()
+    }
+
+    /// The queue as it stands; `None` only while the gateway goes down.
+    pub async fn snapshot(&self) -> Option<Snapshot> {
+        self.scheduler.snapshot().await
+    }
+
+    /// Refuses everybody who waits for this provider and everybody who comes.
+    pub fn close(&self) {
+        self.scheduler.close();
+    }
+
+    /// Whether a limit on tokens has to know what a request of this model used.
+    fn is_metered(&self, model: usize) -> bool {
+        let of_model = self.config.models[model].rate_limit.as_ref().map(|limit| &limit.budget);
+        let budgets = [Some(&self.config.rate_limit.budget), of_model];
+        budgets.into_iter().flatten().any(|budget| budget.tokens_per_minute.is_some())
+    }
+
+    /// Counts and logs a failure and makes the caller's error of it.
+    fn failed(&self, failure: Failure) -> Error {
+        self.counters.borrow_mut().upstream_errors += 1;
+        let provider = self.config.name.clone();
+        let error = match failure {
+            Failure::Unreachable(reason) => Error::UpstreamUnreachable { provider, reason },
+            Failure::Timeout(waited) => Error::UpstreamTimeout { provider, waited },
+            Failure::Disconnected(detail) => Error::UpstreamDisconnected { provider, detail },
+            Failure::Invalid(detail) => Error::UpstreamInvalidResponse { provider, detail },
+        };
+        log::line(format_args!("{error}"));
+        error
+    }
+
+    fn refused(&self, refusal: Refusal) -> Error {
+        let provider = self.config.name.clone();
+        match refusal {
+            Refusal::WaitExceeded { position, expected_wait, max_wait, retry_after } => {
+                Error::QueueWaitExceeded { provider, position, expected_wait, max_wait, retry_after }
+            }
+            Refusal::Full { retry_after } => {
+                Error::QueueFull { provider, max_queue: self.config.max_queue, retry_after }
+            }
+            Refusal::Day { resets_in } => Error::DailyLimit { provider, resets_in },
+            Refusal::Closed => Error::ShuttingDown,
+        }
+    }
+}
+
+fn rules(config: &config::Provider) -> Rules {
+    let rate = &config.rate_limit;
+    let of_model = |model: &config::Model| match &model.rate_limit {
+        Some(limit) => limits(limit.pace.as_ref(), &limit.budget),
+        None => Limits::default(),
+    };
+    Rules {
+        limits: limits(Some(&rate.pace), &rate.budget),
+        models: config.models.iter().map(of_model).collect(),
+        adaptive: rate.adaptive,
+        max_wait: rate.max_wait,
+        max_queue: config.max_queue,
+    }
+}
