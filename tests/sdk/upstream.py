@@ -1,0 +1,175 @@
+"""A provider that does what each request tells it to, and remembers what it saw.
+
+A request's `x-script` header says how it is answered; without one it gets what an OpenAI-shaped provider would say.
+
+    status N        an error object under that status
+    limited N NAME  the first request of that name gets 429 with Retry-After: N, later ones an answer
+    held GATE       the answer is kept back until the gate opens
+    gated GATE      a stream that waits at the gate before every word but the first
+    broken          a stream that closes in mid chunk after two words
+
+The tests talk to it directly as well: `POST /-/open/GATE` lets one pass a gate, `GET /-/seen/NAME` lists the requests
+below `/NAME/` in the order of their arrival.
+"""
+
+import json
+import socket
+import struct
+import threading
+from collections import defaultdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+# socket(7). Python's module has no name for it.
+SO_TIMESTAMPNS = 35
+
+GATE_PATIENCE_SECONDS = 20
+WORDS = ["Queue,", " don't", " reject."]
+
+gates = defaultdict(lambda: threading.Semaphore(0))
+seen = []
+limited = set()
+lock = threading.Lock()
+
+
+def start():
+    """Serves on a free port of 127.0.0.1 in a thread of its own; returns the address as a URL."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Exchange)
+    # Connections inherit it from here. Set on each of them, it would come after their first bytes.
+    server.socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+class Exchange(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def handle_one_request(self):
+        try:
+            self.at = arrival(self.connection)
+            super().handle_one_request()
+        except OSError:
+            self.close_connection = True
+
+    def do_GET(self):
+        name = self.path.rpartition("/-/seen/")[2]
+        with lock:
+            self.json(200, [request for request in seen if request["path"].startswith(f"/{name}/")])
+
+    def do_POST(self):
+        text = self.rfile.read(int(self.headers.get("content-length", 0)))
+        if self.path.startswith("/-/open/"):
+            gates[self.path.rpartition("/")[2]].release()
+            return self.json(200, {})
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        with lock:
+            seen.append({"at": self.at, "path": self.path, "headers": headers, "body": text.decode()})
+        self.follow(headers.get("x-script", "answer").split(), json.loads(text))
+
+    def follow(self, script, body):
+        match script:
+            case ["status", status]:
+                self.json(int(status), error(f"scripted {status}"))
+            case ["limited", seconds, name] if self.first(name):
+                self.json(429, error("slow down"), {"Retry-After": seconds})
+            case ["held", gate]:
+                pass_gate(gate)
+                self.answer(body)
+            case ["gated", gate]:
+                self.stream(body, lambda: pass_gate(gate))
+            case ["broken"]:
+                self.stream(body, words=WORDS[:2], whole=False)
+            case _ if body.get("stream"):
+                self.stream(body)
+            case _:
+                self.answer(body)
+
+    def first(self, name):
+        with lock:
+            return name not in limited and not limited.add(name)
+
+    def answer(self, body):
+        kind = self.path.partition("/v1/")[2]
+        self.json(200, ANSWERS[kind](body), {"x-request-id": "given-by-the-provider"})
+
+    def json(self, status, value, headers={}):
+        payload = json.dumps(value, ensure_ascii=False).encode()
+        self.send_response(status, "Scripted")
+        for name, text in {"Content-Type": "application/json", "Content-Length": len(payload), **headers}.items():
+            self.send_header(name, str(text))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def stream(self, body, between=lambda: None, words=WORDS, whole=True):
+        self.send_response(200, "Scripted")
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        chat = self.path.endswith("/chat/completions")
+        for number, word in enumerate(words):
+            if number:
+                between()
+            self.chunk(json.dumps(chat_chunk(body, word) if chat else text_completion(body, word)))
+        if not whole:
+            # A chunk of 255 bytes is promised; two of them come.
+            self.wfile.write(b"ff\r\nda")
+            self.close_connection = True
+            return
+        self.chunk("[DONE]")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def chunk(self, data):
+        event = f"data: {data}\n\n".encode()
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
+
+    def log_message(self, *_):
+        pass
+
+
+def arrival(connection):
+    """When the kernel took in the next request's first bytes, in Unix seconds: later delays of this process don't count."""
+    first, ancillary, _, _ = connection.recvmsg(1, 64, socket.MSG_PEEK)
+    if not first:
+        return None
+    (_, _, stamp), = ancillary
+    seconds, nanoseconds = struct.unpack("@ll", stamp)
+    return seconds + nanoseconds / 1e9
+
+
+def pass_gate(name):
+    if not gates[name].acquire(timeout=GATE_PATIENCE_SECONDS):
+        raise TimeoutError(f"nobody opened the gate {name}")
+
+
+def error(message):
+    return {"error": {"message": message, "type": "scripted_error", "param": None, "code": "scripted"}}
+
+
+def chat(body):
+    """Says the last message back."""
+    message = {"role": "assistant", "content": body["messages"][-1]["content"]}
+    choices = [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}]
+    return {"id": "chat-1", "object": "chat.completion", "created": 1, "model": body["model"], "choices": choices}
+
+
+def chat_chunk(body, word):
+    choices = [{"index": 0, "delta": {"role": "assistant", "content": word}, "finish_reason": None}]
+    return {"id": "chat-1", "object": "chat.completion.chunk", "created": 1, "model": body["model"], "choices": choices}
+
+
+def text_completion(body, word=None):
+    choices = [{"index": 0, "text": word or body["prompt"], "finish_reason": "stop", "logprobs": None}]
+    return {"id": "text-1", "object": "text_completion", "created": 1, "model": body["model"], "choices": choices}
+
+
+def embeddings(body):
+    row = {"object": "embedding", "index": 0, "embedding": [0.5, -0.25]}
+    usage = {"prompt_tokens": 1, "total_tokens": 1}
+    return {"object": "list", "data": [row], "model": body["model"], "usage": usage}
+
+
+def rerank(body):
+    return {"results": [{"index": index, "relevance_score": 1.0} for index, _ in enumerate(body["documents"])]}
+
+
+ANSWERS = {"chat/completions": chat, "completions": text_completion, "embeddings": embeddings, "rerank": rerank}
