@@ -13,10 +13,7 @@ fn requests_are_recorded_as_they_came() {
     client.post_json_with("/v1/x?y=z", "X-Twice: 1\r\nx-twice: 2\r\n", r#"{"a": 1}"#);
     assert_eq!(client.read_response().status, 200);
     let request = &upstream.wait_requests(1, PATIENCE)[0];
-    assert_eq!(
-        (request.method.as_str(), request.target.as_str()),
-        ("POST", "/v1/x?y=z")
-    );
+    assert_eq!((request.method.as_str(), request.target.as_str()), ("POST", "/v1/x?y=z"));
     assert_eq!(request.headers.all("X-TWICE"), ["1", "2"]);
     assert_eq!(request.text(), r#"{"a": 1}"#);
 }
@@ -42,54 +39,29 @@ fn a_gate_holds_each_chunk_back() {
     let mut client = Client::connect(upstream.addr());
     client.post_json("/", "{}");
     client.read_head();
-    assert!(
-        !client.is_closed(Duration::from_millis(20)),
-        "the stream waits at the gate"
-    );
+    assert!(!client.is_closed(Duration::from_millis(20)), "the stream waits at the gate");
     gate.release(1);
-    assert_eq!(
-        client.read_chunk().map(|chunk| chunk.bytes),
-        Ok(sse::event("a"))
-    );
+    assert_eq!(client.read_chunk().map(|chunk| chunk.bytes), Ok(sse::event("a")));
     gate.release(1);
-    assert_eq!(
-        client.read_chunk().map(|chunk| chunk.bytes),
-        Ok(sse::done())
-    );
-    assert_eq!(
-        client.read_chunk().map(|chunk| chunk.bytes),
-        Err(Ended::Clean)
-    );
+    assert_eq!(client.read_chunk().map(|chunk| chunk.bytes), Ok(sse::done()));
+    assert_eq!(client.read_chunk().map(|chunk| chunk.bytes), Err(Ended::Clean));
 }
 
 #[test]
 fn a_broken_answer_shows_as_aborted_and_a_whole_one_as_clean() {
-    let stream = |ending| Reply::Stream {
-        chunks: vec![b"data: 1\n\n".to_vec()],
-        gate: Gate::open(),
-        ending,
-    };
+    let stream = |ending| Reply::Stream { chunks: vec![b"data: 1\n\n".to_vec()], gate: Gate::open(), ending };
     for (reply, ended) in [
         (stream(Ending::Complete), Ended::Clean),
         (stream(Ending::Close), Ended::Aborted),
         (stream(Ending::Reset), Ended::Aborted),
-        (
-            Reply::TruncateAt(80, "0123456789".repeat(10)),
-            Ended::Aborted,
-        ),
+        (Reply::TruncateAt(80, "0123456789".repeat(10)), Ended::Aborted),
         (Reply::CloseDelimited(b"all".to_vec()), Ended::Clean),
     ] {
         let upstream = Upstream::start([reply.clone()]);
         assert_eq!(post(upstream.addr(), "/", "{}").ended, ended, "{reply:?}");
         assert_eq!(
             upstream.wait_closed(0, PATIENCE).0 == Gone::ByScript,
-            !matches!(
-                reply,
-                Reply::Stream {
-                    ending: Ending::Complete,
-                    ..
-                }
-            )
+            !matches!(reply, Reply::Stream { ending: Ending::Complete, .. })
         );
     }
 }

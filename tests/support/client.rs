@@ -65,24 +65,12 @@ impl Response {
     /// The `error` object of a refusal, after a check that it has the shape that the SDKs parse.
     pub fn error(&self) -> serde_json::Value {
         let error = self.json()["error"].clone();
-        assert!(
-            error["message"].is_string() && error["type"].is_string(),
-            "no OpenAI error object: {self:?}"
-        );
+        assert!(error["message"].is_string() && error["type"].is_string(), "no OpenAI error object: {self:?}");
         for key in ["param", "code"] {
-            let value = error
-                .get(key)
-                .unwrap_or_else(|| panic!("no {key} in {self:?}"));
-            assert!(
-                value.is_null() || value.is_string(),
-                "{key} is neither null nor a string: {self:?}"
-            );
+            let value = error.get(key).unwrap_or_else(|| panic!("no {key} in {self:?}"));
+            assert!(value.is_null() || value.is_string(), "{key} is neither null nor a string: {self:?}");
         }
-        assert_eq!(
-            self.header("content-type").as_deref(),
-            Some("application/json"),
-            "{self:?}"
-        );
+        assert_eq!(self.header("content-type").as_deref(), Some("application/json"), "{self:?}");
         error
     }
 
@@ -94,14 +82,7 @@ impl Response {
 
 impl fmt::Debug for Response {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} {:?} {:?} {:?}",
-            self.status,
-            self.headers,
-            self.ended,
-            self.text()
-        )
+        write!(f, "{} {:?} {:?} {:?}", self.status, self.headers, self.ended, self.text())
     }
 }
 
@@ -109,24 +90,15 @@ impl Client {
     pub fn connect(addr: SocketAddr) -> Client {
         let stream = TcpStream::connect_timeout(&addr, PATIENCE).expect("connect to the gateway");
         stream.set_nodelay(true).expect("set TCP_NODELAY");
-        stream
-            .set_read_timeout(Some(PATIENCE))
-            .expect("set a read timeout");
-        Client {
-            wire: Wire::new(Arc::new(stream)),
-            framing: Framing::UntilClose,
-            head_request: false,
-        }
+        stream.set_read_timeout(Some(PATIENCE)).expect("set a read timeout");
+        Client { wire: Wire::new(Arc::new(stream)), framing: Framing::UntilClose, head_request: false }
     }
 
     /// Sends bytes as they are.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let bytes = bytes.as_ref();
         self.head_request = bytes.starts_with(b"HEAD ");
-        self.wire
-            .stream()
-            .write_all(bytes)
-            .expect("send to the gateway");
+        self.wire.stream().write_all(bytes).expect("send to the gateway");
     }
 
     pub fn post_json(&mut self, path: &str, body: impl AsRef<[u8]>) {
@@ -151,10 +123,7 @@ impl Client {
 
     /// The next answer's head; its body is then read by [`Client::read_chunk`].
     pub fn read_head(&mut self) -> Head {
-        let head = self
-            .wire
-            .head()
-            .unwrap_or_else(|end| self.fail("a response head", end));
+        let head = self.wire.head().unwrap_or_else(|end| self.fail("a response head", end));
         self.framing = framing(&head, self.head_request);
         head
     }
@@ -194,60 +163,35 @@ impl Client {
                 Err(ended) => break ended,
             }
         };
-        let body = chunks
-            .iter()
-            .flat_map(|chunk| chunk.bytes.clone())
-            .collect();
-        let status = head
-            .word(1)
-            .parse()
-            .unwrap_or_else(|_| panic!("status line {:?}", head.start));
-        Response {
-            status,
-            headers: head.headers,
-            body,
-            chunks,
-            ended,
-        }
+        let body = chunks.iter().flat_map(|chunk| chunk.bytes.clone()).collect();
+        let status = head.word(1).parse().unwrap_or_else(|_| panic!("status line {:?}", head.start));
+        Response { status, headers: head.headers, body, chunks, ended }
     }
 
     /// Sends FIN and goes on reading.
     pub fn half_close(&self) {
-        self.wire
-            .stream()
-            .shutdown(Shutdown::Write)
-            .expect("half-close");
+        self.wire.stream().shutdown(Shutdown::Write).expect("half-close");
     }
 
     /// Hangs up with RST.
     pub fn reset(self) {
-        rustix::net::sockopt::set_socket_linger(self.wire.stream(), Some(Duration::ZERO))
-            .expect("set SO_LINGER");
+        rustix::net::sockopt::set_socket_linger(self.wire.stream(), Some(Duration::ZERO)).expect("set SO_LINGER");
     }
 
     /// Whether the gateway closes the connection within `timeout`; bytes that come before are kept.
     pub fn is_closed(&mut self, timeout: Duration) -> bool {
-        self.wire
-            .stream()
-            .set_read_timeout(Some(timeout))
-            .expect("set a read timeout");
+        self.wire.stream().set_read_timeout(Some(timeout)).expect("set a read timeout");
         let end = loop {
             if let Err(end) = self.wire.fill() {
                 break end;
             }
         };
-        self.wire
-            .stream()
-            .set_read_timeout(Some(PATIENCE))
-            .expect("set a read timeout");
+        self.wire.stream().set_read_timeout(Some(PATIENCE)).expect("set a read timeout");
         end != End::TimedOut
     }
 
     fn fail(&self, wanted: &str, end: End) -> ! {
-        panic!(
-            "{end:?} while waiting for {wanted}; read so far: {:?}",
-            String::from_utf8_lossy(&self.wire.log)
-        )
+        panic!("{end:?} while waiting for {wanted}; read so far: {:?}", String::from_utf8_lossy(&self.wire.log))
     }
 }
 
@@ -271,21 +215,14 @@ fn framing(head: &Head, head_request: bool) -> Framing {
     if head_request || status.starts_with('1') || status == "204" || status == "304" {
         return Framing::Length(0);
     }
-    let (coding, length) = (
-        head.headers.get("transfer-encoding"),
-        head.headers.get("content-length"),
-    );
+    let (coding, length) = (head.headers.get("transfer-encoding"), head.headers.get("content-length"));
     match (coding, length) {
         (Some(_), Some(_)) => panic!("both Transfer-Encoding and Content-Length: {head:?}"),
         (Some(coding), None) => {
             assert_eq!(coding, "chunked", "{head:?}");
             Framing::Chunked
         }
-        (None, Some(length)) => Framing::Length(
-            length
-                .parse()
-                .unwrap_or_else(|_| panic!("Content-Length {length:?}")),
-        ),
+        (None, Some(length)) => Framing::Length(length.parse().unwrap_or_else(|_| panic!("Content-Length {length:?}"))),
         (None, None) => Framing::UntilClose,
     }
 }

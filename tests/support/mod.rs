@@ -8,11 +8,13 @@
 #![allow(dead_code, unused_imports)]
 
 mod client;
+mod gateway;
 pub mod sse;
 mod upstream;
 mod wire;
 
 pub use client::{Chunk, Client, Ended, Response, get, post};
+pub use gateway::{Gateway, UNSHAPED, burst, provider_at, provider_yaml, spaced};
 pub use upstream::{Ending, Gate, Gone, Recorded, Reply, Upstream};
 pub use wire::{Head, Headers};
 

@@ -16,9 +16,5 @@ pub fn done() -> Vec<u8> {
 
 /// One event for each word, then `[DONE]`.
 pub fn words(words: &[&str]) -> Vec<Vec<u8>> {
-    words
-        .iter()
-        .map(|word| event(word))
-        .chain([done()])
-        .collect()
+    words.iter().map(|word| event(word)).chain([done()]).collect()
 }

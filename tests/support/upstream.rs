@@ -20,11 +20,7 @@ pub enum Reply {
     /// Bytes as they are, then FIN.
     RawThenClose(Vec<u8>),
     /// A chunked SSE answer; each chunk waits for its turn at the gate, the head for none.
-    Stream {
-        chunks: Vec<Vec<u8>>,
-        gate: Gate,
-        ending: Ending,
-    },
+    Stream { chunks: Vec<Vec<u8>>, gate: Gate, ending: Ending },
     /// A 200 without any framing, then FIN.
     CloseDelimited(Vec<u8>),
     /// The first bytes of what `Json` would send, then FIN.
@@ -59,28 +55,18 @@ pub enum Ending {
 impl Reply {
     /// A 200 with a small chat completion.
     pub fn ok() -> Reply {
-        Reply::Json(
-            200,
-            r#"{"id":"c-1","object":"chat.completion","choices":[]}"#.to_owned(),
-        )
+        Reply::Json(200, r#"{"id":"c-1","object":"chat.completion","choices":[]}"#.to_owned())
     }
 
     /// A complete stream whose chunks wait for `gate`.
     pub fn stream(chunks: Vec<Vec<u8>>, gate: &Gate) -> Reply {
-        Reply::Stream {
-            chunks,
-            gate: gate.clone(),
-            ending: Ending::Complete,
-        }
+        Reply::Stream { chunks, gate: gate.clone(), ending: Ending::Complete }
     }
 
     /// A 200 with these header lines (each with its CRLF) and a body with Content-Length.
     pub fn with_headers(lines: &str, body: impl AsRef<[u8]>) -> Reply {
         let body = body.as_ref();
-        let head = format!(
-            "HTTP/1.1 200 OK\r\n{lines}Content-Length: {}\r\n\r\n",
-            body.len()
-        );
+        let head = format!("HTTP/1.1 200 OK\r\n{lines}Content-Length: {}\r\n\r\n", body.len());
         Reply::Raw([head.as_bytes(), body].concat())
     }
 }
@@ -111,11 +97,7 @@ impl Gate {
 
     fn pass(&self) {
         let passes = lock(&self.0.0);
-        let mut passes = self
-            .0
-            .1
-            .wait_while(passes, |n| *n == 0)
-            .expect("no test thread panics with this lock");
+        let mut passes = self.0.1.wait_while(passes, |n| *n == 0).expect("no test thread panics with this lock");
         if *passes < usize::MAX {
             *passes -= 1;
         }
@@ -146,8 +128,7 @@ impl Recorded {
     }
 
     pub fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body)
-            .unwrap_or_else(|e| panic!("no JSON ({e}): {:?}", self.text()))
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("no JSON ({e}): {:?}", self.text()))
     }
 }
 
@@ -202,22 +183,14 @@ impl Upstream {
     }
 
     /// Answers each request with what `answer` makes of it; the number counts requests from 0.
-    pub fn answering(
-        answer: impl Fn(&Recorded, usize) -> Reply + Send + Sync + 'static,
-    ) -> Upstream {
+    pub fn answering(answer: impl Fn(&Recorded, usize) -> Reply + Send + Sync + 'static) -> Upstream {
         Upstream::run(Script::Answer(Box::new(answer)))
     }
 
     fn run(script: Script) -> Upstream {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind a loopback port");
-        let addr = listener
-            .local_addr()
-            .expect("the address of a bound listener");
-        let shared = Arc::new(Shared {
-            script,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        });
+        let addr = listener.local_addr().expect("the address of a bound listener");
+        let shared = Arc::new(Shared { script, state: Mutex::default(), changed: Condvar::new() });
         let accepting = shared.clone();
         thread::spawn(move || accept(&listener, &accepting));
         Upstream { addr, shared }
@@ -240,21 +213,21 @@ impl Upstream {
     /// Waits until at least `n` whole requests have come.
     pub fn wait_requests(&self, n: usize, timeout: Duration) -> Vec<Recorded> {
         let state = self.shared.wait(timeout, |state| state.requests.len() >= n);
-        assert!(
-            state.requests.len() >= n,
-            "{} of {n} requests: {:#?}",
-            state.requests.len(),
-            state.requests
-        );
+        assert!(state.requests.len() >= n, "{} of {n} requests: {:#?}", state.requests.len(), state.requests);
         state.requests.clone()
+    }
+
+    /// Waits until at least `n` connections were made.
+    pub fn wait_connections(&self, n: usize, timeout: Duration) {
+        let state = self.shared.wait(timeout, |state| state.connections.len() >= n);
+        assert!(state.connections.len() >= n, "{} of {n} connections", state.connections.len());
     }
 
     /// Waits until a connection is gone, and says how and since when.
     pub fn wait_closed(&self, connection: usize, timeout: Duration) -> (Gone, Instant) {
         let gone = |state: &State| state.connections.get(connection).and_then(|c| c.gone);
         let state = self.shared.wait(timeout, |state| gone(state).is_some());
-        gone(&state)
-            .unwrap_or_else(|| panic!("connection {connection} is still open after {timeout:?}"))
+        gone(&state).unwrap_or_else(|| panic!("connection {connection} is still open after {timeout:?}"))
     }
 }
 
@@ -262,11 +235,7 @@ impl Drop for Upstream {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.stopped = true;
-        for stream in state
-            .connections
-            .iter()
-            .filter_map(|connection| connection.stream.upgrade())
-        {
+        for stream in state.connections.iter().filter_map(|connection| connection.stream.upgrade()) {
             // Fails where the other side was faster.
             let _ = stream.shutdown(Shutdown::Both);
         }
@@ -282,9 +251,7 @@ impl Shared {
     }
 
     fn wait(&self, timeout: Duration, done: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
-        let waited = self
-            .changed
-            .wait_timeout_while(self.lock(), timeout, |state| !done(state));
+        let waited = self.changed.wait_timeout_while(self.lock(), timeout, |state| !done(state));
         waited.expect("no test thread panics with this lock").0
     }
 
@@ -297,9 +264,7 @@ impl Shared {
 
     fn gone(&self, connection: usize, how: Gone) {
         let mut state = self.lock();
-        state.connections[connection]
-            .gone
-            .get_or_insert((how, Instant::now()));
+        state.connections[connection].gone.get_or_insert((how, Instant::now()));
         self.changed.notify_all();
     }
 
@@ -336,10 +301,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
             return;
         }
         let number = state.connections.len();
-        state.connections.push(Connection {
-            stream: Arc::downgrade(&stream),
-            gone: None,
-        });
+        state.connections.push(Connection { stream: Arc::downgrade(&stream), gone: None });
         drop(state);
         let shared = shared.clone();
         thread::spawn(move || serve(stream, number, &shared));
@@ -351,10 +313,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 fn serve(stream: Arc<TcpStream>, number: usize, shared: &Arc<Shared>) {
     let (replies, queue) = channel();
     let ended_by_script = Arc::new(AtomicBool::new(false));
-    let writer = Writer {
-        stream: stream.clone(),
-        ended: ended_by_script.clone(),
-    };
+    let writer = Writer { stream: stream.clone(), ended: ended_by_script.clone() };
     thread::spawn(move || writer.run(&queue));
     let end = read_requests(Wire::new(stream), number, shared, &replies);
     let how = match end {
@@ -365,12 +324,7 @@ fn serve(stream: Arc<TcpStream>, number: usize, shared: &Arc<Shared>) {
     shared.gone(number, how);
 }
 
-fn read_requests(
-    mut wire: Wire,
-    connection: usize,
-    shared: &Shared,
-    replies: &Sender<Reply>,
-) -> End {
+fn read_requests(mut wire: Wire, connection: usize, shared: &Shared, replies: &Sender<Reply>) -> End {
     loop {
         let head = match wire.head() {
             Ok(head) => head,
@@ -411,15 +365,8 @@ fn read_body(wire: &mut Wire, head: &Head) -> Result<Vec<u8>, End> {
             }
         }
     }
-    let length = head
-        .headers
-        .get("content-length")
-        .unwrap_or_else(|| "0".to_owned());
-    wire.exactly(
-        length
-            .parse()
-            .unwrap_or_else(|_| panic!("Content-Length {length:?}")),
-    )
+    let length = head.headers.get("content-length").unwrap_or_else(|| "0".to_owned());
+    wire.exactly(length.parse().unwrap_or_else(|_| panic!("Content-Length {length:?}")))
 }
 
 struct Writer {
@@ -442,7 +389,8 @@ impl Writer {
         match reply {
             Reply::Json(status, body) => out.write_all(&json(status, &[], &body))?,
             Reply::TooMany(fields) => {
-                let body = r#"{"error":{"message":"Slow down","type":"requests","param":null,"code":"rate_limit_exceeded"}}"#;
+                let body =
+                    r#"{"error":{"message":"Slow down","type":"requests","param":null,"code":"rate_limit_exceeded"}}"#;
                 out.write_all(&json(429, &fields, body))?;
             }
             Reply::Raw(bytes) => out.write_all(&bytes)?,
@@ -451,28 +399,16 @@ impl Writer {
                 self.close();
             }
             Reply::CloseDelimited(body) => {
-                out.write_all(
-                    &[
-                        b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n",
-                        &body[..],
-                    ]
-                    .concat(),
-                )?;
+                out.write_all(&[b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n", &body[..]].concat())?;
                 self.close();
             }
             Reply::TruncateAt(n, body) => {
                 out.write_all(&json(200, &[], &body)[..n])?;
                 self.close();
             }
-            Reply::Stream {
-                chunks,
-                gate,
-                ending,
-            } => self.stream(&chunks, &gate, ending)?,
+            Reply::Stream { chunks, gate, ending } => self.stream(&chunks, &gate, ending)?,
             Reply::Stall => {}
-            Reply::StallAfterHead => {
-                out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")?
-            }
+            Reply::StallAfterHead => out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")?,
             Reply::CloseBeforeAnswer => self.close(),
             Reply::Reset => self.reset(),
             Reply::Early(reply) => self.answer(*reply)?,
@@ -506,18 +442,16 @@ impl Writer {
     /// shutting the reading side down, which sends nothing, makes the other one do so.
     fn reset(&self) {
         self.ended.store(true, Ordering::SeqCst);
-        rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO))
-            .expect("set SO_LINGER");
+        rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO)).expect("set SO_LINGER");
         let _ = self.stream.shutdown(Shutdown::Read);
     }
 }
 
 fn json(status: u16, fields: &[(&str, String)], body: &str) -> Vec<u8> {
-    let fields: String = fields
-        .iter()
-        .map(|(name, value)| format!("{name}: {value}\r\n"))
-        .collect();
+    let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let length = body.len();
-    format!("HTTP/1.1 {status} Scripted\r\nContent-Type: application/json\r\n{fields}Content-Length: {length}\r\n\r\n{body}")
-        .into_bytes()
+    format!(
+        "HTTP/1.1 {status} Scripted\r\nContent-Type: application/json\r\n{fields}Content-Length: {length}\r\n\r\n{body}"
+    )
+    .into_bytes()
 }

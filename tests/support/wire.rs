@@ -28,11 +28,7 @@ impl Headers {
     /// The value of a field that must not occur twice.
     pub fn get(&self, name: &str) -> Option<String> {
         let all = self.all(name);
-        assert!(
-            all.len() < 2,
-            "{name} occurs {} times in {self:?}",
-            all.len()
-        );
+        assert!(all.len() < 2, "{name} occurs {} times in {self:?}", all.len());
         all.into_iter().next()
     }
 
@@ -49,9 +45,7 @@ impl Headers {
 impl fmt::Debug for Headers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lossy = |value: &Vec<u8>| String::from_utf8_lossy(value).into_owned();
-        f.debug_map()
-            .entries(self.0.iter().map(|(name, value)| (name, lossy(value))))
-            .finish()
+        f.debug_map().entries(self.0.iter().map(|(name, value)| (name, lossy(value)))).finish()
     }
 }
 
@@ -69,10 +63,7 @@ pub struct Head {
 impl Head {
     /// The `n`-th word of the start line.
     pub fn word(&self, n: usize) -> &str {
-        self.start
-            .split(' ')
-            .nth(n)
-            .unwrap_or_else(|| panic!("short start line {:?}", self.start))
+        self.start.split(' ').nth(n).unwrap_or_else(|| panic!("short start line {:?}", self.start))
     }
 }
 
@@ -87,12 +78,7 @@ pub struct Wire {
 
 impl Wire {
     pub fn new(stream: Arc<TcpStream>) -> Self {
-        Wire {
-            stream,
-            buffer: Vec::new(),
-            last_read: Instant::now(),
-            log: Vec::new(),
-        }
+        Wire { stream, buffer: Vec::new(), last_read: Instant::now(), log: Vec::new() }
     }
 
     pub fn stream(&self) -> &TcpStream {
@@ -158,19 +144,14 @@ impl Wire {
     pub fn chunk(&mut self) -> Result<(Instant, Vec<u8>), End> {
         let size_line = self.line()?;
         let digits = size_line.split(';').next().unwrap_or_default().trim_end();
-        let size = usize::from_str_radix(digits, 16)
-            .unwrap_or_else(|_| panic!("chunk size {size_line:?}"));
+        let size = usize::from_str_radix(digits, 16).unwrap_or_else(|_| panic!("chunk size {size_line:?}"));
         if size == 0 {
             while !self.line()?.is_empty() {}
             return Ok((self.last_read, Vec::new()));
         }
         let data = self.exactly(size)?;
         let arrived = self.last_read;
-        assert_eq!(
-            self.exactly(2)?,
-            b"\r\n",
-            "a chunk's data is followed by CRLF"
-        );
+        assert_eq!(self.exactly(2)?, b"\r\n", "a chunk's data is followed by CRLF");
         Ok((arrived, data))
     }
 
@@ -188,21 +169,12 @@ impl Wire {
 
 fn parse_head(bytes: &[u8], arrived: Instant) -> Head {
     let text = |line: &[u8]| String::from_utf8_lossy(line).into_owned();
-    let mut lines = bytes
-        .split(|&b| b == b'\n')
-        .map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut lines = bytes.split(|&b| b == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let start = text(lines.next().unwrap_or_default());
     let field = |line: &[u8]| {
         let colon = line.iter().position(|&b| b == b':');
         let colon = colon.unwrap_or_else(|| panic!("no header field: {:?}", text(line)));
-        (
-            text(&line[..colon]),
-            line[colon + 1..].trim_ascii().to_vec(),
-        )
+        (text(&line[..colon]), line[colon + 1..].trim_ascii().to_vec())
     };
-    Head {
-        start,
-        headers: Headers(lines.map(field).collect()),
-        arrived,
-    }
+    Head { start, headers: Headers(lines.map(field).collect()), arrived }
 }
