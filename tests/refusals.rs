@@ -24,7 +24,7 @@ fn answer_of(base_url: &str, extras: &str) -> Response {
 #[track_caller]
 fn assert_refused(response: &Response, status: u16, code: &str, message_parts: &[&str]) {
     assert_eq!((response.status, response.code().as_str()), (status, code), "{response:?}");
-    let message = response.error()["message"].as_str().unwrap().to_lowercase();
+    let message = response.error()["message"].as_str().expect("checked by error()").to_lowercase();
     for part in message_parts {
         assert!(message.contains(&part.to_lowercase()), "no {part:?} in {message:?}");
     }
@@ -240,8 +240,8 @@ fn an_answer_that_is_no_http_is_a_502() {
 
 /// A server that answers whatever it is sent in plain text.
 fn server_without_tls() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let addr = listener.local_addr().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind a loopback port");
+    let addr = listener.local_addr().expect("the address of a bound listener");
     thread::spawn(move || {
         while let Ok((mut stream, _)) = listener.accept() {
             // Fails where the other side has left already.
