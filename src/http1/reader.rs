@@ -1,0 +1,192 @@
+//! Bytes that came from a peer and are not used yet. Knows nothing of what they mean.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures_lite::io::AsyncRead;
+
+/// Room offered to one read.
+const READ_CHUNK_BYTES: usize = 16 * 1024;
+/// Room offered to the first read of a reader without a buffer; it lies on the stack, so that waiting costs no memory.
+const FIRST_READ_BYTES: usize = 4 * 1024;
+
+/// A connection's reading half with what was read ahead. Nothing read is ever lost: what one message leaves is the
+/// beginning of the next.
+#[derive(Debug)]
+pub struct Reader<R> {
+    io: R,
+    /// Initialised once and reused; `start..end` of it is unread.
+    buf: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl<R> Reader<R> {
+    /// A reader without a buffer; the first bytes bring one.
+    pub fn new(io: R) -> Self {
+        Self {
+            io,
+            buf: Vec::new(),
+            start: 0,
+            end: 0,
+        }
+    }
+
+    /// What was read and not consumed.
+    pub fn buffered(&self) -> &[u8] {
+        &self.buf[self.start..self.end]
+    }
+
+    /// Marks the first `n` buffered bytes as used.
+    ///
+    /// # Panics
+    /// If fewer than `n` bytes are buffered.
+    pub fn consume(&mut self, n: usize) {
+        assert!(n <= self.end - self.start, "consumed more than is buffered");
+        self.start += n;
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// Gives the buffer back to the allocator when nothing is in it: for a connection that will idle.
+    pub fn release(&mut self) {
+        if self.buffered().is_empty() {
+            self.buf = Vec::new();
+        }
+    }
+
+    /// The connection below.
+    pub fn get_ref(&self) -> &R {
+        &self.io
+    }
+
+    /// The connection below. Reading from it directly leaves out what is buffered.
+    pub fn get_mut(&mut self) -> &mut R {
+        &mut self.io
+    }
+
+    /// Makes room for a whole chunk behind the unread bytes, by moving them to the front before growing.
+    fn make_room(&mut self) {
+        if self.buf.len() - self.end >= READ_CHUNK_BYTES {
+            return;
+        }
+        self.buf.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+        if self.buf.len() - self.end < READ_CHUNK_BYTES {
+            self.buf.resize(self.end + READ_CHUNK_BYTES, 0);
+        }
+    }
+}
+
+impl<R: AsyncRead + Unpin> Reader<R> {
+    /// Reads once and appends what came; 0 is the end of the stream. Dropping the future loses no byte.
+    pub async fn fill(&mut self) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_fill(cx)).await
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.buf.is_empty() {
+            let mut first = [0; FIRST_READ_BYTES];
+            let n = ready!(Pin::new(&mut self.io).poll_read(cx, &mut first))?;
+            self.buf = first[..n].to_vec();
+            self.end = n;
+            return Poll::Ready(Ok(n));
+        }
+        self.make_room();
+        let n = ready!(Pin::new(&mut self.io).poll_read(cx, &mut self.buf[self.end..]))?;
+        self.end += n;
+        Poll::Ready(Ok(n))
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use futures_lite::future::{block_on, poll_once};
+
+    /// A peer whose bytes arrive in pieces of the given sizes (the last one repeats), each after one Pending.
+    pub(crate) struct Pieces {
+        bytes: io::Cursor<Vec<u8>>,
+        sizes: Vec<usize>,
+        ready: bool,
+    }
+
+    impl Pieces {
+        pub(crate) fn new(bytes: &[u8], sizes: &[usize]) -> Self {
+            Self {
+                bytes: io::Cursor::new(bytes.to_vec()),
+                sizes: sizes.to_vec(),
+                ready: false,
+            }
+        }
+    }
+
+    impl AsyncRead for Pieces {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
+            self.ready = !self.ready;
+            if self.ready {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let size = if self.sizes.len() > 1 {
+                self.sizes.remove(0)
+            } else {
+                self.sizes[0]
+            };
+            let room = size.clamp(1, buf.len());
+            let n = io::Read::read(&mut self.bytes, &mut buf[..room])?;
+            Poll::Ready(Ok(n))
+        }
+    }
+
+    #[test]
+    fn every_byte_comes_once_and_in_order() {
+        let bytes: Vec<u8> = (0..200_000u32).map(|i| (i % 251) as u8).collect();
+        let mut reader = Reader::new(Pieces::new(&bytes, &[1, 5000, 17_000, 3, 9999]));
+        let mut seen = Vec::new();
+        while block_on(reader.fill()).unwrap() > 0 {
+            let keep = reader.buffered().len() / 3;
+            let take = reader.buffered().len() - keep;
+            seen.extend_from_slice(&reader.buffered()[..take]);
+            reader.consume(take);
+        }
+        seen.extend_from_slice(reader.buffered());
+        assert!(seen == bytes);
+        assert!(
+            reader.buf.len() <= 4 * READ_CHUNK_BYTES,
+            "the buffer grew to {}",
+            reader.buf.len()
+        );
+    }
+
+    #[test]
+    fn a_dropped_fill_loses_nothing() {
+        let mut reader = Reader::new(Pieces::new(b"abc", &[1]));
+        for _ in 0..3 {
+            assert!(block_on(poll_once(reader.fill())).is_none());
+            assert_eq!(block_on(poll_once(reader.fill())).unwrap().unwrap(), 1);
+        }
+        assert_eq!(reader.buffered(), b"abc");
+        assert_eq!(block_on(reader.fill()).unwrap(), 0);
+    }
+
+    #[test]
+    fn waiting_idle_holds_no_memory() {
+        let mut reader = Reader::new(Pieces::new(&[7; 40_000], &[3000]));
+        assert!(block_on(poll_once(reader.fill())).is_none());
+        assert_eq!(reader.buf.capacity(), 0);
+        block_on(reader.fill()).unwrap();
+        reader.release();
+        assert_eq!(reader.buffered().len(), 3000, "unread bytes stay");
+        reader.consume(3000);
+        reader.release();
+        assert_eq!(reader.buf.capacity(), 0);
+    }
+}
