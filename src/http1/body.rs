@@ -117,8 +117,7 @@ impl BodyDecoder {
                 if !data.is_empty() {
                     break;
                 }
-                let n = usize::try_from(left)
-                    .map_or(input.len() - at, |left| left.min(input.len() - at));
+                let n = usize::try_from(left).map_or(input.len() - at, |left| left.min(input.len() - at));
                 data = at..at + n;
                 at += n;
                 self.pay(n as u64);
@@ -181,29 +180,14 @@ impl State {
     fn after(self, byte: u8) -> Result<Self, &'static str> {
         match (self, byte) {
             (Self::Size { size, digits }, _) => after_size(size, digits, byte),
-            (Self::Padding { size, .. } | Self::Extension { size, .. }, b'\r') => {
-                Ok(Self::SizeLf { size })
-            }
-            (Self::Padding { seen, .. } | Self::Extension { seen, .. }, _)
-                if seen >= CHUNK_EXTENSION_LIMIT_BYTES =>
-            {
+            (Self::Padding { size, .. } | Self::Extension { size, .. }, b'\r') => Ok(Self::SizeLf { size }),
+            (Self::Padding { seen, .. } | Self::Extension { seen, .. }, _) if seen >= CHUNK_EXTENSION_LIMIT_BYTES => {
                 Err("a chunk extension is too long")
             }
-            (Self::Padding { size, seen }, b' ' | b'\t') => Ok(Self::Padding {
-                size,
-                seen: seen + 1,
-            }),
-            (Self::Padding { size, seen }, b';') => Ok(Self::Extension {
-                size,
-                seen: seen + 1,
-            }),
-            (Self::Padding { .. }, _) => {
-                Err("a chunk size is followed by something else than an extension")
-            }
-            (Self::Extension { size, seen }, _) if is_text(byte) => Ok(Self::Extension {
-                size,
-                seen: seen + 1,
-            }),
+            (Self::Padding { size, seen }, b' ' | b'\t') => Ok(Self::Padding { size, seen: seen + 1 }),
+            (Self::Padding { size, seen }, b';') => Ok(Self::Extension { size, seen: seen + 1 }),
+            (Self::Padding { .. }, _) => Err("a chunk size is followed by something else than an extension"),
+            (Self::Extension { size, seen }, _) if is_text(byte) => Ok(Self::Extension { size, seen: seen + 1 }),
             (Self::Extension { .. }, _) => Err("a control character in a chunk extension"),
             (Self::SizeLf { size: 0 }, b'\n') => Ok(Self::TrailerStart { seen: 0 }),
             (Self::SizeLf { size }, b'\n') => Ok(Self::Data { left: size }),
@@ -212,17 +196,13 @@ impl State {
             (Self::DataLf, b'\n') => Ok(Self::Size { size: 0, digits: 0 }),
             (Self::TrailerStart { .. }, b'\r') => Ok(Self::FinalLf),
             (Self::Trailer { seen }, b'\r') => Ok(Self::TrailerLf { seen }),
-            (Self::TrailerStart { seen } | Self::Trailer { seen }, _)
-                if seen >= TRAILER_LIMIT_BYTES =>
-            {
+            (Self::TrailerStart { seen } | Self::Trailer { seen }, _) if seen >= TRAILER_LIMIT_BYTES => {
                 Err("the trailers are too long")
             }
             (Self::TrailerStart { seen } | Self::Trailer { seen }, _) if is_text(byte) => {
                 Ok(Self::Trailer { seen: seen + 1 })
             }
-            (Self::TrailerStart { .. } | Self::Trailer { .. }, _) => {
-                Err("a control character in a trailer")
-            }
+            (Self::TrailerStart { .. } | Self::Trailer { .. }, _) => Err("a control character in a trailer"),
             (Self::TrailerLf { seen }, b'\n') => Ok(Self::TrailerStart { seen }),
             (Self::FinalLf, b'\n') => Ok(Self::Done),
             (Self::SizeLf { .. } | Self::DataLf | Self::TrailerLf { .. } | Self::FinalLf, _) => {
@@ -239,10 +219,7 @@ fn after_size(size: u64, digits: usize, byte: u8) -> Result<State, &'static str>
         if digits == SIZE_DIGITS_LIMIT {
             return Err("a chunk size has more than 16 digits");
         }
-        return Ok(State::Size {
-            size: size << 4 | u64::from(digit),
-            digits: digits + 1,
-        });
+        return Ok(State::Size { size: size << 4 | u64::from(digit), digits: digits + 1 });
     }
     match byte {
         _ if digits == 0 => Err("a chunk size is missing"),
@@ -298,34 +275,23 @@ mod tests {
     fn naive(input: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
         fn line(input: &[u8]) -> Option<(&[u8], &[u8])> {
             let end = input.windows(2).position(|pair| pair == b"\r\n")?;
-            let text = input[..end]
-                .iter()
-                .all(|byte| *byte == 9 || !byte.is_ascii_control());
+            let text = input[..end].iter().all(|byte| *byte == 9 || !byte.is_ascii_control());
             text.then(|| (&input[..end], &input[end + 2..]))
         }
         let (mut payload, mut rest) = (Vec::new(), input);
         loop {
             let (head, after) = line(rest)?;
-            let digits = head
-                .iter()
-                .position(|b| !b.is_ascii_hexdigit())
-                .unwrap_or(head.len());
+            let digits = head.iter().position(|b| !b.is_ascii_hexdigit()).unwrap_or(head.len());
             let behind = head[digits..].trim_ascii_start();
-            if !(1..=16).contains(&digits)
-                || head.len() - digits > 4096
-                || !(behind.is_empty() || behind[0] == b';')
-            {
+            if !(1..=16).contains(&digits) || head.len() - digits > 4096 || !(behind.is_empty() || behind[0] == b';') {
                 return None;
             }
-            let size =
-                u64::from_str_radix(std::str::from_utf8(&head[..digits]).unwrap(), 16).unwrap();
+            let size = u64::from_str_radix(std::str::from_utf8(&head[..digits]).unwrap(), 16).unwrap();
             if size == 0 {
                 rest = after;
                 break;
             }
-            let size = usize::try_from(size)
-                .ok()
-                .filter(|size| *size <= after.len())?;
+            let size = usize::try_from(size).ok().filter(|size| *size <= after.len())?;
             payload.extend_from_slice(&after[..size]);
             rest = after[size..].strip_prefix(b"\r\n")?;
         }
@@ -353,24 +319,12 @@ mod tests {
             ("5\r\nhello\r\n0\r\n\r\n", "hello", ""),
             ("0\r\n\r\nGET / HTTP/1.1\r\n", "", "GET / HTTP/1.1\r\n"),
             ("000a\r\n0123456789\r\n0000\r\n\r\n", "0123456789", ""),
-            (
-                "3 \t\r\nabc\r\n2;x=\"y\";z\r\nde\r\n1 ;q\r\nf\r\n0;last\r\n\r\n",
-                "abcdef",
-                "",
-            ),
-            (
-                "A\r\n0123456789\r\n0\r\nExpires: never\r\nX: \u{e9}\r\n\r\n!",
-                "0123456789",
-                "!",
-            ),
+            ("3 \t\r\nabc\r\n2;x=\"y\";z\r\nde\r\n1 ;q\r\nf\r\n0;last\r\n\r\n", "abcdef", ""),
+            ("A\r\n0123456789\r\n0\r\nExpires: never\r\nX: \u{e9}\r\n\r\n!", "0123456789", "!"),
             ("2\r\n\r\n\r\n0\r\n\r\n", "\r\n", ""),
             ("0000000000000001\r\nx\r\n0\r\n\r\n", "x", ""),
         ] {
-            assert_eq!(
-                chunked(input),
-                (payload.into(), Ok(rest.into())),
-                "{input:?}"
-            );
+            assert_eq!(chunked(input), (payload.into(), Ok(rest.into())), "{input:?}");
         }
     }
 
@@ -387,39 +341,15 @@ mod tests {
             ("-1\r\n", "", "a chunk size is missing"),
             ("0x5\r\nhello", "", "a chunk size is not hexadecimal"),
             ("5\nhello\r\n", "", "a chunk size is not hexadecimal"),
-            (
-                "5 5\r\nhello",
-                "",
-                "a chunk size is followed by something else than an extension",
-            ),
-            (
-                "5 \nhello",
-                "",
-                "a chunk size is followed by something else than an extension",
-            ),
+            ("5 5\r\nhello", "", "a chunk size is followed by something else than an extension"),
+            ("5 \nhello", "", "a chunk size is followed by something else than an extension"),
             ("5;x\nhello", "", "a control character in a chunk extension"),
-            (
-                "5;\0\r\nhello",
-                "",
-                "a control character in a chunk extension",
-            ),
+            ("5;\0\r\nhello", "", "a control character in a chunk extension"),
             ("5\rhello", "", "a CR without its LF"),
-            (
-                "00000000000000001\r\nx",
-                "",
-                "a chunk size has more than 16 digits",
-            ),
-            (
-                "10000000000000000\r\nx",
-                "",
-                "a chunk size has more than 16 digits",
-            ),
+            ("00000000000000001\r\nx", "", "a chunk size has more than 16 digits"),
+            ("10000000000000000\r\nx", "", "a chunk size has more than 16 digits"),
             ("3\r\nhello\r\n", "hel", "a chunk is longer than its size"),
-            (
-                "3\r\nhel\n0\r\n\r\n",
-                "hel",
-                "a chunk is longer than its size",
-            ),
+            ("3\r\nhel\n0\r\n\r\n", "hel", "a chunk is longer than its size"),
             ("3\r\nhel\r0\r\n\r\n", "hel", "a CR without its LF"),
             ("3\r\nhel\r\n\r\n", "hel", "a chunk size is missing"),
             ("0\r\n\n", "", "a control character in a trailer"),
@@ -430,11 +360,7 @@ mod tests {
             (&long_padding, "", "a chunk extension is too long"),
             (&long_trailers, "", "the trailers are too long"),
         ] {
-            assert_eq!(
-                chunked(input),
-                (payload.into(), Err(BodyFault::Malformed(detail))),
-                "{input:?}"
-            );
+            assert_eq!(chunked(input), (payload.into(), Err(BodyFault::Malformed(detail))), "{input:?}");
         }
     }
 
@@ -442,12 +368,7 @@ mod tests {
     fn every_prefix_of_a_chunked_body_is_truncated() {
         let whole = "5;x\r\nhello\r\n1 \r\n!\r\n0\r\na: b\r\n\r\n";
         for end in 0..whole.len() {
-            assert_eq!(
-                chunked(&whole[..end]).1,
-                Err(BodyFault::Truncated),
-                "{:?}",
-                &whole[..end]
-            );
+            assert_eq!(chunked(&whole[..end]).1, Err(BodyFault::Truncated), "{:?}", &whole[..end]);
         }
         assert_eq!(chunked(whole), (b"hello!".to_vec(), Ok(Vec::new())));
     }
@@ -455,56 +376,20 @@ mod tests {
     #[test]
     fn one_call_takes_the_framing_on_both_sides_of_a_run() {
         let mut decoder = BodyDecoder::new(Framing::Chunked);
-        assert_eq!(
-            decoder.decode(b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n").unwrap(),
-            Decoded {
-                consumed: 10,
-                data: 3..5
-            }
-        );
-        assert_eq!(
-            decoder.decode(b"c\r\n0\r\n\r\nx").unwrap(),
-            Decoded {
-                consumed: 8,
-                data: 0..1
-            }
-        );
+        assert_eq!(decoder.decode(b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n").unwrap(), Decoded { consumed: 10, data: 3..5 });
+        assert_eq!(decoder.decode(b"c\r\n0\r\n\r\nx").unwrap(), Decoded { consumed: 8, data: 0..1 });
         assert!(decoder.is_done());
-        assert_eq!(
-            decoder.decode(b"x").unwrap(),
-            Decoded {
-                consumed: 0,
-                data: 0..0
-            }
-        );
+        assert_eq!(decoder.decode(b"x").unwrap(), Decoded { consumed: 0, data: 0..0 });
     }
 
     #[test]
     fn length_and_close_framing() {
-        assert_eq!(
-            run(Framing::Empty, b"next", &[9]),
-            (vec![], Ok(b"next".to_vec()))
-        );
-        assert_eq!(
-            run(Framing::Length(0), b"next", &[9]),
-            (vec![], Ok(b"next".to_vec()))
-        );
-        assert_eq!(
-            run(Framing::Length(3), b"abcnext", &[1]),
-            (b"abc".to_vec(), Ok(b"next".to_vec()))
-        );
-        assert_eq!(
-            run(Framing::Length(9), b"abc", &[2]),
-            (b"abc".to_vec(), Err(BodyFault::Truncated))
-        );
-        assert_eq!(
-            run(Framing::Length(u64::MAX), b"abc", &[9]),
-            (b"abc".to_vec(), Err(BodyFault::Truncated))
-        );
-        assert_eq!(
-            run(Framing::UntilClose, b"abc", &[2]),
-            (b"abc".to_vec(), Ok(vec![]))
-        );
+        assert_eq!(run(Framing::Empty, b"next", &[9]), (vec![], Ok(b"next".to_vec())));
+        assert_eq!(run(Framing::Length(0), b"next", &[9]), (vec![], Ok(b"next".to_vec())));
+        assert_eq!(run(Framing::Length(3), b"abcnext", &[1]), (b"abc".to_vec(), Ok(b"next".to_vec())));
+        assert_eq!(run(Framing::Length(9), b"abc", &[2]), (b"abc".to_vec(), Err(BodyFault::Truncated)));
+        assert_eq!(run(Framing::Length(u64::MAX), b"abc", &[9]), (b"abc".to_vec(), Err(BodyFault::Truncated)));
+        assert_eq!(run(Framing::UntilClose, b"abc", &[2]), (b"abc".to_vec(), Ok(vec![])));
         assert_eq!(run(Framing::UntilClose, b"", &[2]), (vec![], Ok(vec![])));
         assert!(!BodyDecoder::new(Framing::UntilClose).is_done());
     }

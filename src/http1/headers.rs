@@ -16,10 +16,7 @@ pub struct Headers {
 impl Headers {
     /// No fields yet, with room for `fields` of them without growing the index.
     pub fn with_capacity(fields: usize) -> Self {
-        Self {
-            ends: Vec::with_capacity(fields),
-            ..Self::default()
-        }
+        Self { ends: Vec::with_capacity(fields), ..Self::default() }
     }
 
     /// Appends a field. The name keeps its case; the value may hold any bytes.
@@ -32,11 +29,9 @@ impl Headers {
     /// All fields, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
         let starts = std::iter::once((0, 0)).chain(self.ends.iter().copied());
-        starts
-            .zip(&self.ends)
-            .map(|((name, value), &(name_end, value_end))| {
-                (&self.names[name..name_end], &self.values[value..value_end])
-            })
+        starts.zip(&self.ends).map(|((name, value), &(name_end, value_end))| {
+            (&self.names[name..name_end], &self.values[value..value_end])
+        })
     }
 
     /// The first value of that name.
@@ -46,9 +41,7 @@ impl Headers {
 
     /// Every value of that name, in order.
     pub fn get_all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
-        self.iter()
-            .filter(move |(field, _)| field.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value)
+        self.iter().filter(move |(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
     /// How many fields have that name.
@@ -58,9 +51,7 @@ impl Headers {
 
     /// Whether any field of that name lists the token; case of both is ignored (RFC 9110 section 5.6.1).
     pub fn has_token(&self, name: &str, token: &str) -> bool {
-        self.get_all(name)
-            .flat_map(list_items)
-            .any(|item| item.eq_ignore_ascii_case(token.as_bytes()))
+        self.get_all(name).flat_map(list_items).any(|item| item.eq_ignore_ascii_case(token.as_bytes()))
     }
 
     /// How many fields there are.
@@ -83,10 +74,7 @@ pub(super) fn list_items(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 impl fmt::Debug for Headers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map()
-            .entries(
-                self.iter()
-                    .map(|(name, value)| (name, format_args!("{} bytes", value.len()).to_string())),
-            )
+            .entries(self.iter().map(|(name, value)| (name, format_args!("{} bytes", value.len()).to_string())))
             .finish()
     }
 }
@@ -120,14 +108,8 @@ mod tests {
     fn look_up_ignores_case() {
         let headers = sample();
         assert_eq!(headers.get("SET-COOKIE"), Some(&b"a=1"[..]));
-        assert_eq!(
-            headers.get_all("set-cookie").collect::<Vec<_>>(),
-            [&b"a=1"[..], b""]
-        );
-        assert_eq!(
-            (headers.count("Set-Cookie"), headers.count("Cookie")),
-            (2, 0)
-        );
+        assert_eq!(headers.get_all("set-cookie").collect::<Vec<_>>(), [&b"a=1"[..], b""]);
+        assert_eq!((headers.count("Set-Cookie"), headers.count("Cookie")), (2, 0));
         assert_eq!(headers.get("Cookie"), None);
     }
 

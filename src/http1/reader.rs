@@ -26,12 +26,7 @@ pub struct Reader<R> {
 impl<R> Reader<R> {
     /// A reader without a buffer; the first bytes bring one.
     pub fn new(io: R) -> Self {
-        Self {
-            io,
-            buf: Vec::new(),
-            start: 0,
-            end: 0,
-        }
+        Self { io, buf: Vec::new(), start: 0, end: 0 }
     }
 
     /// What was read and not consumed.
@@ -116,30 +111,18 @@ pub(super) mod tests {
 
     impl Pieces {
         pub(crate) fn new(bytes: &[u8], sizes: &[usize]) -> Self {
-            Self {
-                bytes: io::Cursor::new(bytes.to_vec()),
-                sizes: sizes.to_vec(),
-                ready: false,
-            }
+            Self { bytes: io::Cursor::new(bytes.to_vec()), sizes: sizes.to_vec(), ready: false }
         }
     }
 
     impl AsyncRead for Pieces {
-        fn poll_read(
-            mut self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-            buf: &mut [u8],
-        ) -> Poll<io::Result<usize>> {
+        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
             self.ready = !self.ready;
             if self.ready {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            let size = if self.sizes.len() > 1 {
-                self.sizes.remove(0)
-            } else {
-                self.sizes[0]
-            };
+            let size = if self.sizes.len() > 1 { self.sizes.remove(0) } else { self.sizes[0] };
             let room = size.clamp(1, buf.len());
             let n = io::Read::read(&mut self.bytes, &mut buf[..room])?;
             Poll::Ready(Ok(n))
@@ -159,11 +142,7 @@ pub(super) mod tests {
         }
         seen.extend_from_slice(reader.buffered());
         assert!(seen == bytes);
-        assert!(
-            reader.buf.len() <= 4 * READ_CHUNK_BYTES,
-            "the buffer grew to {}",
-            reader.buf.len()
-        );
+        assert!(reader.buf.len() <= 4 * READ_CHUNK_BYTES, "the buffer grew to {}", reader.buf.len());
     }
 
     #[test]

@@ -72,9 +72,7 @@ pub async fn read_request_head<R: AsyncRead + Unpin>(
             screen = Screen::default();
         }
         if skipped > EMPTY_LINES_LIMIT_BYTES {
-            return Err(ReadError::Refused(malformed(
-                "There are empty lines instead of a request",
-            )));
+            return Err(ReadError::Refused(malformed("There are empty lines instead of a request")));
         }
         let buffered = reader.buffered();
         let window = &buffered[..buffered.len().min(max_head_bytes)];
@@ -84,16 +82,10 @@ pub async fn read_request_head<R: AsyncRead + Unpin>(
             return Ok(Some(head));
         }
         if window.len() == max_head_bytes {
-            return Err(ReadError::Refused(Error::HeadTooLarge {
-                limit_bytes: max_head_bytes,
-            }));
+            return Err(ReadError::Refused(Error::HeadTooLarge { limit_bytes: max_head_bytes }));
         }
         if reader.fill().await.map_err(ReadError::Io)? == 0 {
-            return if reader.buffered().is_empty() {
-                Ok(None)
-            } else {
-                Err(ReadError::Eof)
-            };
+            return if reader.buffered().is_empty() { Ok(None) } else { Err(ReadError::Eof) };
         }
     }
 }
@@ -152,9 +144,7 @@ fn parse_screened(head: &[u8]) -> Result<RequestHead, Error> {
         framing,
         keep_alive: super::keep_alive(&fields, line.http_10),
         // RFC 9110 section 10.1.1: not for HTTP/1.0, and there is nothing to wait for without a body.
-        expects_continue: expects_continue
-            && !line.http_10
-            && !matches!(framing, Framing::Empty | Framing::Length(0)),
+        expects_continue: expects_continue && !line.http_10 && !matches!(framing, Framing::Empty | Framing::Length(0)),
     })
 }
 
@@ -174,19 +164,12 @@ impl<'a> RequestLine<'a> {
         let (Some(method), Some(target), Some(version), None) =
             (words.next(), words.next(), words.next(), words.next())
         else {
-            return Err(malformed(
-                "The request line is not `METHOD TARGET HTTP/1.1`",
-            ));
+            return Err(malformed("The request line is not `METHOD TARGET HTTP/1.1`"));
         };
         let http_10 = is_http_10(version)?;
         check_method(method)?;
         let (target, authority) = origin_form(method, target)?;
-        Ok(Self {
-            method,
-            target,
-            authority,
-            http_10,
-        })
+        Ok(Self { method, target, authority, http_10 })
     }
 }
 
@@ -194,12 +177,8 @@ fn is_http_10(version: &str) -> Result<bool, Error> {
     match version.strip_prefix("HTTP/") {
         Some("1.1") => Ok(false),
         Some("1.0") => Ok(true),
-        Some(number) if number.starts_with(|c: char| c.is_ascii_digit()) => {
-            Err(Error::UnsupportedVersion)
-        }
-        _ => Err(malformed(
-            "The request line does not end in an HTTP version",
-        )),
+        Some(number) if number.starts_with(|c: char| c.is_ascii_digit()) => Err(Error::UnsupportedVersion),
+        _ => Err(malformed("The request line does not end in an HTTP version")),
     }
 }
 
@@ -210,12 +189,8 @@ fn check_method(method: &str) -> Result<(), Error> {
         return Err(malformed("The method is not a token"));
     }
     match Method::from_str(method) {
-        Ok(Method::Connect | Method::Pri) | Err(_) => Err(Error::UnknownMethod {
-            method: method.to_owned(),
-        }),
-        Ok(known) if known.as_ref() != method => Err(Error::UnknownMethod {
-            method: method.to_owned(),
-        }),
+        Ok(Method::Connect | Method::Pri) | Err(_) => Err(Error::UnknownMethod { method: method.to_owned() }),
+        Ok(known) if known.as_ref() != method => Err(Error::UnknownMethod { method: method.to_owned() }),
         Ok(_) => Ok(()),
     }
 }
@@ -226,10 +201,7 @@ fn is_token_byte(byte: u8) -> bool {
 }
 
 /// The target without scheme and authority, and the authority if there was one (RFC 9112 section 3.2).
-fn origin_form<'a>(
-    method: &str,
-    target: &'a str,
-) -> Result<(Cow<'a, str>, Option<&'a str>), Error> {
+fn origin_form<'a>(method: &str, target: &'a str) -> Result<(Cow<'a, str>, Option<&'a str>), Error> {
     if target.contains(['\t', '#']) {
         return Err(malformed("The request target has a tab or a fragment"));
     }
@@ -237,17 +209,9 @@ fn origin_form<'a>(
         return Ok((Cow::Borrowed(target), None));
     }
     let rest = match target.split_once("://") {
-        Some((scheme, rest))
-            if ["http", "https"]
-                .iter()
-                .any(|known| scheme.eq_ignore_ascii_case(known)) =>
-        {
-            rest
-        }
+        Some((scheme, rest)) if ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) => rest,
         _ => {
-            return Err(malformed(
-                "The request target is neither a path nor an http URL",
-            ));
+            return Err(malformed("The request target is neither a path nor an http URL"));
         }
     };
     let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
@@ -266,12 +230,10 @@ fn parse_fields(lines: &str) -> Result<Headers, Error> {
     match httparse::parse_headers(lines.as_bytes(), &mut slots) {
         Ok(httparse::Status::Complete((_, fields))) => Ok(super::collect(fields)),
         Ok(httparse::Status::Partial) => Err(malformed("The request head is not complete")),
-        Err(httparse::Error::TooManyHeaders) => Err(Error::TooManyHeaders {
-            limit: HEADER_LIMIT,
-        }),
-        Err(httparse::Error::HeaderName) => Err(malformed(
-            "A header line does not begin with a name and a colon, without white space around the name",
-        )),
+        Err(httparse::Error::TooManyHeaders) => Err(Error::TooManyHeaders { limit: HEADER_LIMIT }),
+        Err(httparse::Error::HeaderName) => {
+            Err(malformed("A header line does not begin with a name and a colon, without white space around the name"))
+        }
         Err(_) => Err(malformed("A header has an invalid value")),
     }
 }
@@ -285,9 +247,7 @@ fn host<'a>(line: &RequestLine<'a>, fields: &'a Headers) -> Result<Option<&'a st
         (field, None) => field,
     };
     if !field.into_iter().chain(line.authority).all(is_authority) {
-        return Err(malformed(
-            "The host is not a name or an address with or without a port",
-        ));
+        return Err(malformed("The host is not a name or an address with or without a port"));
     }
     Ok(line.authority.or(field))
 }
@@ -295,10 +255,7 @@ fn host<'a>(line: &RequestLine<'a>, fields: &'a Headers) -> Result<Option<&'a st
 /// `host[:port]` with a DNS name or an address: narrower than RFC 3986's reg-name, which lets in percent signs and
 /// punctuation, and no user info.
 fn is_authority(authority: &str) -> bool {
-    let (host_is_good, port) = match authority
-        .strip_prefix('[')
-        .and_then(|rest| rest.split_once(']'))
-    {
+    let (host_is_good, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, rest)) => (address.parse::<Ipv6Addr>().is_ok(), rest),
         None => {
             let (name, port) = authority.split_at(authority.find(':').unwrap_or(authority.len()));
@@ -308,10 +265,7 @@ fn is_authority(authority: &str) -> bool {
     };
     let port_is_good = match port.strip_prefix(':') {
         None => port.is_empty(),
-        Some(digits) => {
-            digits.is_empty()
-                || (super::is_digits(digits.as_bytes()) && digits.parse::<u16>().is_ok())
-        }
+        Some(digits) => digits.is_empty() || (super::is_digits(digits.as_bytes()) && digits.parse::<u16>().is_ok()),
     };
     host_is_good && port_is_good
 }
@@ -326,23 +280,16 @@ fn framing(fields: &Headers, http_10: bool) -> Result<Framing, Error> {
             .map(Framing::Length)
             .ok_or_else(|| malformed("The Content-Length is not a number of bytes")),
         ([], _) => Err(malformed("There is more than one Content-Length")),
-        (_, [_, ..]) => Err(malformed(
-            "There are both Content-Length and Transfer-Encoding",
-        )),
+        (_, [_, ..]) => Err(malformed("There are both Content-Length and Transfer-Encoding")),
         _ if http_10 => Err(malformed("HTTP/1.0 has no Transfer-Encoding")),
         ([coding], []) if coding.eq_ignore_ascii_case("chunked") => Ok(Framing::Chunked),
-        (codings, []) => Err(Error::UnsupportedTransferEncoding {
-            value: codings.join(", "),
-        }),
+        (codings, []) => Err(Error::UnsupportedTransferEncoding { value: codings.join(", ") }),
     }
 }
 
 /// Whether the caller expects a 100; any other expectation is refused.
 fn expects_continue(fields: &Headers) -> Result<bool, Error> {
-    if !fields
-        .get_all("expect")
-        .all(|value| value.eq_ignore_ascii_case(b"100-continue"))
-    {
+    if !fields.get_all("expect").all(|value| value.eq_ignore_ascii_case(b"100-continue")) {
         return Err(malformed("The only Expect that can be met is 100-continue"));
     }
     Ok(fields.count("expect") > 0)
@@ -350,32 +297,20 @@ fn expects_continue(fields: &Headers) -> Result<bool, Error> {
 
 /// Lets async-h1 parse the request and returns what it understood. The host goes round it, since async-h1 builds a URL
 /// of whatever the Host says; so does the raw target, which a URL would rewrite.
-fn decode(
-    line: &RequestLine,
-    host: Option<&str>,
-    fields: &Headers,
-) -> Result<(String, Headers), Error> {
+fn decode(line: &RequestLine, host: Option<&str>, fields: &Headers) -> Result<(String, Headers), Error> {
     let passed: Vec<(&str, &[u8])> = fields.iter().filter(|(name, _)| !is_ours(name)).collect();
     // A slot is taken by the Host that async-h1 wants even when HTTP/1.0 sent none.
     if passed.len() >= HEADER_LIMIT {
-        return Err(Error::TooManyHeaders {
-            limit: HEADER_LIMIT,
-        });
+        return Err(Error::TooManyHeaders { limit: HEADER_LIMIT });
     }
-    let target = if line.target == "*" {
-        "/"
-    } else {
-        &line.target
-    };
+    let target = if line.target == "*" { "/" } else { &line.target };
     let mut head = plain_head(line.method, target, &passed);
     let set_aside = head.len() >= PARSER_HEAD_LIMIT_BYTES;
     if set_aside {
         head = short_head(line.method, &passed);
     }
     if head.len() >= PARSER_HEAD_LIMIT_BYTES {
-        return Err(Error::HeadTooLarge {
-            limit_bytes: PARSER_HEAD_LIMIT_BYTES,
-        });
+        return Err(Error::HeadTooLarge { limit_bytes: PARSER_HEAD_LIMIT_BYTES });
     }
     let request = run_async_h1(head)?;
 
@@ -383,29 +318,18 @@ fn decode(
     if let Some(host) = host {
         headers.push("host", host.as_bytes());
     }
-    let values = request
-        .iter()
-        .flat_map(|(name, values)| values.iter().map(|value| (name.as_str(), value.as_str())));
+    let values = request.iter().flat_map(|(name, values)| values.iter().map(|value| (name.as_str(), value.as_str())));
     let mut parsed: Vec<(&str, &str)> = values.filter(|(name, _)| *name != "host").collect();
     parsed.sort_by_key(|(name, _)| *name); // a stable sort: repeated ones stay in order
     for (name, value) in parsed {
-        headers.push(
-            name,
-            if set_aside {
-                passed[place(value)].1
-            } else {
-                value.as_bytes()
-            },
-        );
+        headers.push(name, if set_aside { passed[place(value)].1 } else { value.as_bytes() });
     }
     Ok((request.method().as_ref().to_owned(), headers))
 }
 
 /// Whether async-h1 must not see the field: it misreads framing, starts an executor for Expect, and gets a Host of ours.
 fn is_ours(name: &str) -> bool {
-    ["host", "content-length", "transfer-encoding", "expect"]
-        .iter()
-        .any(|ours| name.eq_ignore_ascii_case(ours))
+    ["host", "content-length", "transfer-encoding", "expect"].iter().any(|ours| name.eq_ignore_ascii_case(ours))
 }
 
 /// A head that async-h1 takes.
@@ -423,11 +347,7 @@ fn plain_head(method: &str, target: &str, fields: &[(&str, &[u8])]) -> Vec<u8> {
 /// Such a head with the target and all values set aside: a value's place in `fields` stands in for it.
 fn short_head(method: &str, fields: &[(&str, &[u8])]) -> Vec<u8> {
     let places: Vec<String> = (0..fields.len()).map(|place| place.to_string()).collect();
-    let fields: Vec<_> = fields
-        .iter()
-        .zip(&places)
-        .map(|((name, _), place)| (*name, place.as_bytes()))
-        .collect();
+    let fields: Vec<_> = fields.iter().zip(&places).map(|((name, _), place)| (*name, place.as_bytes())).collect();
     plain_head(method, "/", &fields)
 }
 
@@ -454,9 +374,7 @@ fn ascii(value: &[u8]) -> &str {
 }
 
 fn malformed(detail: &str) -> Error {
-    Error::MalformedRequest {
-        detail: detail.to_owned(),
-    }
+    Error::MalformedRequest { detail: detail.to_owned() }
 }
 
 #[cfg(test)]
@@ -489,10 +407,7 @@ mod tests {
     }
 
     fn fields(head: &RequestHead) -> Vec<(&str, &str)> {
-        head.headers
-            .iter()
-            .map(|(name, value)| (name, ascii(value)))
-            .collect()
+        head.headers.iter().map(|(name, value)| (name, ascii(value))).collect()
     }
 
     /// The status that each variant's documentation promises.
@@ -513,25 +428,13 @@ mod tests {
              X-b: 1\r\nExpect: 100-Continue\r\nConnection: foo\r\n\r\n",
         )
         .unwrap();
-        assert_eq!(
-            (head.method.as_str(), head.target.as_str()),
-            ("POST", "/v1/chat%2Fx?a=|b")
-        );
+        assert_eq!((head.method.as_str(), head.target.as_str()), ("POST", "/v1/chat%2Fx?a=|b"));
         assert_eq!(
             fields(&head),
-            [
-                ("host", "Box.lan:8080"),
-                ("connection", "foo"),
-                ("x-a", ""),
-                ("x-b", "2"),
-                ("x-b", "1")
-            ]
+            [("host", "Box.lan:8080"), ("connection", "foo"), ("x-a", ""), ("x-b", "2"), ("x-b", "1")]
         );
         assert_eq!(head.framing, Framing::Length(12));
-        assert_eq!(
-            (head.http_10, head.keep_alive, head.expects_continue),
-            (false, true, true)
-        );
+        assert_eq!((head.http_10, head.keep_alive, head.expects_continue), (false, true, true));
     }
 
     #[test]
@@ -598,52 +501,28 @@ mod tests {
             let error = parse(&format!("GET / HTTP/1.1\r\nHost: h\r\n{line}\r\n")).unwrap_err();
             assert_eq!(status(&error), 400, "{line:?}: {error:?}");
         }
-        let latin =
-            parse_request_head(b"GET / HTTP/1.1\r\nHost: h\r\nA: caf\xe9\r\n\r\n").unwrap_err();
+        let latin = parse_request_head(b"GET / HTTP/1.1\r\nHost: h\r\nA: caf\xe9\r\n\r\n").unwrap_err();
         assert_eq!(status(&latin), 400);
-        assert_eq!(
-            status(&parse("GET / HTTP/1.1\nHost: h\n\n").unwrap_err()),
-            400
-        );
-        assert_eq!(
-            status(&parse("GET / HTTP/1.1\r\nHost: h\r\n").unwrap_err()),
-            400,
-            "not complete"
-        );
-        assert_eq!(
-            status(&parse("GET / HTTP/1.1\r\nHost: h\r\n\r\nx").unwrap_err()),
-            400,
-            "bytes behind it"
-        );
+        assert_eq!(status(&parse("GET / HTTP/1.1\nHost: h\n\n").unwrap_err()), 400);
+        assert_eq!(status(&parse("GET / HTTP/1.1\r\nHost: h\r\n").unwrap_err()), 400, "not complete");
+        assert_eq!(status(&parse("GET / HTTP/1.1\r\nHost: h\r\n\r\nx").unwrap_err()), 400, "bytes behind it");
     }
 
     #[test]
     fn hosts() {
-        for host in [
-            "h",
-            "h:",
-            "h:80",
-            "box_1.lan",
-            "[::1]:8080",
-            "[fe80::1]",
-            "10.0.0.1:65535",
-            "256.1.1.1",
-            "xn--zz",
-        ] {
+        for host in ["h", "h:", "h:80", "box_1.lan", "[::1]:8080", "[fe80::1]", "10.0.0.1:65535", "256.1.1.1", "xn--zz"]
+        {
             let head = parse(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).unwrap();
             assert_eq!(fields(&head), [("host", host)]);
         }
         for host in [
-            "", "a/admin?", "a b", "a,b", "u@h", "h:x", "h:+8", "h:65536", "h:1:2", "[::1", "[h]",
-            "[::1]x", "::1", "a%2fb",
+            "", "a/admin?", "a b", "a,b", "u@h", "h:x", "h:+8", "h:65536", "h:1:2", "[::1", "[h]", "[::1]x", "::1",
+            "a%2fb",
         ] {
             let error = parse(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).unwrap_err();
             assert_eq!(status(&error), 400, "{host:?}");
         }
-        for head in [
-            "GET / HTTP/1.1\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: h\r\nhost: h\r\n\r\n",
-        ] {
+        for head in ["GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\nHost: h\r\nhost: h\r\n\r\n"] {
             assert_eq!(status(&parse(head).unwrap_err()), 400, "{head:?}");
         }
     }
@@ -660,11 +539,7 @@ mod tests {
             ("OPTIONS http://box HTTP/1.1", "*", "box"),
         ] {
             let head = parse(&format!("{line}\r\nHost: field\r\n\r\n")).unwrap();
-            assert_eq!(
-                (head.target.as_str(), fields(&head)[0].1),
-                (target, host),
-                "{line}"
-            );
+            assert_eq!((head.target.as_str(), fields(&head)[0].1), (target, host), "{line}");
         }
     }
 
@@ -673,10 +548,7 @@ mod tests {
         for (lines, framing) in [
             ("", Ok(Framing::Empty)),
             ("Content-Length: 0\r\n", Ok(Framing::Length(0))),
-            (
-                "Content-Length: 18446744073709551615\r\n",
-                Ok(Framing::Length(u64::MAX)),
-            ),
+            ("Content-Length: 18446744073709551615\r\n", Ok(Framing::Length(u64::MAX))),
             ("Content-Length: 18446744073709551616\r\n", Err(400)),
             ("Content-Length: +3\r\n", Err(400)),
             ("Content-Length: -3\r\n", Err(400)),
@@ -686,32 +558,18 @@ mod tests {
             ("Content-Length:\r\n", Err(400)),
             ("Content-Length: 3\r\ncontent-length: 3\r\n", Err(400)),
             ("Transfer-Encoding: Chunked\r\n", Ok(Framing::Chunked)),
-            (
-                "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n",
-                Err(400),
-            ),
-            (
-                "Transfer-Encoding: identity\r\nContent-Length: 3\r\n",
-                Err(400),
-            ),
+            ("Transfer-Encoding: chunked\r\nContent-Length: 3\r\n", Err(400)),
+            ("Transfer-Encoding: identity\r\nContent-Length: 3\r\n", Err(400)),
             ("Transfer-Encoding: gzip, chunked\r\n", Err(501)),
             ("Transfer-Encoding: identity\r\n", Err(501)),
             ("Transfer-Encoding: xchunked\r\n", Err(501)),
             ("Transfer-Encoding: chunked, chunked\r\n", Err(501)),
             ("Transfer-Encoding: chunked;q=1\r\n", Err(501)),
             ("Transfer-Encoding:\r\n", Err(501)),
-            (
-                "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
-                Err(501),
-            ),
+            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", Err(501)),
         ] {
             let head = parse(&format!("POST / HTTP/1.1\r\nHost: h\r\n{lines}\r\n"));
-            assert_eq!(
-                head.map(|head| head.framing)
-                    .map_err(|error| status(&error)),
-                framing,
-                "{lines:?}"
-            );
+            assert_eq!(head.map(|head| head.framing).map_err(|error| status(&error)), framing, "{lines:?}");
         }
         let error = parse("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap_err();
         assert_eq!(status(&error), 400);
@@ -727,52 +585,25 @@ mod tests {
             ("1.0", "Keep-Alive", true),
             ("1.0", "keep-alive, close", false),
         ] {
-            let head = parse(&format!(
-                "GET / HTTP/{version}\r\nHost: h\r\nConnection: {connection}\r\n\r\n"
-            ))
-            .unwrap();
+            let head = parse(&format!("GET / HTTP/{version}\r\nHost: h\r\nConnection: {connection}\r\n\r\n")).unwrap();
             assert_eq!(head.keep_alive, expected, "{version} {connection}");
             assert_eq!(head.http_10, version == "1.0");
         }
-        assert_eq!(
-            parse("GET / HTTP/1.0\r\n\r\n").unwrap().headers,
-            Headers::default()
-        );
+        assert_eq!(parse("GET / HTTP/1.0\r\n\r\n").unwrap().headers, Headers::default());
     }
 
     #[test]
     fn expectations() {
         let expects = |version: &str, lines: &str| {
-            parse(&format!("POST / HTTP/{version}\r\nHost: h\r\n{lines}\r\n"))
-                .map(|head| head.expects_continue)
+            parse(&format!("POST / HTTP/{version}\r\nHost: h\r\n{lines}\r\n")).map(|head| head.expects_continue)
         };
-        assert_eq!(
-            expects("1.1", "Expect: 100-CONTINUE\r\nContent-Length: 1\r\n"),
-            Ok(true)
-        );
-        assert_eq!(
-            expects(
-                "1.1",
-                "Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n"
-            ),
-            Ok(true)
-        );
+        assert_eq!(expects("1.1", "Expect: 100-CONTINUE\r\nContent-Length: 1\r\n"), Ok(true));
+        assert_eq!(expects("1.1", "Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n"), Ok(true));
         assert_eq!(expects("1.1", "Expect: 100-continue\r\n"), Ok(false));
-        assert_eq!(
-            expects("1.0", "Expect: 100-continue\r\nContent-Length: 1\r\n"),
-            Ok(false)
-        );
+        assert_eq!(expects("1.0", "Expect: 100-continue\r\nContent-Length: 1\r\n"), Ok(false));
         assert_eq!(expects("1.1", "Content-Length: 1\r\n"), Ok(false));
-        for other in [
-            "Expect: 200-ok\r\n",
-            "Expect:\r\n",
-            "Expect: 100-continue\r\nExpect: x\r\n",
-        ] {
-            assert_eq!(
-                status(&expects("1.1", other).unwrap_err()),
-                400,
-                "{other:?}"
-            );
+        for other in ["Expect: 200-ok\r\n", "Expect:\r\n", "Expect: 100-continue\r\nExpect: x\r\n"] {
+            assert_eq!(status(&expects("1.1", other).unwrap_err()), 400, "{other:?}");
         }
     }
 
@@ -780,11 +611,9 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn an_expectation_starts_no_executor() {
-        parse("POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n")
-            .unwrap();
+        parse("POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n").unwrap();
         for thread in std::fs::read_dir("/proc/self/task").unwrap() {
-            let name =
-                std::fs::read_to_string(thread.unwrap().path().join("comm")).unwrap_or_default();
+            let name = std::fs::read_to_string(thread.unwrap().path().join("comm")).unwrap_or_default();
             assert!(!name.starts_with("async-global"), "{name}");
         }
     }
@@ -793,30 +622,13 @@ mod tests {
     fn heads_beyond_the_parsers_limit_pass_whole() {
         for size in 7_900..8_300 {
             let token = "t".repeat(size);
-            let head = parse(&format!(
-                "GET / HTTP/1.1\r\nHost: h\r\nB: 1\r\nA: 0\r\nB: {token}\r\nb:\r\n\r\n"
-            ))
-            .unwrap();
-            assert_eq!(
-                fields(&head),
-                [
-                    ("host", "h"),
-                    ("a", "0"),
-                    ("b", "1"),
-                    ("b", &token),
-                    ("b", "")
-                ]
-            );
+            let head =
+                parse(&format!("GET / HTTP/1.1\r\nHost: h\r\nB: 1\r\nA: 0\r\nB: {token}\r\nb:\r\n\r\n")).unwrap();
+            assert_eq!(fields(&head), [("host", "h"), ("a", "0"), ("b", "1"), ("b", &token), ("b", "")]);
         }
         let (target, host) = (format!("/{}", "p".repeat(20_000)), "h".repeat(9_000));
-        let head = parse(&format!(
-            "GET {target} HTTP/1.1\r\nHost: {host}\r\nA: 1\r\n\r\n"
-        ))
-        .unwrap();
-        assert_eq!(
-            (head.target, head.headers.get("host")),
-            (target, Some(host.as_bytes()))
-        );
+        let head = parse(&format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nA: 1\r\n\r\n")).unwrap();
+        assert_eq!((head.target, head.headers.get("host")), (target, Some(host.as_bytes())));
     }
 
     #[test]
@@ -826,9 +638,7 @@ mod tests {
             parse(&format!("GET / HTTP/{version}\r\n{lines}\r\n"))
         };
         let with_host = |count: usize| {
-            let lines: String = (1..count)
-                .map(|i| format!("N{i}: {}\r\n", "v".repeat(200)))
-                .collect();
+            let lines: String = (1..count).map(|i| format!("N{i}: {}\r\n", "v".repeat(200))).collect();
             parse(&format!("GET / HTTP/1.1\r\nHost: h\r\n{lines}\r\n"))
         };
         assert_eq!(with_host(128).unwrap().headers.len(), 128);
@@ -849,15 +659,9 @@ mod tests {
         };
         for sizes in [&[1_000_000][..], &[1], &[4096, 1]] {
             assert_eq!(read(head_of(LIMIT).as_bytes(), sizes).1, "end");
-            assert_eq!(
-                read(head_of(LIMIT + 1).as_bytes(), sizes).1,
-                "Refused(HeadTooLarge { limit_bytes: 32768 })"
-            );
+            assert_eq!(read(head_of(LIMIT + 1).as_bytes(), sizes).1, "Refused(HeadTooLarge { limit_bytes: 32768 })");
             let endless = vec![b'a'; 10 * LIMIT];
-            assert_eq!(
-                read(&endless, sizes).1,
-                "Refused(HeadTooLarge { limit_bytes: 32768 })"
-            );
+            assert_eq!(read(&endless, sizes).1, "Refused(HeadTooLarge { limit_bytes: 32768 })");
         }
     }
 
@@ -868,33 +672,17 @@ mod tests {
         assert_eq!((heads.len(), end.as_str()), (3, "end"));
         assert_eq!(read(b"", &[1]).1, "end");
         assert_eq!(read(b"GET / HT", &[3]).1, "eof");
-        assert!(
-            read("\r\n".repeat(9).as_bytes(), &[4])
-                .1
-                .contains("empty lines")
-        );
-        let mut reader = Reader::new(Pieces::new(
-            b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody",
-            &[999],
-        ));
+        assert!(read("\r\n".repeat(9).as_bytes(), &[4]).1.contains("empty lines"));
+        let mut reader =
+            Reader::new(Pieces::new(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody", &[999]));
         block_on(read_request_head(&mut reader, LIMIT)).unwrap();
         assert_eq!(reader.buffered(), b"body");
     }
 
     #[test]
     fn garbage_is_refused_before_its_end() {
-        for garbage in [
-            &b"\x16\x03\x01\x02\x00\x01\x00"[..],
-            b"GET / HTTP/1.1\nHost",
-            b"GET /\xff",
-            b"A\rB",
-        ] {
-            assert!(
-                read(garbage, &[1])
-                    .1
-                    .starts_with("Refused(MalformedRequest"),
-                "{garbage:?}"
-            );
+        for garbage in [&b"\x16\x03\x01\x02\x00\x01\x00"[..], b"GET / HTTP/1.1\nHost", b"GET /\xff", b"A\rB"] {
+            assert!(read(garbage, &[1]).1.starts_with("Refused(MalformedRequest"), "{garbage:?}");
         }
     }
 
@@ -904,26 +692,11 @@ mod tests {
         let mostly = |good: &[&'static str], bad: &[&'static str]| prop_oneof![20 => select(good), 1 => select(bad)];
         let method = mostly(&["GET", "POST", "OPTIONS"], &["get", "PRI", "G T", ""]);
         let target = mostly(
-            &[
-                "/",
-                "/v1/models?x=1",
-                "http://h/x",
-                "http://[::1]?",
-                "/{}|\\\"<>^`%",
-                "//x:y@z",
-            ],
+            &["/", "/v1/models?x=1", "http://h/x", "http://[::1]?", "/{}|\\\"<>^`%", "//x:y@z"],
             &["*", "x", "/a#b", ""],
         );
         let version = mostly(&["HTTP/1.1", "HTTP/1.1", "HTTP/1.0"], &["HTTP/2.0", ""]);
-        let host = mostly(
-            &[
-                "Host: h",
-                "Host: [::1]:80",
-                "Host: 1.2.3.4.5",
-                "Host: xn--zz.",
-            ],
-            &["Host: /", "X: y"],
-        );
+        let host = mostly(&["Host: h", "Host: [::1]:80", "Host: 1.2.3.4.5", "Host: xn--zz."], &["Host: /", "X: y"]);
         let good = select(&[
             "Expect: 100-continue",
             "Connection: close",
@@ -931,14 +704,8 @@ mod tests {
             "a:",
             "~!#$%&'*+-.^_`|: \"(),/:;<=>?@[\\]{}",
         ]);
-        let bad = select(&[
-            "Content-Length: 5",
-            "Transfer-Encoding: chunked",
-            " fold",
-            "no colon",
-            "\u{e9}: x",
-            "Host: h",
-        ]);
+        let bad =
+            select(&["Content-Length: 5", "Transfer-Encoding: chunked", " fold", "no colon", "\u{e9}: x", "Host: h"]);
         let line = prop_oneof![
             20 => good.prop_map(str::to_owned),
             20 => "[A-Za-z-]{1,9}: [ -~\t]{0,9}",

@@ -58,10 +58,7 @@ impl fmt::Display for ReadFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Eof { received: 0 } => f.write_str("the connection was closed before a response"),
-            Self::Eof { received } => write!(
-                f,
-                "the connection was closed after {received} bytes of a response head"
-            ),
+            Self::Eof { received } => write!(f, "the connection was closed after {received} bytes of a response head"),
             Self::Io { error, received } => {
                 write!(f, "{error}, after {received} bytes of a response head")
             }
@@ -84,17 +81,13 @@ pub async fn read_response_head<R: AsyncRead + Unpin>(
         reader.consume(len);
         match head.status {
             101 => {
-                return Err(ReadFault::Invalid(
-                    "status 101 although no upgrade was asked for".to_owned(),
-                ));
+                return Err(ReadFault::Invalid("status 101 although no upgrade was asked for".to_owned()));
             }
             100..=199 => skipped += len,
             _ => return Ok(head),
         }
     }
-    Err(ReadFault::Invalid(format!(
-        "more than {INTERIM_LIMIT} interim responses"
-    )))
+    Err(ReadFault::Invalid(format!("more than {INTERIM_LIMIT} interim responses")))
 }
 
 /// Reads until a head is complete; `skipped` bytes of interim responses came before it.
@@ -108,8 +101,7 @@ async fn read_one_head<R: AsyncRead + Unpin>(
         let buffered = reader.buffered();
         let end = find_end(buffered, searched).map_err(ReadFault::Invalid)?;
         if let Some(end) = end {
-            let head =
-                parse_whole(&buffered[..end], to_head_request).map_err(ReadFault::Invalid)?;
+            let head = parse_whole(&buffered[..end], to_head_request).map_err(ReadFault::Invalid)?;
             return Ok((head, end));
         }
         searched = buffered.len();
@@ -124,10 +116,7 @@ async fn read_one_head<R: AsyncRead + Unpin>(
 
 /// Parses the head at the beginning of `buf`, interim or final, and tells its length. None if it is not complete yet. The
 /// error is a detail for a 502.
-pub fn parse_response_head(
-    buf: &[u8],
-    to_head_request: bool,
-) -> Result<Option<(ResponseHead, usize)>, String> {
+pub fn parse_response_head(buf: &[u8], to_head_request: bool) -> Result<Option<(ResponseHead, usize)>, String> {
     let Some(end) = find_end(buf, 0)? else {
         return Ok(None);
     };
@@ -143,14 +132,13 @@ fn find_end(buf: &[u8], searched: usize) -> Result<Option<usize>, String> {
         return Err("not an HTTP/1.x response".to_owned());
     }
     let window = &buf[..buf.len().min(RESPONSE_HEAD_LIMIT_BYTES)];
-    let is_end = |at: &usize| {
-        window[*at] == b'\n' && (window[..*at].ends_with(b"\n") || window[..*at].ends_with(b"\n\r"))
-    };
+    let is_end =
+        |at: &usize| window[*at] == b'\n' && (window[..*at].ends_with(b"\n") || window[..*at].ends_with(b"\n\r"));
     match (searched..window.len()).find(is_end) {
         Some(at) => Ok(Some(at + 1)),
-        None if window.len() == RESPONSE_HEAD_LIMIT_BYTES => Err(format!(
-            "a response head of more than {RESPONSE_HEAD_LIMIT_BYTES} bytes"
-        )),
+        None if window.len() == RESPONSE_HEAD_LIMIT_BYTES => {
+            Err(format!("a response head of more than {RESPONSE_HEAD_LIMIT_BYTES} bytes"))
+        }
         None => Ok(None),
     }
 }
@@ -170,10 +158,7 @@ fn parse_whole(head: &[u8], to_head_request: bool) -> Result<ResponseHead, Strin
         }
         Err(error) => return Err(format!("a malformed response head: {error}")),
     }
-    let status = response
-        .code
-        .filter(|status| *status >= 100)
-        .ok_or("a status below 100")?;
+    let status = response.code.filter(|status| *status >= 100).ok_or("a status below 100")?;
     let http_10 = response.version == Some(0);
     let headers = super::collect(response.headers);
     let framing = match (framing(&headers, http_10)?, status) {
@@ -182,23 +167,13 @@ fn parse_whole(head: &[u8], to_head_request: bool) -> Result<ResponseHead, Strin
         (framing, _) => framing,
     };
     let keep_alive = framing != Framing::UntilClose && super::keep_alive(&headers, http_10);
-    Ok(ResponseHead {
-        status,
-        reason: reason(head),
-        http_10,
-        headers,
-        framing,
-        keep_alive,
-    })
+    Ok(ResponseHead { status, reason: reason(head), http_10, headers, framing, keep_alive })
 }
 
 /// What follows the status; httparse gives none that is not ASCII.
 fn reason(head: &[u8]) -> Vec<u8> {
     let line = head.split(|&byte| byte == b'\n').next().unwrap_or_default();
-    line.get("HTTP/1.1 200 ".len()..)
-        .unwrap_or_default()
-        .trim_ascii()
-        .to_vec()
+    line.get("HTTP/1.1 200 ".len()..).unwrap_or_default().trim_ascii().to_vec()
 }
 
 /// RFC 9112 section 6.3, before status and method have their say. `gzip, chunked` is refused although it could be read:
@@ -210,15 +185,12 @@ fn framing(headers: &Headers, http_10: bool) -> Result<Framing, String> {
         (None, None) => Ok(Framing::UntilClose),
         (Some(_), Some(_)) => Err("both Content-Length and Transfer-Encoding".to_owned()),
         (Some(_), None) if http_10 => Err("a Transfer-Encoding in HTTP/1.0".to_owned()),
-        (Some(coding), None)
-            if coding.eq_ignore_ascii_case(b"chunked") && codings.next().is_none() =>
-        {
+        (Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") && codings.next().is_none() => {
             Ok(Framing::Chunked)
         }
         (Some(_), None) => Err("a Transfer-Encoding other than chunked".to_owned()),
         (None, Some(first)) => {
-            let first = super::parse_length(first)
-                .ok_or("a Content-Length that is not a number of bytes")?;
+            let first = super::parse_length(first).ok_or("a Content-Length that is not a number of bytes")?;
             match lengths.all(|other| super::parse_length(other) == Some(first)) {
                 true => Ok(Framing::Length(first)),
                 false => Err("Content-Lengths that differ".to_owned()),
@@ -245,8 +217,7 @@ mod tests {
     /// Reads one response head in pieces of the given sizes: what it is or why it is not, and what is left to read.
     fn read(bytes: &[u8], sizes: &[usize]) -> (Result<ResponseHead, String>, Vec<u8>) {
         let mut reader = Reader::new(Pieces::new(bytes, sizes));
-        let head =
-            block_on(read_response_head(&mut reader, false)).map_err(|fault| format!("{fault:?}"));
+        let head = block_on(read_response_head(&mut reader, false)).map_err(|fault| format!("{fault:?}"));
         if head.is_ok() {
             while block_on(reader.fill()).unwrap() > 0 {}
             return (head, reader.buffered().to_vec());
@@ -262,43 +233,19 @@ mod tests {
             (529, &b"Site is  overloaded"[..], Framing::Length(7))
         );
         let fields: Vec<_> = head.headers.iter().collect();
-        let expected = [
-            ("Set-Cookie", "a"),
-            ("X-Y", "z"),
-            ("set-cookie", "b"),
-            ("Content-Length", "7"),
-        ];
-        assert_eq!(
-            fields,
-            expected.map(|(name, value)| (name, value.as_bytes()))
-        );
+        let expected = [("Set-Cookie", "a"), ("X-Y", "z"), ("set-cookie", "b"), ("Content-Length", "7")];
+        assert_eq!(fields, expected.map(|(name, value)| (name, value.as_bytes())));
 
         let latin = b"HTTP/1.1 200 d\xe9j\xe0\r\nX: caf\xe9\r\n\r\n";
         let (head, _) = parse_response_head(latin, false).unwrap().unwrap();
-        assert_eq!(
-            (head.reason.as_slice(), head.headers.get("x")),
-            (&b"d\xe9j\xe0"[..], Some(&b"caf\xe9"[..]))
-        );
+        assert_eq!((head.reason.as_slice(), head.headers.get("x")), (&b"d\xe9j\xe0"[..], Some(&b"caf\xe9"[..])));
 
-        for (line, status) in [
-            ("HTTP/1.1 100 ", 100),
-            ("HTTP/1.1 999", 999),
-            ("HTTP/1.0 499 \t", 499),
-        ] {
+        for (line, status) in [("HTTP/1.1 100 ", 100), ("HTTP/1.1 999", 999), ("HTTP/1.0 499 \t", 499)] {
             let head = parse(&format!("{line}\r\n\r\n")).unwrap();
             assert_eq!((head.status, head.reason), (status, Vec::new()), "{line:?}");
         }
-        assert_eq!(
-            parse("HTTP/1.1 200 OK\nA: b\n\n").unwrap().headers.get("a"),
-            Some(&b"b"[..])
-        );
-        assert_eq!(
-            parse_response_head(b"HTTP/1.1 200 OK\r\n\r\nbody", false)
-                .unwrap()
-                .unwrap()
-                .1,
-            19
-        );
+        assert_eq!(parse("HTTP/1.1 200 OK\nA: b\n\n").unwrap().headers.get("a"), Some(&b"b"[..]));
+        assert_eq!(parse_response_head(b"HTTP/1.1 200 OK\r\n\r\nbody", false).unwrap().unwrap().1, 19);
     }
 
     #[test]
@@ -319,10 +266,7 @@ mod tests {
             ("\r\nHTTP/1.1 200 OK\r\n\r\n", "not an HTTP/1.x response"),
             ("ICY 200 OK\r\n\r\n", "not an HTTP/1.x response"),
             ("<html>", "not an HTTP/1.x response"),
-            (
-                &format!("HTTP/1.1 200 OK\r\n{many}\r\n"),
-                "more than 128 response headers",
-            ),
+            (&format!("HTTP/1.1 200 OK\r\n{many}\r\n"), "more than 128 response headers"),
         ] {
             let error = parse(head).unwrap_err();
             assert!(error.contains(detail), "{head:?}: {error}");
@@ -334,11 +278,7 @@ mod tests {
         for (status, lines, framing) in [
             (200, "", Some(Framing::UntilClose)),
             (200, "Content-Length: 5\r\n", Some(Framing::Length(5))),
-            (
-                200,
-                "Content-Length: 5\r\ncontent-length: 5\r\n",
-                Some(Framing::Length(5)),
-            ),
+            (200, "Content-Length: 5\r\ncontent-length: 5\r\n", Some(Framing::Length(5))),
             (200, "Content-Length: 5, 5\r\n", Some(Framing::Length(5))),
             (200, "Content-Length: 5, 6\r\n", None),
             (200, "Content-Length: 5\r\nContent-Length: 6\r\n", None),
@@ -346,23 +286,11 @@ mod tests {
             (200, "Content-Length: +5\r\n", None),
             (200, "Content-Length:\r\n", None),
             (200, "Content-Length: 18446744073709551616\r\n", None),
-            (
-                200,
-                "Transfer-Encoding: CHUNKED\r\n",
-                Some(Framing::Chunked),
-            ),
-            (
-                200,
-                "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
-                None,
-            ),
+            (200, "Transfer-Encoding: CHUNKED\r\n", Some(Framing::Chunked)),
+            (200, "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", None),
             (200, "Transfer-Encoding: gzip, chunked\r\n", None),
             (200, "Transfer-Encoding: chunked, gzip\r\n", None),
-            (
-                200,
-                "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
-                None,
-            ),
+            (200, "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", None),
             (200, "Transfer-Encoding: identity\r\n", None),
             (200, "Transfer-Encoding:\r\n", None),
             (204, "", Some(Framing::Empty)),
@@ -370,37 +298,21 @@ mod tests {
             (103, "", Some(Framing::Empty)),
         ] {
             let head = parse(&format!("HTTP/1.1 {status} X\r\n{lines}\r\n"));
-            assert_eq!(
-                head.ok().map(|head| head.framing),
-                framing,
-                "{status} {lines:?}"
-            );
+            assert_eq!(head.ok().map(|head| head.framing), framing, "{status} {lines:?}");
         }
         assert!(parse("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").is_err());
-        let to_head = parse_response_head(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", true)
-            .unwrap()
-            .unwrap()
-            .0;
-        assert_eq!(
-            (to_head.framing, to_head.keep_alive),
-            (Framing::Empty, true)
-        );
+        let to_head = parse_response_head(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", true).unwrap().unwrap().0;
+        assert_eq!((to_head.framing, to_head.keep_alive), (Framing::Empty, true));
     }
 
     #[test]
     fn who_keeps_the_connection() {
         for (head, expected) in [
             ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", true),
-            (
-                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: x, Close\r\n\r\n",
-                false,
-            ),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: x, Close\r\n\r\n", false),
             ("HTTP/1.1 200 OK\r\nConnection: keep-alive\r\n\r\n", false),
             ("HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n", false),
-            (
-                "HTTP/1.0 200 OK\r\nContent-Length: 5\r\nConnection: Keep-Alive\r\n\r\n",
-                true,
-            ),
+            ("HTTP/1.0 200 OK\r\nContent-Length: 5\r\nConnection: Keep-Alive\r\n\r\n", true),
             ("HTTP/1.1 204 OK\r\n\r\n", true),
         ] {
             assert_eq!(parse(head).unwrap().keep_alive, expected, "{head:?}");
@@ -417,31 +329,15 @@ mod tests {
         }
         let flood = "HTTP/1.1 102 Processing\r\n\r\n";
         assert!(read((flood.repeat(64) + last).as_bytes(), &[99]).0.is_ok());
-        assert!(
-            read((flood.repeat(65) + last).as_bytes(), &[99])
-                .0
-                .unwrap_err()
-                .contains("more than 64 interim")
-        );
-        assert!(
-            read(b"HTTP/1.1 101 Switching\r\n\r\n", &[99])
-                .0
-                .unwrap_err()
-                .contains("status 101")
-        );
+        assert!(read((flood.repeat(65) + last).as_bytes(), &[99]).0.unwrap_err().contains("more than 64 interim"));
+        assert!(read(b"HTTP/1.1 101 Switching\r\n\r\n", &[99]).0.unwrap_err().contains("status 101"));
     }
 
     #[test]
     fn ends_of_the_stream_are_told_apart() {
         assert_eq!(read(b"", &[1]).0, Err("Eof { received: 0 }".to_owned()));
-        assert_eq!(
-            read(b"HTTP/1.1 20", &[4]).0,
-            Err("Eof { received: 11 }".to_owned())
-        );
-        assert_eq!(
-            read(b"HTTP/1.1 100 C\r\n\r\n", &[4]).0,
-            Err("Eof { received: 18 }".to_owned())
-        );
+        assert_eq!(read(b"HTTP/1.1 20", &[4]).0, Err("Eof { received: 11 }".to_owned()));
+        assert_eq!(read(b"HTTP/1.1 100 C\r\n\r\n", &[4]).0, Err("Eof { received: 18 }".to_owned()));
     }
 
     #[test]
@@ -451,14 +347,8 @@ mod tests {
             frame.replace("A: ", &format!("A: {}", "a".repeat(len - frame.len())))
         };
         for sizes in [&[1_000_000][..], &[1000, 1]] {
-            assert!(
-                read(head_of(RESPONSE_HEAD_LIMIT_BYTES).as_bytes(), sizes)
-                    .0
-                    .is_ok()
-            );
-            let error = read(head_of(RESPONSE_HEAD_LIMIT_BYTES + 1).as_bytes(), sizes)
-                .0
-                .unwrap_err();
+            assert!(read(head_of(RESPONSE_HEAD_LIMIT_BYTES).as_bytes(), sizes).0.is_ok());
+            let error = read(head_of(RESPONSE_HEAD_LIMIT_BYTES + 1).as_bytes(), sizes).0.unwrap_err();
             assert!(error.contains("more than 65536 bytes"), "{error}");
         }
     }

@@ -36,9 +36,7 @@ pub fn write_request_head<'a>(
     content_length: Option<u64>,
 ) {
     debug_assert!(
-        ![method, target]
-            .iter()
-            .any(|word| word.contains(['\r', '\n', '\0', ' '])),
+        ![method, target].iter().any(|word| word.contains(['\r', '\n', '\0', ' '])),
         "an unclean request line"
     );
     for part in [method, " ", target, " HTTP/1.1\r\n"] {
@@ -46,10 +44,7 @@ pub fn write_request_head<'a>(
     }
     write_field(out, "Host", host.as_bytes());
     for (name, value) in headers {
-        if !is_one_of(
-            name,
-            &["host", "content-length", "transfer-encoding", "connection"],
-        ) {
+        if !is_one_of(name, &["host", "content-length", "transfer-encoding", "connection"]) {
             write_field(out, name, value);
         }
     }
@@ -70,16 +65,9 @@ pub fn write_response_head<'a>(
     body: BodyLength,
     keep_alive: bool,
 ) {
-    debug_assert!(
-        (100..=999).contains(&status) && is_clean(reason),
-        "an unclean status line"
-    );
+    debug_assert!((100..=999).contains(&status) && is_clean(reason), "an unclean status line");
     let standard = StatusCode::try_from(status).map_or("", |known| known.canonical_reason());
-    let reason = if reason.is_empty() {
-        standard.as_bytes()
-    } else {
-        reason
-    };
+    let reason = if reason.is_empty() { standard.as_bytes() } else { reason };
     out.extend_from_slice(format!("HTTP/1.1 {status} ").as_bytes());
     out.extend_from_slice(reason);
     out.extend_from_slice(b"\r\n");
@@ -90,18 +78,12 @@ pub fn write_response_head<'a>(
         }
     }
     match body {
-        BodyLength::Length(length) => {
-            write_field(out, "Content-Length", length.to_string().as_bytes())
-        }
+        BodyLength::Length(length) => write_field(out, "Content-Length", length.to_string().as_bytes()),
         BodyLength::Chunked => write_field(out, "Transfer-Encoding", b"chunked"),
         BodyLength::UntilClose | BodyLength::None => {}
     }
     let lives_on = keep_alive && body != BodyLength::UntilClose;
-    write_field(
-        out,
-        "Connection",
-        if lives_on { b"keep-alive" } else { b"close" },
-    );
+    write_field(out, "Connection", if lives_on { b"keep-alive" } else { b"close" });
     out.extend_from_slice(b"\r\n");
 }
 
@@ -151,9 +133,7 @@ fn write_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
 
 /// Whether the bytes stay on their line.
 fn is_clean(bytes: &[u8]) -> bool {
-    !bytes
-        .iter()
-        .any(|byte| matches!(byte, b'\r' | b'\n' | b'\0'))
+    !bytes.iter().any(|byte| matches!(byte, b'\r' | b'\n' | b'\0'))
 }
 
 #[cfg(test)]
@@ -164,43 +144,22 @@ mod tests {
 
     fn headers(fields: &[(&str, &str)]) -> Headers {
         let mut headers = Headers::default();
-        fields
-            .iter()
-            .for_each(|(name, value)| headers.push(name, value.as_bytes()));
+        fields.iter().for_each(|(name, value)| headers.push(name, value.as_bytes()));
         headers
     }
 
-    fn response(
-        status: u16,
-        reason: &str,
-        fields: &[(&str, &str)],
-        body: BodyLength,
-        keep_alive: bool,
-    ) -> String {
+    fn response(status: u16, reason: &str, fields: &[(&str, &str)], body: BodyLength, keep_alive: bool) -> String {
         let mut out = Vec::new();
-        write_response_head(
-            &mut out,
-            status,
-            reason.as_bytes(),
-            headers(fields).iter(),
-            body,
-            keep_alive,
-        );
+        write_response_head(&mut out, status, reason.as_bytes(), headers(fields).iter(), body, keep_alive);
         String::from_utf8(out).unwrap()
     }
 
     #[test]
     fn request_heads() {
-        let fields = headers(&[
-            ("X-A", "1"),
-            ("host", "evil"),
-            ("content-length", "9"),
-            ("Transfer-Encoding", "x"),
-        ]);
+        let fields = headers(&[("X-A", "1"), ("host", "evil"), ("content-length", "9"), ("Transfer-Encoding", "x")]);
         let mut out = b"before".to_vec();
         write_request_head(&mut out, "POST", "/v1/x?y", "h:1", fields.iter(), Some(3));
-        let expected =
-            "beforePOST /v1/x?y HTTP/1.1\r\nHost: h:1\r\nX-A: 1\r\nContent-Length: 3\r\n\r\n";
+        let expected = "beforePOST /v1/x?y HTTP/1.1\r\nHost: h:1\r\nX-A: 1\r\nContent-Length: 3\r\n\r\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
         let mut out = Vec::new();
         write_request_head(&mut out, "GET", "/", "h", std::iter::empty(), None);
@@ -209,29 +168,12 @@ mod tests {
 
     #[test]
     fn response_heads() {
-        let copied = [
-            ("Content-Length", "9"),
-            ("transfer-encoding", "chunked"),
-            ("connection", "x"),
-            ("A", "b"),
-        ];
+        let copied = [("Content-Length", "9"), ("transfer-encoding", "chunked"), ("connection", "x"), ("A", "b")];
         for (body, keep_alive, framing) in [
-            (
-                BodyLength::Length(5),
-                true,
-                "A: b\r\nContent-Length: 5\r\nConnection: keep-alive",
-            ),
-            (
-                BodyLength::Chunked,
-                false,
-                "A: b\r\nTransfer-Encoding: chunked\r\nConnection: close",
-            ),
+            (BodyLength::Length(5), true, "A: b\r\nContent-Length: 5\r\nConnection: keep-alive"),
+            (BodyLength::Chunked, false, "A: b\r\nTransfer-Encoding: chunked\r\nConnection: close"),
             (BodyLength::UntilClose, true, "A: b\r\nConnection: close"),
-            (
-                BodyLength::None,
-                true,
-                "Content-Length: 9\r\nA: b\r\nConnection: keep-alive",
-            ),
+            (BodyLength::None, true, "Content-Length: 9\r\nA: b\r\nConnection: keep-alive"),
         ] {
             let expected = format!("HTTP/1.1 200 Fine\r\n{framing}\r\n\r\n");
             assert_eq!(response(200, "Fine", &copied, body, keep_alive), expected);
@@ -240,38 +182,21 @@ mod tests {
 
     #[test]
     fn reasons() {
-        for (status, line) in [
-            (200, "200 OK"),
-            (431, "431 Request Header Fields Too Large"),
-            (529, "529 "),
-            (999, "999 "),
-        ] {
-            assert!(
-                response(status, "", &[], BodyLength::None, true)
-                    .starts_with(&format!("HTTP/1.1 {line}\r\n"))
-            );
+        for (status, line) in
+            [(200, "200 OK"), (431, "431 Request Header Fields Too Large"), (529, "529 "), (999, "999 ")]
+        {
+            assert!(response(status, "", &[], BodyLength::None, true).starts_with(&format!("HTTP/1.1 {line}\r\n")));
         }
     }
 
     #[test]
     fn which_fields_end_at_a_hop() {
         let came = headers(&[("Connection", "close, X-Hop"), ("connection", "Other")]);
-        for name in [
-            "Connection",
-            "keep-alive",
-            "TE",
-            "Trailer",
-            "Transfer-Encoding",
-            "upgrade",
-            "Proxy-Connection",
-        ] {
+        for name in ["Connection", "keep-alive", "TE", "Trailer", "Transfer-Encoding", "upgrade", "Proxy-Connection"] {
             assert!(is_hop_by_hop(name, &Headers::default()), "{name}");
         }
         for name in ["x-hop", "OTHER"] {
-            assert!(
-                is_hop_by_hop(name, &came) && !is_hop_by_hop(name, &Headers::default()),
-                "{name}"
-            );
+            assert!(is_hop_by_hop(name, &came) && !is_hop_by_hop(name, &Headers::default()), "{name}");
         }
         assert!(!is_hop_by_hop("Content-Type", &came));
     }
@@ -279,17 +204,8 @@ mod tests {
     #[test]
     #[cfg_attr(debug_assertions, should_panic(expected = "an unclean header field"))]
     fn a_field_that_breaks_its_line_is_a_bug_and_is_left_out() {
-        let head = response(
-            200,
-            "",
-            &[("A", "b\r\nC: d"), ("E", "f")],
-            BodyLength::None,
-            true,
-        );
-        assert_eq!(
-            head,
-            "HTTP/1.1 200 OK\r\nE: f\r\nConnection: keep-alive\r\n\r\n"
-        );
+        let head = response(200, "", &[("A", "b\r\nC: d"), ("E", "f")], BodyLength::None, true);
+        assert_eq!(head, "HTTP/1.1 200 OK\r\nE: f\r\nConnection: keep-alive\r\n\r\n");
     }
 
     proptest! {

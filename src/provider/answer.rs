@@ -158,7 +158,10 @@ impl Meter {
 
 fn is_event_stream(headers: &Headers) -> bool {
     let media = headers.get("content-type").unwrap_or_default();
-    media.split(|byte| *byte == b';').next().is_some_and(|kind| kind.trim_ascii().eq_ignore_ascii_case(b"text/event-stream"))
+    media
+        .split(|byte| *byte == b';')
+        .next()
+        .is_some_and(|kind| kind.trim_ascii().eq_ignore_ascii_case(b"text/event-stream"))
 }
 
 /// Whether the body can be read as it is.
