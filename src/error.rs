@@ -122,6 +122,11 @@ pub enum Error {
         /// The limit.
         max_connections: usize,
     },
+    /// The bodies of waiting requests fill `server.max_buffered_bytes`: 503.
+    BuffersFull {
+        /// The limit in bytes.
+        limit_bytes: u64,
+    },
     /// The gateway is shutting down: 503.
     ShuttingDown,
     /// DNS, TCP or TLS to the provider failed: 502.
@@ -237,6 +242,10 @@ impl Error {
             Error::TooManyConnections { max_connections } => format!(
                 "{max_connections} connections are open already (server.max_connections). Close idle ones, or try again."
             ),
+            Error::BuffersFull { limit_bytes } => format!(
+                "The bodies of the requests that wait fill all memory set aside for them: {limit_bytes} bytes \
+                 (server.max_buffered_bytes). Try again later."
+            ),
             Error::ShuttingDown => "The gateway is shutting down. Try again in a few seconds.".into(),
             Error::UpstreamUnreachable { provider, reason } => {
                 format!("The provider {} cannot be reached: {}.", quote(provider), clip(reason))
@@ -275,7 +284,7 @@ impl Error {
         let retry_after = match self {
             Error::QueueWaitExceeded { retry_after, .. } | Error::QueueFull { retry_after, .. } => *retry_after,
             Error::DailyLimit { resets_in, .. } => *resets_in,
-            Error::TooManyConnections { .. } => CONNECTION_RETRY_AFTER,
+            Error::TooManyConnections { .. } | Error::BuffersFull { .. } => CONNECTION_RETRY_AFTER,
             Error::ShuttingDown => RESTART_RETRY_AFTER,
             Error::MethodNotAllowed { allow, .. } => return vec![("Allow", (*allow).to_owned())],
             Error::InvalidApiKey => return vec![("WWW-Authenticate", "Bearer".to_owned())],
@@ -298,6 +307,7 @@ impl Error {
                 | Error::BodyTooLarge { .. }
                 | Error::RequestTimeout { .. }
                 | Error::TooManyConnections { .. }
+                | Error::BuffersFull { .. }
                 | Error::ShuttingDown
                 | Error::Internal
         )
@@ -328,6 +338,7 @@ impl Error {
             Error::QueueFull { .. } => (503, RATE, "queue_full"),
             Error::DailyLimit { .. } => (503, RATE, "daily_limit_reached"),
             Error::TooManyConnections { .. } => (503, RATE, "too_many_connections"),
+            Error::BuffersFull { .. } => (503, RATE, "buffers_full"),
             Error::ShuttingDown => (503, API, "shutting_down"),
             Error::UpstreamUnreachable { .. } => (502, API, "upstream_unreachable"),
             Error::UpstreamTimeout { .. } => (504, API, "upstream_timeout"),

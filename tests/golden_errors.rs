@@ -49,6 +49,7 @@ samples! {
     QueueFull { provider: "nim".into(), max_queue: 1000, retry_after: Duration::from_millis(1_001) }
     DailyLimit { provider: "openrouter".into(), resets_in: Duration::from_secs(3_661) }
     TooManyConnections { max_connections: 1024 }
+    BuffersFull { limit_bytes: 268_435_456 }
     ShuttingDown {}
     UpstreamUnreachable { provider: "nim".into(), reason: "connection refused (127.0.0.1:9)".into() }
     UpstreamTimeout { provider: "nim".into(), waited: Duration::from_secs(600) }

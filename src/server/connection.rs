@@ -18,6 +18,7 @@ use async_net::TcpStream;
 use futures_lite::FutureExt;
 use futures_lite::future;
 
+use super::budget::Body;
 use super::caller::{Caller, Gone};
 use super::{Gateway, routes};
 use crate::error::Error;
@@ -117,12 +118,16 @@ impl Connection {
         match future::or(read, late).await {
             Ok(head) => Ok(head),
             Err(ReadError::Refused(error)) => Err(error),
-            Err(_) => Ok(None),
+            Err(ReadError::Eof) => {
+                Err(Error::MalformedRequest { detail: "the connection ended inside the request head".into() })
+            }
+            Err(ReadError::Io(_)) => Ok(None),
         }
     }
 
-    async fn body(&mut self, head: &RequestHead) -> Result<Vec<u8>, Stopped> {
+    async fn body(&mut self, head: &RequestHead) -> Result<Body, Stopped> {
         let limit_bytes = self.gateway.config.max_body_bytes;
+        let max_buffered = self.gateway.config.max_buffered_bytes;
         let too_large = || Stopped::Refuse(Error::BodyTooLarge { limit_bytes });
         if let Framing::Length(length) = head.framing
             && length > limit_bytes
@@ -133,15 +138,18 @@ impl Connection {
         if head.expects_continue && !decoder.is_done() && self.reader.buffered().is_empty() {
             self.caller.go_on().await?;
         }
-        let mut body = Vec::new();
+        let mut body = Body { bytes: Vec::new(), reserved: self.gateway.budget.reserve() };
         while !decoder.is_done() {
             let input = self.reader.buffered();
             let decoded = decoder.decode(input).map_err(|fault| malformed(fault.to_string()))?;
-            body.extend_from_slice(&input[decoded.data.clone()]);
+            body.bytes.extend_from_slice(&input[decoded.data.clone()]);
             let (consumed, starved) = (decoded.consumed, decoded.consumed == input.len());
             self.reader.consume(consumed);
-            if body.len() as u64 > limit_bytes {
+            if body.bytes.len() as u64 > limit_bytes {
                 return Err(too_large());
+            }
+            if !body.reserved.grow_to(body.bytes.capacity() as u64) {
+                return Err(Stopped::Refuse(Error::BuffersFull { limit_bytes: max_buffered }));
             }
             if starved && !decoder.is_done() {
                 self.more_body(&decoder).await?;
@@ -170,7 +178,7 @@ impl Connection {
     }
 
     /// Does the work, but for no longer than the caller is there.
-    async fn answer(&mut self, route: routes::Route, head: &RequestHead, body: Vec<u8>) -> Result<(), Gone> {
+    async fn answer(&mut self, route: routes::Route, head: &RequestHead, body: Body) -> Result<(), Gone> {
         let surplus = self.gateway.config.max_head_bytes;
         let work = contain(routes::answer(&self.gateway, route, head, body, &mut self.caller));
         let gone = async {

@@ -4,6 +4,7 @@
 //! [`routes`] decides what a request is for, [`proxy`] sends it on and relays the answer, [`caller`] writes.
 //! Knows nothing of how a provider is reached or shaped.
 
+mod budget;
 mod caller;
 mod connection;
 mod lifecycle;
@@ -27,6 +28,7 @@ use crate::error::Error;
 use crate::log;
 use crate::provider::Provider;
 use crate::registry::Registry;
+use budget::Budget;
 use caller::Caller;
 use lifecycle::{Lifecycle, Phase};
 
@@ -63,6 +65,7 @@ struct Gateway {
     config: config::Server,
     registry: Registry,
     providers: Vec<Rc<Provider>>,
+    budget: Rc<Budget>,
     started: Instant,
     /// When every model was "created": Unix seconds of the start.
     created: u64,
@@ -97,6 +100,7 @@ impl Server {
         }
         let gateway = Rc::new(Gateway {
             registry: Registry::new(&self.config.providers),
+            budget: Budget::new(self.config.server.max_buffered_bytes),
             config: self.config.server,
             providers,
             started: Instant::now(),

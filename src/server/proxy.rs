@@ -4,6 +4,7 @@
 use futures_lite::future;
 
 use super::Gateway;
+use super::budget::Body;
 use super::caller::{Caller, Gone};
 use crate::error::{self, Error};
 use crate::http1::{self, BodyLength, Framing, RequestHead};
@@ -12,7 +13,8 @@ use crate::provider::{Advice, Answer};
 use crate::shaping::books::Ask;
 
 /// Routes by the `model` in the body, waits for the provider's slot, and relays.
-pub async fn forward(gateway: &Gateway, head: &RequestHead, body: Vec<u8>, caller: &mut Caller) -> Result<(), Gone> {
+pub async fn forward(gateway: &Gateway, head: &RequestHead, body: Body, caller: &mut Caller) -> Result<(), Gone> {
+    let Body { bytes: body, reserved } = body;
     let exchange = async {
         let peek = openai::peek(&body)?;
         let route = gateway.registry.resolve(&peek.model)?;
@@ -28,7 +30,9 @@ pub async fn forward(gateway: &Gateway, head: &RequestHead, body: Vec<u8>, calle
         gateway.aborting.begins().await;
         Err(Error::ShuttingDown)
     };
-    match future::or(exchange, cut_off).await {
+    let outcome = future::or(exchange, cut_off).await;
+    drop(reserved);
+    match outcome {
         Ok(answer) => relay(gateway, answer, caller).await,
         Err(error) => caller.error(&error).await,
     }

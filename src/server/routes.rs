@@ -1,6 +1,7 @@
 //! What a request is for: one match on method and path, after the gateway's own authorization.
 
 use super::Gateway;
+use super::budget::Body;
 use super::caller::{Caller, Gone};
 use super::proxy;
 use crate::admin;
@@ -53,7 +54,7 @@ pub async fn answer(
     gateway: &Gateway,
     route: Route,
     head: &RequestHead,
-    body: Vec<u8>,
+    body: Body,
     caller: &mut Caller,
 ) -> Result<(), Gone> {
     let created = gateway.created;

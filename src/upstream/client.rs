@@ -155,7 +155,7 @@ impl Body {
         if let Some(mut connection) = self.connection.take()
             && let Some(pool) = self.pool.take()
             && connection.reader.buffered().is_empty()
-            && connection.reader.get_mut().is_written()
+            && connection.reader.get_ref().is_written()
         {
             connection.reader.release();
             pool.put(connection);

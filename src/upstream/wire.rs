@@ -60,18 +60,19 @@ impl Wire {
         self.sending = Some(Sending { request, first, written: 0, permit: Some(permit), sent: None, broken: false });
     }
 
-    /// The proof that the head was written; `None` if it was not, and then the permit goes back with this wire.
+    /// The proof that the head was written; `None` if it was not, and then the permit goes back with this wire. A request
+    /// that is out whole is forgotten: its body may be large, and the answer long.
     pub fn take_sent(&mut self) -> Option<Sent> {
-        self.sending.as_mut()?.sent.take()
-    }
-
-    /// Whether the whole request is out. Forgets it then, so that an idle connection holds no body.
-    pub fn is_written(&mut self) -> bool {
-        let done = self.sending.as_ref().is_none_or(Sending::is_written);
-        if done {
+        let sent = self.sending.as_mut()?.sent.take();
+        if self.is_written() {
             self.sending = None;
         }
-        done
+        sent
+    }
+
+    /// Whether no part of a request is still to be written.
+    pub fn is_written(&self) -> bool {
+        self.sending.as_ref().is_none_or(Sending::is_written)
     }
 }
 
