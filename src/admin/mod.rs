@@ -7,7 +7,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
-use crate::config::Mode;
 use crate::provider::Provider;
 use crate::shaping::scheduler::Timing;
 
@@ -79,17 +78,14 @@ async fn row(provider: &Provider) -> Option<Row> {
     let (rate, tally) = (&config.rate_limit, now.tally);
     Some(Row {
         provider: config.name.clone(),
-        mode: match rate.mode {
-            Mode::Spaced => "spaced",
-            Mode::Burst => "burst",
-        },
-        interval_seconds: rate.interval.as_secs_f64(),
-        capacity: rate.capacity,
+        mode: rate.pace.mode.name(),
+        interval_seconds: rate.pace.interval.as_secs_f64(),
+        capacity: rate.pace.capacity,
         tokens: f64::from(now.available) - now.queued as f64,
         queued_ahead: now.queued,
         waiting_in_acquire: now.preparing,
         last_send_time: tally.last_send.map(unix_seconds),
-        rpm: rate.rpm,
+        rpm: rate.pace.rpm,
         max_wait_seconds: rate.max_wait.map(|wait| wait.as_secs_f64()),
         max_queue: config.max_queue,
         in_flight: now.in_flight,
