@@ -16,7 +16,7 @@ use async_signal::{Signal, Signals};
 use futures_lite::{StreamExt, future};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::config::{self, Config, Mode};
+use crate::config::{self, Config, Mode, Pace};
 use crate::log;
 use crate::server::{Server, Stop};
 use crate::{demo, provider};
@@ -138,7 +138,9 @@ fn explain(file: &Path, config: Config) -> ExitCode {
                 seconds(wait)
             )),
         }
-        say(format_args!("  worst case {} sends in any 60 s", provider::worst_case_per_minute(rate)));
+        if let Some(most) = provider::worst_case_per_minute(Some(&rate.pace), &rate.budget) {
+            say(format_args!("  worst case {most} sends in any 60 s"));
+        }
     }
     ExitCode::SUCCESS
 }
@@ -243,14 +245,17 @@ fn notify_systemd(state: &str) {
 
 /// `nvidia-nim: spaced, one send every 1.5 s (40 a minute)`
 fn describe(provider: &config::Provider) -> String {
-    let rate = &provider.rate_limit;
-    let (every, a_minute) = (seconds(rate.interval), per_minute(rate.interval));
-    match rate.mode {
-        Mode::Spaced => format!("{}: spaced, one send every {every} ({a_minute} a minute)", provider.name),
-        Mode::Burst => format!(
-            "{}: burst, up to {} at once, then one send every {every} ({a_minute} a minute)",
-            provider.name, rate.capacity
-        ),
+    format!("{}: {}", provider.name, spread(&provider.rate_limit.pace))
+}
+
+fn spread(pace: &Pace) -> String {
+    let (every, a_minute) = (seconds(pace.interval), per_minute(pace.interval));
+    match pace.mode {
+        Mode::Spaced => format!("spaced, one send every {every} ({a_minute} a minute)"),
+        Mode::Burst => {
+            format!("burst, up to {} at once, then one send every {every} ({a_minute} a minute)", pace.capacity)
+        }
+        Mode::Window => format!("window, up to {} at once, as many in any minute", pace.capacity),
     }
 }
 

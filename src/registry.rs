@@ -167,13 +167,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::{self, BaseUrl, Mode, RateLimit};
+    use crate::config::{self, BaseUrl, Budget, CooldownScope, Mode, Pace, RateLimit, Retry};
 
     /// A provider with these models; `id=upstream` is an alias.
     fn provider(name: &str, models: &[&str]) -> Provider {
         let models = models.iter().map(|model| {
             let (id, upstream) = model.split_once('=').unwrap_or((model, model));
-            config::Model { id: id.into(), upstream: upstream.into() }
+            config::Model { id: id.into(), upstream: upstream.into(), rate_limit: None }
         });
         Provider {
             name: name.into(),
@@ -183,12 +183,19 @@ mod tests {
             ca_pem: None,
             models: models.collect(),
             rate_limit: RateLimit {
-                mode: Mode::Spaced,
-                rpm: Some(60.0),
-                interval: Duration::from_secs(1),
-                capacity: 1,
+                pace: Pace { mode: Mode::Spaced, rpm: Some(60.0), interval: Duration::from_secs(1), capacity: 1 },
+                budget: Budget {
+                    window: None,
+                    window_margin: Duration::ZERO,
+                    day: None,
+                    tokens_per_minute: None,
+                    max_concurrent: None,
+                },
                 max_wait: None,
+                cooldown: CooldownScope::Auto,
+                adaptive: false,
             },
+            retry: Retry { attempts: 1, statuses: Vec::new(), max_cooldown: Duration::ZERO },
             connect_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(600),
             idle_timeout: Duration::from_secs(300),

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
-use crate::config::Mode;
 use crate::provider::Provider;
 use crate::shaping::scheduler::Timing;
 
@@ -92,11 +91,7 @@ async fn row(provider: &Provider) -> Option<Row> {
     let pace = &rate.pace;
     Some(Row {
         provider: config.name.clone(),
-        mode: match pace.mode {
-            Mode::Spaced => "spaced",
-            Mode::Burst => "burst",
-            Mode::Window => "window",
-        },
+        mode: pace.mode.name(),
         interval_seconds: pace.interval.as_secs_f64(),
         capacity: pace.capacity,
         tokens: f64::from(now.available) - now.queued as f64,

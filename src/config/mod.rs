@@ -9,12 +9,15 @@
 //! | `tree` | YAML text -> nodes, node -> line |
 //! | `section` | typed reading of the keys of one mapping, gathering faults |
 //! | `read` | which keys there are, their defaults and bounds |
-//! | `base_url`, `expand` | the two small grammars inside values |
+//! | `limits` | the same for `rate_limit:` and `retry:` |
+//! | `base_url`, `expand`, `day_reset` | the small grammars inside values |
 //! | `faults` | how faults are printed |
 
 mod base_url;
+mod day_reset;
 mod expand;
 mod faults;
+mod limits;
 mod nearest;
 mod read;
 mod section;
@@ -92,6 +95,8 @@ pub struct Server {
     pub auth_token: Option<Secret>,
     /// The largest request body, default 32 MiB; past it 413.
     pub max_body_bytes: u64,
+    /// All request bodies held at once, over all connections, default 256 MiB; past it 503.
+    pub max_buffered_bytes: u64,
     /// The largest request head, default 32 KiB; past it 431.
     pub max_head_bytes: usize,
     /// Connections served at once, default 1024; past it 503.
@@ -128,6 +133,8 @@ pub struct Provider {
     pub models: Vec<Model>,
     /// How fast this provider is sent to.
     pub rate_limit: RateLimit,
+    /// What is sent again.
+    pub retry: Retry,
     /// DNS, TCP and TLS together, default 10 s.
     pub connect_timeout: Duration,
     /// From the sent request to the response head, default 600 s.
@@ -174,36 +181,129 @@ impl fmt::Display for BaseUrl {
 }
 
 /// One entry of `models:`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Model {
     /// The name callers use.
     pub id: String,
     /// The name the provider gets; the same as `id` unless it is an alias.
     pub upstream: String,
+    /// The model's own limits, kept beside the provider's.
+    pub rate_limit: Option<ModelLimit>,
+}
+
+/// `rate_limit:` of a model: at least one limit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ModelLimit {
+    /// `None` where neither `rpm` nor `interval_seconds` is given.
+    pub pace: Option<Pace>,
+    /// The limits beside the pace.
+    pub budget: Budget,
 }
 
 /// `rate_limit:` of a provider.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RateLimit {
     /// How sends are spread.
-    pub mode: Mode,
-    /// As written; `None` where only `interval_seconds` was given.
-    pub rpm: Option<f64>,
-    /// The cadence: the longer of 60 s / rpm and `interval_seconds`; never zero.
-    pub interval: Duration,
-    /// Sends that may go at once; 1 in `spaced` mode.
-    pub capacity: u32,
+    pub pace: Pace,
+    /// The limits beside the pace.
+    pub budget: Budget,
     /// How long a request may wait in the queue; `None` waits for ever.
     pub max_wait: Option<Duration>,
+    /// What pauses when the provider asks for a pause.
+    pub cooldown: CooldownScope,
+    /// Whether repeated 429s stretch the interval; never in `window` mode, which has none. Default: no.
+    pub adaptive: bool,
 }
 
 /// How sends are spread in time.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pace {
+    /// By which rule.
+    pub mode: Mode,
+    /// As written; `None` where only `interval_seconds` was given.
+    pub rpm: Option<f64>,
+    /// The cadence: the longer of 60 s / rpm and `interval_seconds`; never zero. In `window` mode the mean of a full minute.
+    pub interval: Duration,
+    /// Sends that may go at once: 1 in `spaced` mode, the whole window in `window` mode.
+    pub capacity: u32,
+}
+
+/// The rule by which sends are spread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// One send every interval; idle time earns nothing.
     Spaced,
     /// A token bucket: full at the start, one token every interval.
     Burst,
+    /// At once, up to [`Budget::window`].
+    Window,
+}
+
+impl Mode {
+    /// The word in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Spaced => "spaced",
+            Mode::Burst => "burst",
+            Mode::Window => "window",
+        }
+    }
+}
+
+/// The limits beside the pace; a field that is `None` does not limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Sends in any rolling 60 s, at least 1: the whole part of `rpm`, in `window` mode or with `strict_window`.
+    pub window: Option<u32>,
+    /// How much the way to the provider may vary from send to send, default 500 ms: added to every rolling span and kept
+    /// around a daily reset.
+    pub window_margin: Duration,
+    /// Sends a day.
+    pub day: Option<Day>,
+    /// Tokens (the model's) in any rolling 60 s, at least 1.
+    pub tokens_per_minute: Option<u64>,
+    /// Requests in flight, at least 1.
+    pub max_concurrent: Option<u32>,
+}
+
+/// A daily budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Day {
+    /// Sends a day, at least 1.
+    pub max: u32,
+    /// When it is new.
+    pub reset: DayReset,
+}
+
+/// When a daily budget is new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DayReset {
+    /// Every day this long after midnight UTC, below 24 h; default midnight itself.
+    At(Duration),
+    /// Each send comes back 24 h after it went.
+    Rolling,
+}
+
+/// What pauses when a provider asks for a pause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CooldownScope {
+    /// What the provider's answer says: the model where it names one, or else the whole provider.
+    Auto,
+    /// The whole provider.
+    Provider,
+    /// The model that was asked for.
+    Model,
+}
+
+/// `retry:` of a provider: what is sent again before the caller got a byte.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retry {
+    /// Sends of one request in all, default 5; 1 never repeats.
+    pub attempts: u32,
+    /// The answers that are repeated, each 400..=599; default 429, 500, 502, 503, 504. May be empty.
+    pub statuses: Vec<u16>,
+    /// The longest pause that is waited out, default 300 s: a provider that asks for longer gets its answer passed on.
+    pub max_cooldown: Duration,
 }
 
 /// A value that no log, error, page or Debug output may show.

@@ -1,24 +1,18 @@
 //! Which keys there are, their defaults, their bounds, and what they become.
 //!
-//! One function per section of the file. A new key is one line here and one field in the types.
+//! One function per section of the file; those of `rate_limit:` and `retry:` are in `limits`. A new key is one line here and one field in the types.
 
 use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::Duration;
 
-use super::section::{Found, SECONDS_MAX, SECONDS_MIN, Section, Walk, join};
+use super::section::{Found, SECONDS_MIN, Section, Walk, join};
 use super::tree::{Kind, Node};
-use super::{BaseUrl, Config, Mode, Model, Provider, RateLimit, Secret, Server, base_url, read_bounded};
+use super::{BaseUrl, Config, Model, Provider, Secret, Server, base_url, limits, read_bounded};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
-
-/// Faster than this is no limit any more, and its interval would come near zero.
-const RPM_MAX: f64 = 60_000_000.0;
-/// One send in a week.
-const RPM_MIN: f64 = 0.0001;
 
 /// RFC 9110 section 7.6.1 and RFC 9112 section 6: what the gateway writes itself or one connection keeps to itself.
 const FRAMING_HEADERS: [&str; 10] = [
@@ -53,6 +47,7 @@ fn server(mut keys: Section<'_, '_, '_>) -> Server {
         auth_token: keys
             .secret("auth_token", "write the token that callers send, or remove the key to accept everybody"),
         max_body_bytes: keys.integer("max_body_bytes", 32 * MIB, 1..=KIB * MIB),
+        max_buffered_bytes: keys.integer("max_buffered_bytes", 256 * MIB, 1..=KIB * KIB * MIB),
         max_head_bytes: keys.integer("max_head_bytes", 32 << 10, 1 << 10..=1 << 20),
         max_connections: keys.integer("max_connections", 1024, 1..=1_000_000),
         header_timeout: keys.seconds("header_timeout_seconds", 30.0, SECONDS_MIN),
@@ -96,7 +91,8 @@ fn provider(walk: &mut Walk<'_>, item: &Found<'_>, names: &mut Vec<String>) -> O
         keys.optional("headers").map(|found| headers(keys.walk, &found, api_key.is_some())).unwrap_or_default();
     let ca_pem = keys.optional("ca_file").and_then(|found| ca_pem(keys.walk, &found));
     let models = models(&mut keys);
-    let rate_limit = keys.section("rate_limit").map(rate_limit);
+    let rate_limit = keys.section("rate_limit").and_then(limits::provider);
+    let retry = keys.section("retry").map(limits::retry);
     let connect_timeout = keys.seconds("connect_timeout_seconds", 10.0, SECONDS_MIN);
     let request_timeout = keys.seconds("request_timeout_seconds", 600.0, SECONDS_MIN);
     let idle_timeout = keys.seconds("idle_timeout_seconds", 300.0, SECONDS_MIN);
@@ -112,6 +108,7 @@ fn provider(walk: &mut Walk<'_>, item: &Found<'_>, names: &mut Vec<String>) -> O
         ca_pem,
         models,
         rate_limit: rate_limit?,
+        retry: retry?,
         connect_timeout,
         request_timeout,
         idle_timeout,
@@ -237,90 +234,25 @@ fn models(keys: &mut Section<'_, '_, '_>) -> Vec<Model> {
     items.iter().filter_map(|item| model(keys.walk, item, &mut ids)).collect()
 }
 
-/// `name`, or `{id: name, upstream: name-at-the-provider}`.
+/// `name`, or `{id: name, upstream: name-at-the-provider, rate_limit: ...}`.
 fn model(walk: &mut Walk<'_>, item: &Found<'_>, ids: &mut Vec<String>) -> Option<Model> {
     if !matches!(item.node.kind, Kind::Map(_)) {
         let id = model_id(walk, item, ids)?;
-        return Some(Model { upstream: id.clone(), id });
+        return Some(Model { upstream: id.clone(), id, rate_limit: None });
     }
     let mut keys = walk.section(item, item.node.id)?;
     let id = keys.required("id", "write the name callers use, e.g. {id: fast, upstream: vendor/model-a}");
     let id = id.and_then(|found| model_id(keys.walk, &found, ids));
     let upstream = keys.optional("upstream").map(|found| word(keys.walk, &found));
+    let rate_limit = keys.optional("rate_limit").and_then(|_| keys.section("rate_limit")).map(limits::model);
     keys.finish();
     let id = id?;
     let upstream = upstream.unwrap_or_else(|| Some(id.clone()))?;
-    Some(Model { id, upstream })
+    Some(Model { id, upstream, rate_limit })
 }
 
 fn model_id(walk: &mut Walk<'_>, found: &Found<'_>, ids: &mut Vec<String>) -> Option<String> {
     let id = word(walk, found)?;
     once(walk, found, &id, ids, "is listed twice; keep one of them");
     Some(id)
-}
-
-fn rate_limit(mut keys: Section<'_, '_, '_>) -> RateLimit {
-    let paced = keys.optional("rpm").is_some() | keys.optional("interval_seconds").is_some();
-    if !paced {
-        keys.fault(
-            "neither rpm nor interval_seconds is given; write the requests per minute your key allows, e.g. rpm: 40",
-        );
-    }
-    let mode = keys.choice("mode", &[("spaced", Mode::Spaced), ("burst", Mode::Burst)], Mode::Spaced);
-    let rpm = keys.number("rpm", RPM_MIN..=RPM_MAX, "write the requests per minute your key allows, e.g. rpm: 40");
-    let seconds = keys.number(
-        "interval_seconds",
-        SECONDS_MIN..=SECONDS_MAX,
-        "write the seconds between two sends, e.g. interval_seconds: 1.5",
-    );
-    let capacity = keys.integer("capacity", 1, 1..=1_000_000);
-    if let (Mode::Spaced, Some(found)) = (mode, keys.optional("capacity")) {
-        keys.walk.fault(&found, "belongs to mode: burst; remove it, or write mode: burst");
-    }
-    let max_wait = keys.number(
-        "max_wait_seconds",
-        0.0..=SECONDS_MAX,
-        "write seconds, e.g. max_wait_seconds: 60, or null to wait for ever",
-    );
-    keys.finish();
-    RateLimit { mode, rpm, interval: interval(rpm, seconds), capacity, max_wait: max_wait.map(Duration::from_secs_f64) }
-}
-
-/// The longer of the two. 60 s / rpm is rounded up to the nanosecond, lest a minute hold one send too many.
-fn interval(rpm: Option<f64>, seconds: Option<f64>) -> Duration {
-    let by_rpm = rpm.map(|rpm| Duration::from_nanos((60e9 / rpm).ceil() as u64));
-    let by_seconds = seconds.map(Duration::from_secs_f64);
-    by_rpm.max(by_seconds).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_interval_is_the_longer_and_exact() {
-        for (rpm, seconds, millis) in [
-            (Some(40.0), None, 1500),
-            (Some(60.0), None, 1000),
-            (Some(0.5), None, 120_000),
-            (Some(600.0), None, 100),
-            (None, Some(0.1), 100),
-            (None, Some(2.3), 2300),
-            (Some(60.0), Some(2.0), 2000),
-            (Some(20.0), Some(2.0), 3000),
-        ] {
-            assert_eq!(interval(rpm, seconds), Duration::from_millis(millis), "{rpm:?} {seconds:?}");
-        }
-        assert_eq!(interval(Some(RPM_MAX), None), Duration::from_micros(1));
-        assert_eq!(interval(Some(RPM_MIN), None), Duration::from_secs(600_000));
-    }
-
-    #[test]
-    fn no_whole_rpm_is_exceeded_by_rounding() {
-        for rpm in 1..=100_000_u32 {
-            let interval = interval(Some(f64::from(rpm)), None);
-            assert!(interval * rpm >= Duration::from_secs(60), "{rpm}");
-            assert!((interval - Duration::from_nanos(1)) * rpm < Duration::from_secs(60), "{rpm}");
-        }
-    }
 }

@@ -76,6 +76,51 @@ impl<'e> Walk<'e> {
         Some(Secret::new(text.value))
     }
 
+    /// The entries of the list `at`; `remedy` follows the fault that it is none.
+    pub fn items<'n>(&mut self, at: &Found<'n>, remedy: &str) -> Vec<Found<'n>> {
+        let Kind::List(items) = &at.node.kind else {
+            self.fault(at, format!("must be a list, not {}; {remedy}", at.node.kind.noun()));
+            return Vec::new();
+        };
+        let item = |(index, node)| Found { node, path: format!("{}[{index}]", at.path) };
+        items.iter().enumerate().map(item).collect()
+    }
+
+    /// `at` as a whole number within `bounds`; `remedy` follows every fault of it.
+    pub fn whole<T: Display + PartialOrd + TryFrom<u64>>(
+        &mut self,
+        at: &Found<'_>,
+        bounds: RangeInclusive<T>,
+        remedy: &str,
+    ) -> Option<T> {
+        let (value, shown) = self.any_number(at, remedy)?;
+        // The cast saturates; what is no whole number is sorted out first.
+        let whole = Some(value).filter(|value| value.fract() == 0.0 && *value >= 0.0);
+        let whole = whole.and_then(|value| T::try_from(value as u64).ok()).filter(|whole| bounds.contains(whole));
+        if whole.is_none() {
+            let (least, most) = (bounds.start(), bounds.end());
+            self.fault(at, format!("must be a whole number from {least} to {most}, not {shown}; {remedy}"));
+        }
+        whole
+    }
+
+    /// A number, plain or as a text after expansion, and how to show it.
+    fn any_number(&mut self, at: &Found<'_>, remedy: &str) -> Option<(f64, String)> {
+        let not = match &at.node.kind {
+            Kind::Number(value) => return Some((*value, plain(*value))),
+            Kind::Text(_) => {
+                let text = self.text(at)?;
+                match text.value.trim().parse() {
+                    Ok(value) => return Some((value, text.shown)),
+                    Err(_) => text.shown,
+                }
+            }
+            other => other.noun().to_owned(),
+        };
+        self.fault(at, format!("must be a number, not {not}; {remedy}"));
+        None
+    }
+
     /// `at` as a mapping; `blamed` is the node that a missing key is reported at.
     pub fn section<'n>(&mut self, at: &Found<'n>, blamed: usize) -> Option<Section<'_, 'e, 'n>> {
         let Kind::Map(pairs) = &at.node.kind else {
@@ -175,6 +220,13 @@ impl<'e, 'n> Section<'_, 'e, 'n> {
         self.walk.faults.push(Fault { node: self.blamed, path: self.path.clone(), problem: problem.into() });
     }
 
+    /// Notes `problem` if `key` is there.
+    pub fn refuse(&mut self, key: &'static str, problem: &str) {
+        if let Some(found) = self.optional(key) {
+            self.walk.fault(&found, problem);
+        }
+    }
+
     /// The mapping under `key`; an empty one where there is none, so that its defaults are read by the same code.
     pub fn section(&mut self, key: &'static str) -> Option<Section<'_, 'e, 'n>> {
         let blamed = self.key_id(key).unwrap_or(self.blamed);
@@ -192,15 +244,10 @@ impl<'e, 'n> Section<'_, 'e, 'n> {
         let Some(found) = self.required(key, remedy) else {
             return Vec::new();
         };
-        let Kind::List(items) = &found.node.kind else {
-            self.walk.fault(&found, format!("must be a list, not {}; {remedy}", found.node.kind.noun()));
-            return Vec::new();
-        };
-        if items.is_empty() {
+        if matches!(&found.node.kind, Kind::List(items) if items.is_empty()) {
             self.walk.fault(&found, format!("is empty; {remedy}"));
         }
-        let item = |(index, node)| Found { node, path: format!("{}[{index}]", found.path) };
-        items.iter().enumerate().map(item).collect()
+        self.walk.items(&found, remedy)
     }
 
     /// One of a few words.
@@ -242,7 +289,7 @@ impl<'e, 'n> Section<'_, 'e, 'n> {
     /// A finite number within `bounds`. `remedy` follows every fault of it.
     pub fn number(&mut self, key: &'static str, bounds: RangeInclusive<f64>, remedy: &str) -> Option<f64> {
         let found = self.optional(key)?;
-        let (value, shown) = self.any_number(&found, remedy)?;
+        let (value, shown) = self.walk.any_number(&found, remedy)?;
         let (least, most) = (*bounds.start(), *bounds.end());
         let problem = if !value.is_finite() {
             "must be a finite number".to_owned()
@@ -260,25 +307,24 @@ impl<'e, 'n> Section<'_, 'e, 'n> {
     }
 
     /// A whole number within `bounds`.
-    pub fn integer<T>(&mut self, key: &'static str, default: T, bounds: RangeInclusive<T>) -> T
-    where
-        T: Copy + Display + PartialOrd + TryFrom<u64>,
-    {
-        let remedy = format!("write e.g. {key}: {default}");
-        let Some(found) = self.optional(key) else {
-            return default;
-        };
-        let Some((value, shown)) = self.any_number(&found, &remedy) else {
-            return default;
-        };
-        // The cast saturates; what is no whole number is sorted out first.
-        let whole = Some(value).filter(|value| value.fract() == 0.0 && *value >= 0.0);
-        let whole = whole.and_then(|value| T::try_from(value as u64).ok());
-        whole.filter(|whole| bounds.contains(whole)).unwrap_or_else(|| {
-            let (least, most) = (bounds.start(), bounds.end());
-            self.walk.fault(&found, format!("must be a whole number from {least} to {most}, not {shown}; {remedy}"));
-            default
-        })
+    pub fn integer<T: Display + PartialOrd + TryFrom<u64>>(
+        &mut self,
+        key: &'static str,
+        default: T,
+        bounds: RangeInclusive<T>,
+    ) -> T {
+        self.whole(key, bounds, &format!("write e.g. {key}: {default}")).unwrap_or(default)
+    }
+
+    /// A whole number within `bounds`, without a default. `remedy` follows every fault of it.
+    pub fn whole<T: Display + PartialOrd + TryFrom<u64>>(
+        &mut self,
+        key: &'static str,
+        bounds: RangeInclusive<T>,
+        remedy: &str,
+    ) -> Option<T> {
+        let found = self.optional(key)?;
+        self.walk.whole(&found, bounds, remedy)
     }
 
     /// A time in seconds, at least `least` of them.
@@ -300,23 +346,6 @@ impl<'e, 'n> Section<'_, 'e, 'n> {
             return None;
         }
         Some(secret)
-    }
-
-    /// A number, plain or as a text after expansion, and how to show it.
-    fn any_number(&mut self, found: &Found<'_>, remedy: &str) -> Option<(f64, String)> {
-        let not = match &found.node.kind {
-            Kind::Number(value) => return Some((*value, plain(*value))),
-            Kind::Text(_) => {
-                let text = self.walk.text(found)?;
-                match text.value.trim().parse() {
-                    Ok(value) => return Some((value, text.shown)),
-                    Err(_) => text.shown,
-                }
-            }
-            other => other.noun().to_owned(),
-        };
-        self.walk.fault(found, format!("must be a number, not {not}; {remedy}"));
-        None
     }
 
     fn key_id(&self, key: &str) -> Option<usize> {

@@ -16,10 +16,10 @@ use std::time::Duration;
 use async_io::Timer;
 use futures_lite::future;
 
-use crate::config;
+use crate::config::{self, Budget, DayReset, Mode, Pace};
 use crate::error::Error;
 use crate::log;
-use crate::shaping::limiter::Limits;
+use crate::shaping::limiter::{Cadence, Day, Limits, Reset};
 use crate::shaping::scheduler::{Refusal, Rules, Scheduler, Snapshot, Timing};
 use crate::upstream::Failure;
 use crate::upstream::connect::Connector;
@@ -145,4 +145,25 @@ fn rules(config: &config::Provider) -> Rules {
         max_wait: rate.max_wait,
         max_queue: config.max_queue,
     }
+}
+
+fn limits(pace: Option<&Pace>, budget: &Budget) -> Limits {
+    let cadence = |pace: &Pace| Cadence { interval: pace.interval, capacity: pace.capacity };
+    let reset = |reset| match reset {
+        DayReset::At(time) => Reset::At(time),
+        DayReset::Rolling => Reset::Rolling,
+    };
+    Limits {
+        cadence: pace.filter(|pace| pace.mode != Mode::Window).map(cadence),
+        window: budget.window,
+        day: budget.day.map(|day| Day { max: day.max, reset: reset(day.reset) }),
+        tokens: budget.tokens_per_minute,
+        concurrent: budget.max_concurrent,
+        margin: budget.window_margin,
+    }
+}
+
+/// The most sends that can fall in any 60 s; `None` where nothing counts sends.
+pub fn worst_case_per_minute(pace: Option<&Pace>, budget: &Budget) -> Option<u64> {
+    limits(pace, budget).worst_case_per_minute()
 }

@@ -99,10 +99,14 @@ fn begin(answer: &Answer, caller: &mut Caller) {
     if head.headers.get("x-request-id").is_none() {
         ours.push(("x-request-id", request_id.as_bytes()));
     }
-    let passed = head
-        .headers
-        .iter()
-        .filter(|(name, _)| !name.eq_ignore_ascii_case("content-length") && !http1::is_hop_by_hop(name, &head.headers));
+    let advice = answer.advice.map(advice_headers).unwrap_or_default();
+    ours.extend(advice.iter().map(|(name, value)| (*name, value.as_bytes())));
+    let replaced: &[&str] = if answer.advice.is_some() { &ADVICE_HEADERS } else { &[] };
+    let passed = head.headers.iter().filter(|(name, _)| {
+        !name.eq_ignore_ascii_case("content-length")
+            && !http1::is_hop_by_hop(name, &head.headers)
+            && !replaced.iter().any(|ours| ours.eq_ignore_ascii_case(name))
+    });
     caller.begin(head.status, &head.reason, passed.chain(ours), length);
 }
 

@@ -9,6 +9,7 @@ pub mod client;
 pub mod connect;
 pub mod forward;
 pub mod pool;
+pub mod verdict;
 pub mod wire;
 
 use std::time::Duration;
