@@ -16,6 +16,10 @@ test:
 sdk:
     tests/sdk/run
 
+# Each fuzz target for so many seconds, on the stable toolchain; needs cargo-fuzz
+fuzz seconds="20":
+    fuzz/run {{seconds}}
+
 # Serve ./config.yaml
 run:
     cargo run --release
