@@ -20,6 +20,10 @@ sdk:
 fuzz seconds="20":
     fuzz/run {{seconds}}
 
+# What the gateway costs, beside nginx where that is installed
+bench:
+    cargo bench --bench gateway
+
 # Serve ./config.yaml
 run:
     cargo run --release
