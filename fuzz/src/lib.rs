@@ -112,9 +112,24 @@ pub fn request_head(input: &[u8]) {
     assert_eq!(read_requests(input.chunks(1)), whole, "byte by byte");
     whole.0.iter().for_each(assert_forwardable);
     // The reader bounds a head, the parser does not.
-    if let Err(error) = parse_request_head(input) {
-        assert_honest(&error);
+    match parse_request_head(input) {
+        Ok(head) => assert_faithful(&head, std::str::from_utf8(input).expect("what was taken is ASCII")),
+        Err(error) => assert_honest(&error),
     }
+}
+
+/// What was taken is what the text says, line for line.
+fn assert_faithful(head: &RequestHead, text: &str) {
+    let mut lines = text.split("\r\n");
+    let words: Vec<&str> = lines.next().into_iter().flat_map(|line| line.split(' ')).collect();
+    assert_eq!(words[0], head.method);
+    assert!(!words[1].starts_with('/') || words[1] == head.target, "{:?}", head.target);
+    let fields = lines.filter_map(|line| line.split_once(':'));
+    let mut fields: Vec<_> = fields.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().into())).collect();
+    let apart = ["host", "content-length", "transfer-encoding", "expect"];
+    fields.retain(|(name, _)| !apart.contains(&name.as_str()));
+    fields.sort_by(|(one, _), (other, _)| one.cmp(other)); // stable
+    assert_eq!(without(&head.headers, &["host"]), fields);
 }
 
 /// The heads up to the first that is refused, and how it ended.
@@ -236,13 +251,16 @@ fn splice_back(mut body: Vec<u8>, span: std::ops::Range<usize>, old: &[u8]) -> V
     body
 }
 
-/// A stream is seen the same after each byte however it is cut, and as a reader of its lines sees it.
+/// A stream is seen after each byte as a reader of its lines sees it, and the same however it is cut.
 pub fn sse(input: &[u8]) {
-    let mut scanner = EventScanner::new();
+    let (mut scanner, mut lines) = (EventScanner::new(), Lines::default());
     let mut seen = vec![sight(&scanner)];
-    for byte in input {
-        scanner.feed(&[*byte]);
-        seen.push(sight(&scanner));
+    for &byte in input {
+        scanner.feed(&[byte]);
+        lines.push(byte);
+        let sight = sight(&scanner);
+        assert_eq!(sight.0, lines.unfinished.is_empty() && lines.finished.last().is_none_or(Vec::is_empty));
+        seen.push(sight);
     }
     for cut in [pieces(input).collect(), vec![input]] {
         let (mut scanner, mut at) = (EventScanner::new(), 0);
@@ -253,32 +271,38 @@ pub fn sse(input: &[u8]) {
         }
     }
 
-    let (boundary, done, total) = sight(&scanner);
-    let lines = lines(input);
-    let (unfinished, finished) = lines.split_last().expect("even an empty stream has a line");
-    assert_eq!(boundary, unfinished.is_empty() && finished.last().is_none_or(Vec::is_empty));
-    let data = || lines.iter().filter_map(|line| line.strip_prefix(b"data:"));
-    assert_eq!(done, data().any(|data| data.strip_prefix(b" ").unwrap_or(data).starts_with(b"[DONE]")));
-    assert!(total.is_none() || data().any(|data| usage_total(data) == total), "{total:?} was never sent");
+    let (_, done, total) = sight(&scanner);
+    let data = |lines: &[Vec<u8>]| -> Vec<Vec<u8>> {
+        lines.iter().filter_map(|line| line.strip_prefix(b"data:").map(<[u8]>::to_vec)).collect()
+    };
+    let (finished, unfinished) = (data(&lines.finished), data(&[lines.unfinished]));
+    let is_done = |data: &Vec<u8>| data.strip_prefix(b" ").unwrap_or(data).starts_with(b"[DONE]");
+    assert_eq!(done, finished.iter().chain(&unfinished).any(is_done));
+    assert!(total.is_none() || finished.iter().any(|data| usage_total(data) == total), "{total:?} was never sent");
 }
 
+/// Boundary, done, usage.
 fn sight(scanner: &EventScanner) -> (bool, bool, Option<u64>) {
     (scanner.at_boundary(), scanner.done(), scanner.usage_total())
 }
 
-/// The lines of a stream under all three line ends; the last one is unfinished.
-fn lines(stream: &[u8]) -> Vec<Vec<u8>> {
-    let mut lines = vec![Vec::new()];
-    let mut last = 0;
-    for &byte in stream {
-        match (last, byte) {
+/// A stream cut into lines, which end in LF, CRLF or CR.
+#[derive(Default)]
+struct Lines {
+    finished: Vec<Vec<u8>>,
+    unfinished: Vec<u8>,
+    last: u8,
+}
+
+impl Lines {
+    fn push(&mut self, byte: u8) {
+        match (self.last, byte) {
             (b'\r', b'\n') => {}
-            (_, b'\r' | b'\n') => lines.push(Vec::new()),
-            _ => lines.last_mut().expect("never empty").push(byte),
+            (_, b'\r' | b'\n') => self.finished.push(std::mem::take(&mut self.unfinished)),
+            _ => self.unfinished.push(byte),
         }
-        last = byte;
+        self.last = byte;
     }
-    lines
 }
 
 /// The fields but for those of the given names, names in lower case.
