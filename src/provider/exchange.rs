@@ -134,7 +134,13 @@ impl Provider {
         for _ in 0..MAX_LOST_CONNECTIONS {
             let connect = async { self.connection(fresh).await.map_err(NoSlot::Failed) };
             let refused = async { Err(NoSlot::Refused(place.refused().await)) };
-            let mut connection = future::or(connect, refused).await?;
+            let mut connection = match future::or(connect, refused).await {
+                Ok(connection) => connection,
+                Err(no_slot) => {
+                    place.leave();
+                    return Err(no_slot);
+                }
+            };
             let granted = async { Some(place.granted().await) };
             let spoiled = async {
                 connection.spoiled().await;
@@ -148,6 +154,7 @@ impl Provider {
                 Timer::after(RECONNECT_PAUSE).await;
             }
         }
+        place.leave();
         let detail = "it closes every connection before a request is sent on it".into();
         Err(NoSlot::Failed(Failure::Disconnected(detail)))
     }

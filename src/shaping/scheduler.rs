@@ -138,7 +138,7 @@ pub struct Snapshot {
 enum Message {
     Join { id: u64, joining: Joining, turns: Sender<Turn> },
     Ready { id: u64, ready: bool },
-    Left { id: u64 },
+    Left { id: u64, hung_up: bool },
     Sent { id: u64, ask: Ask, at: Instant, waited: Duration },
     Returned,
     Settled { id: u64, tokens: u64 },
@@ -221,7 +221,7 @@ impl Scheduler {
         // Room for every turn a waiter can be sent: near, and one of granted or refused.
         let (reply, turns) = async_channel::bounded(2);
         tell(&self.mailbox, Message::Join { id, joining, turns: reply });
-        Place { id, joining, turns, mailbox: self.mailbox.clone() }
+        Place { id, joining, turns, mailbox: self.mailbox.clone(), hung_up: true }
     }
 }
 
@@ -232,6 +232,8 @@ pub struct Place {
     joining: Joining,
     turns: Receiver<Turn>,
     mailbox: Sender<Message>,
+    /// What a drop means.
+    hung_up: bool,
 }
 
 impl Place {
@@ -247,6 +249,11 @@ impl Place {
             Ok(Turn::Refused(refusal)) => Err(refusal),
             Ok(Turn::Granted(_)) | Err(_) => Err(Refusal::Closed),
         }
+    }
+
+    /// Leaves the line for a reason that is not the caller's.
+    pub fn leave(mut self) {
+        self.hung_up = false;
     }
 
     /// Waits until this place is taken away; for use beside making a connection, when no grant can come yet.
@@ -289,7 +296,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        tell(&self.mailbox, Message::Left { id: self.id });
+        tell(&self.mailbox, Message::Left { id: self.id, hung_up: self.hung_up });
     }
 }
 
@@ -422,8 +429,8 @@ impl Core {
         match message {
             Message::Join { id, joining, turns } => self.join(id, joining, turns, now),
             Message::Ready { id, ready } => self.queue.set_ready(id, ready),
-            Message::Left { id } => {
-                if self.queue.remove(id).is_some() {
+            Message::Left { id, hung_up } => {
+                if self.queue.remove(id).is_some() && hung_up {
                     self.tally.cancelled += 1;
                 }
             }
