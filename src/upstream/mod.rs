@@ -2,7 +2,7 @@
 //!
 //! [`connect`] makes a connection (DNS, TCP, TLS), [`pool`] keeps idle ones, [`forward`] says what of a caller's request
 //! goes on, [`wire`] writes a request while
-//! reading, [`client`] makes one exchange. Knows nothing of queues beyond the permit that every
+//! reading, [`client`] makes one exchange, [`verdict`] reads what a refusal says. Knows nothing of queues beyond the permit that every
 //! send consumes.
 
 pub mod client;
