@@ -89,6 +89,21 @@ fn both_readmes_list_every_error() {
 }
 
 #[test]
+fn both_readmes_list_every_field_of_the_stats() {
+    let source = read("src/admin/mod.rs");
+    let row = source.split("struct Row {").nth(1).and_then(|rest| rest.split("\n}").next()).expect("the row is there");
+    let fields =
+        row.lines().filter(|line| !line.trim_start().starts_with("//")).filter_map(|line| line.split_once(':'));
+    let fields: BTreeSet<String> = fields.map(|(name, _)| name.trim().to_owned()).collect();
+    assert!(fields.len() > 20, "{fields:?}");
+    for name in READMES {
+        let listed = listed(&read(name));
+        let missing: Vec<_> = fields.difference(&listed).collect();
+        assert!(missing.is_empty(), "{name} does not list {missing:?}");
+    }
+}
+
+#[test]
 fn the_readmes_have_the_same_headings_and_their_links_lead_somewhere() {
     let headings = |paper: &str| {
         let outside: String = paper.split("```").step_by(2).collect();
