@@ -6,7 +6,9 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::thread;
 
-use support::{Client, Gateway, PATIENCE, Reply, Response, UNSHAPED, Upstream, get, post, provider_at, provider_yaml, spaced};
+use support::{
+    Client, Gateway, PATIENCE, Reply, Response, UNSHAPED, Upstream, get, post, provider_at, provider_yaml, spaced,
+};
 
 const CHAT: &str = "/v1/chat/completions";
 const BODY: &str = r#"{"model":"m","messages":[]}"#;
