@@ -79,6 +79,8 @@ fn begin(answer: &Answer, caller: &mut Caller) {
     let head = &answer.head;
     let length = match head.framing {
         Framing::Empty => BodyLength::None,
+        // A stream that breaks off ends in an event of ours, and that must not fill up a length to look whole.
+        Framing::Length(_) if answer.is_event_stream() => BodyLength::Chunked,
         Framing::Length(length) => BodyLength::Length(length),
         Framing::Chunked | Framing::UntilClose => BodyLength::Chunked,
     };
