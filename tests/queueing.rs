@@ -238,6 +238,7 @@ fn the_connection_stands_before_its_slot() {
     let upstream = Upstream::start([Reply::Stall]);
     let gateway = gateway(&upstream, &spaced(1500));
     let _callers = ["a", "b"].map(|tag| ask(&gateway, tag));
+    upstream.wait_requests(1, PATIENCE);
     upstream.wait_connections(2, PATIENCE);
     assert_eq!(upstream.requests().len(), 1);
 }
