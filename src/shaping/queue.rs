@@ -82,21 +82,25 @@ impl<T> Queue<T> {
         self.entries.get_mut(place)
     }
 
-    /// Takes out everybody whose deadline has come, with the place (from 0) each had.
-    pub fn expire(&mut self, now: Instant) -> Vec<(usize, T)> {
-        let late = |entry: &Entry<T>| entry.deadline.is_some_and(|deadline| deadline <= now);
-        if !self.entries.iter().any(late) {
+    /// Takes out everybody of whom `unwanted` is true, with the place (from 0) each had.
+    pub fn take_if(&mut self, unwanted: impl Fn(&Entry<T>) -> bool) -> Vec<(usize, T)> {
+        if !self.entries.iter().any(&unwanted) {
             return Vec::new();
         }
-        let (mut expired, mut kept) = (Vec::new(), VecDeque::with_capacity(self.entries.len()));
+        let (mut taken, mut kept) = (Vec::new(), VecDeque::with_capacity(self.entries.len()));
         for (place, entry) in self.entries.drain(..).enumerate() {
-            match late(&entry) {
-                true => expired.push((place, entry.waiter)),
+            match unwanted(&entry) {
+                true => taken.push((place, entry.waiter)),
                 false => kept.push_back(entry),
             }
         }
         self.entries = kept;
-        expired
+        taken
+    }
+
+    /// Takes out everybody whose deadline has come.
+    pub fn expire(&mut self, now: Instant) -> Vec<(usize, T)> {
+        self.take_if(|entry| entry.deadline.is_some_and(|deadline| deadline <= now))
     }
 
     /// The first deadline of all.

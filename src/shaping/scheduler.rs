@@ -536,9 +536,24 @@ impl Core {
             let refusal = self.exceeded(waiter.joining.ask.model, place, waited, now);
             let _ = waiter.turns.try_send(Turn::Refused(refusal));
         }
+        self.refuse_the_next_day(now);
         let next_near = self.announce(now);
         let next_grant = self.grant(now);
         [self.queue.next_deadline(), next_near, next_grant].into_iter().flatten().min()
+    }
+
+    /// Turns away those whom repeated sends have cost their place in the day's budget.
+    fn refuse_the_next_day(&mut self, now: Now) {
+        if self.max_wait.is_some() || self.queue.is_empty() {
+            return;
+        }
+        let next = |model| self.books.next(now, Ask { model, tokens: 0 });
+        let tomorrow: Vec<_> = (0..self.models).map(|model| Some(next(model)).filter(|next| is_day(*next))).collect();
+        for (_, waiter) in self.queue.take_if(|entry| tomorrow[entry.waiter.joining.ask.model].is_some()) {
+            let opens = tomorrow[waiter.joining.ask.model].and_then(|next| next.at);
+            let refusal = self.day(until(opens, now));
+            let _ = waiter.turns.try_send(Turn::Refused(refusal));
+        }
     }
 
     /// Tells those whose slot is near; returns when the next one will be.

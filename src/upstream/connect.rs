@@ -6,18 +6,16 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use async_io::Timer;
-use async_native_tls::{Certificate, Protocol, TlsConnector, TlsStream};
+use async_native_tls::{Certificate, Protocol, TlsConnector};
 use async_net::TcpStream;
 use futures_lite::future::{self, Boxed};
-use futures_lite::io::{AsyncRead, AsyncWrite};
 use smol::lock::Semaphore;
 
 use super::Failure;
+use super::stream::{Stream, Transport};
 use crate::config::{self, BaseUrl};
 
 /// RFC 8305 section 5: how long an address may take before the next one is tried beside it.
@@ -28,23 +26,6 @@ const DNS_CACHE: Duration = Duration::from_secs(10);
 
 /// Connections being made at once, per provider.
 const MAX_CONNECTING: usize = 8;
-
-/// A byte stream to a provider.
-#[derive(Debug)]
-pub enum Stream {
-    /// http
-    Plain(TcpStream),
-    /// https
-    Tls(Box<TlsStream<Transport>>),
-}
-
-/// The connection below TLS. Remembers its end: OpenSSL's reader says 0 bytes for it as for a close_notify, and anybody
-/// on the way can end a connection (RFC 8446 section 6.1).
-#[derive(Debug)]
-pub struct Transport {
-    tcp: TcpStream,
-    ended: bool,
-}
 
 /// Makes connections to one base_url.
 pub struct Connector {
@@ -123,7 +104,7 @@ impl Connector {
             connector = connector.add_root_certificate(root.clone());
         }
         let host = self.base_url.host.clone();
-        let transport = Transport { tcp, ended: false };
+        let transport = Transport::new(tcp);
         let tls = smol::spawn(async move { connector.connect(host, transport).await }).await?;
         Ok(Stream::Tls(Box::new(tls)))
     }
@@ -177,66 +158,6 @@ async fn first_success(
         Ok(tcp) => Ok(tcp),
         Err(_) if rest => other.await,
         Err(_) => one.await,
-    }
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Stream::Tls(tls) => match ready!(Pin::new(&mut *tls).poll_read(cx, buf)) {
-                Ok(0) if tls.get_ref().ended => {
-                    let detail = "the connection ended inside the TLS session";
-                    Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, detail)))
-                }
-                read => Poll::Ready(read),
-            },
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
-            Stream::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
-            Stream::Tls(tls) => Pin::new(tls).poll_flush(cx),
-        }
-    }
-
-    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_close(cx),
-            Stream::Tls(tls) => Pin::new(tls).poll_close(cx),
-        }
-    }
-}
-
-impl AsyncRead for Transport {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        let read = ready!(Pin::new(&mut self.tcp).poll_read(cx, buf))?;
-        self.ended |= read == 0;
-        Poll::Ready(Ok(read))
-    }
-}
-
-impl AsyncWrite for Transport {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
-    }
-
-    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_close(cx)
     }
 }
 

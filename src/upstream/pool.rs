@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures_lite::future;
 
-use super::connect::Stream;
+use super::stream::Stream;
 use super::wire::Wire;
 use crate::http1::Reader;
 
