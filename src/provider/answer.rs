@@ -58,7 +58,7 @@ impl Answer {
         }
         Answer {
             meter: (metered && is_plain(&head.headers)).then(|| match is_event_stream(&head.headers) {
-                true => Meter::Events(Box::new(EventScanner::new())),
+                true => Meter::Events(Box::default()),
                 false => Meter::Whole(Vec::new()),
             }),
             head,

@@ -40,6 +40,7 @@ const JUDGED_BODY_BYTES: usize = 64 * 1024;
 const SDK_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How one attempt went.
+#[expect(clippy::large_enum_variant, reason = "it is taken apart where it is made; a box would only cost")]
 enum Attempt {
     /// No slot: the scheduler takes this request no more.
     Refused(Refusal),
