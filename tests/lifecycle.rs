@@ -86,6 +86,7 @@ fn going_down_refuses_the_queued_at_once_and_lets_the_running_finish() {
     gate.release(2);
     assert_eq!(read_rest(&mut running), ([sse::event("b"), sse::done()].concat(), Ended::Clean));
     assert_eq!(running.read_to_end(), b"");
+    drop((running, queued));
     assert!(gateway.join(PATIENCE), "everybody has been served");
     assert_eq!(upstream.requests().len(), 1);
 }
@@ -129,6 +130,7 @@ fn what_runs_longer_than_drain_seconds_is_cut_off_with_a_word() {
     let error: serde_json::Value = serde_json::from_str(error.expect("an event")).unwrap();
     assert_eq!(error["error"]["code"], "shutting_down", "{event}");
     assert_told_to_come_back(&waiting.read_response());
+    drop((stream, waiting));
     assert!(gateway.join(PATIENCE));
     for connection in 0..2 {
         upstream.wait_closed(connection, PATIENCE);
@@ -151,6 +153,7 @@ fn going_down_ends_idle_connections_and_answers_what_is_on_its_way() {
     assert!(!gateway.join(Duration::from_millis(50)), "it ended under a request that is being sent");
     asking.send(format!("Host: x\r\nContent-Length: {}\r\n\r\n{BODY}", BODY.len()));
     assert_told_to_come_back(&asking.read_response());
+    drop(asking);
     assert!(gateway.join(PATIENCE));
     assert!(upstream.requests().is_empty());
 }
@@ -184,6 +187,7 @@ fn both_signals_go_down_in_order_and_exit_with_0() {
         wait_refused(process.addr());
         gate.release(1);
         assert_eq!(read_rest(&mut running), (sse::done(), Ended::Clean));
+        drop((running, queued));
         assert_eq!(process.wait_exit().code(), Some(0), "{signal:?}");
     }
 }
