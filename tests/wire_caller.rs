@@ -479,8 +479,11 @@ fn requests_past_max_queue_are_told_so_and_room_is_used_again() {
     gateway.wait_queued(1);
 }
 
+/// Leaves; what is left of the caller's side.
+type Leave = fn(Client) -> Option<Client>;
+
 /// How a caller leaves.
-const MANNERS: [(&str, fn(Client) -> Option<Client>); 3] = [
+const MANNERS: [(&str, Leave); 3] = [
     ("hangs up", |client| {
         drop(client);
         None
