@@ -55,7 +55,7 @@ const PLACES: usize = 16;
 const FEW_PLACES: &str = "max_connections: 16";
 
 /// Waits until every place is free, and shows it by taking all of them.
-fn assert_all_places_are_free(gateway: &Gateway) {
+fn assert_all_places_are_free(gateway: &Gateway) -> Vec<Client> {
     let deadline = Instant::now() + PATIENCE;
     let mut taken = Vec::new();
     while taken.len() < PLACES {
@@ -66,6 +66,7 @@ fn assert_all_places_are_free(gateway: &Gateway) {
             status => assert!(Instant::now() < deadline, "{status} with {} of {PLACES} places taken", taken.len()),
         }
     }
+    taken
 }
 
 /// Name, bytes, status and `error.code`.
@@ -580,7 +581,8 @@ fn a_storm_of_garbage_and_hang_ups_leaves_nothing_behind() {
         // Fails where the gateway has refused the first bytes and closed already.
         let _ = std::io::Write::write_all(&mut stream, &bytes);
     }
-    assert_all_places_are_free(&gateway);
-    assert_eq!(post(gateway.addr(), CHAT, BODY).status, 200);
+    let mut client = assert_all_places_are_free(&gateway).remove(0);
+    client.post_json(CHAT, BODY);
+    assert_eq!(client.read_response().status, 200);
     assert_eq!(upstream.requests().len(), 1);
 }

@@ -303,6 +303,7 @@ fn a_connection_closed_between_two_requests_is_not_used() {
     for n in 0..20 {
         client.post_json(CHAT, BODY);
         assert_ok(&mut client, "{}", "a fresh connection");
+        upstream.wait_closed(n, PATIENCE);
         assert_eq!(upstream.requests().len(), n + 1);
     }
     assert_eq!(upstream.connections(), 20);
