@@ -75,7 +75,7 @@ impl Connector {
             return Ok(Stream::Plain(tcp));
         }
         let tls = self.shake_hands(tcp).await;
-        tls.map_err(|error| format!("TLS handshake with {} failed: {error}", self.target()))
+        tls.map_err(|error| format!("TLS handshake with {} failed: {}", self.target(), last_of_stack(&error)))
     }
 
     async fn look_up(&self) -> Result<Vec<SocketAddr>, String> {
@@ -159,6 +159,12 @@ async fn first_success(
         Err(_) if rest => other.await,
         Err(_) => one.await,
     }
+}
+
+/// OpenSSL prints every step that failed, the cause first; the last one says what stopped the handshake and why.
+fn last_of_stack(error: &async_native_tls::Error) -> String {
+    let stack = error.to_string();
+    stack.rsplit(", error:").next().unwrap_or_default().trim_start_matches("error:").to_owned()
 }
 
 #[cfg(test)]
