@@ -501,10 +501,12 @@ impl Core {
         }
         let slot = self.slot(place, joining.ask.model, now);
         let expected = now.mono.saturating_duration_since(joining.since) + until(slot.at, now);
-        let Some(max_wait) = self.max_wait else {
-            return is_day(slot).then(|| self.day(until(slot.at, now)));
-        };
-        (expected > max_wait).then(|| self.exceeded(joining.ask.model, place, expected, now))
+        match self.max_wait {
+            Some(max_wait) if expected <= max_wait => None,
+            _ if is_day(slot) => Some(self.day(until(slot.at, now))),
+            Some(_) => Some(self.exceeded(joining.ask.model, place, expected, now)),
+            None => None,
+        }
     }
 
     fn day(&mut self, resets_in: Duration) -> Refusal {
