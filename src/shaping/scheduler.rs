@@ -71,6 +71,18 @@ pub enum Refusal {
     Closed,
 }
 
+impl Refusal {
+    /// When coming back helps, if it ever does.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Refusal::WaitExceeded { retry_after: wait, .. }
+            | Refusal::Full { retry_after: wait }
+            | Refusal::Day { resets_in: wait } => Some(*wait),
+            Refusal::Closed => None,
+        }
+    }
+}
+
 /// How long something took, over many times.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Timing {
