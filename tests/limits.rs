@@ -3,6 +3,8 @@
 //! No test waits for a minute or a day to pass: what is held shows in the queue, in `held_by` and in the estimated wait, and
 //! what is refused in the answer. The arithmetic of when a limit opens is proved where it is done.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -491,7 +493,11 @@ fn a_model_slower_than_its_provider_keeps_its_own_pace_and_takes_no_slot_while_i
     let models = ["{id: a, rate_limit: {interval_seconds: 1.2}}", "b"];
     let gateway = gateway_of(&upstream, &models, &spaced(50));
     let start = Instant::now();
-    let mut callers: Vec<_> = ["a", "a", "b", "b", "b"].iter().map(|model| ask_model(&gateway, model)).collect();
+    let mut callers = vec![ask_model(&gateway, "a")];
+    upstream.wait_requests(1, PATIENCE);
+    callers.push(ask_model(&gateway, "a"));
+    gateway.wait_queued(1);
+    callers.extend(["b", "b", "b"].map(|model| ask_model(&gateway, model)));
     let requests = upstream.wait_requests(5, PATIENCE);
     assert_eq!(models_in(&requests), "abbba");
     assert!(requests[4].arrived - start >= Duration::from_millis(1200));
