@@ -36,9 +36,6 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(250);
 /// A longer body is no refusal that could be understood.
 const JUDGED_BODY_BYTES: usize = 64 * 1024;
 
-/// Longer than this no SDK waits by itself (openai-node ignores a longer Retry-After and tries again at once).
-const SDK_PATIENCE: Duration = Duration::from_secs(60);
-
 /// How one attempt went.
 #[expect(clippy::large_enum_variant, reason = "it is taken apart where it is made; a box would only cost")]
 enum Attempt {
@@ -77,7 +74,7 @@ impl Provider {
         let (mut attempts, mut repeats) = (0, 0);
         loop {
             let (outcome, judgement) = match self.attempt(place, &outgoing, ask, repeats > 0).await {
-                Attempt::Refused(refusal) => return last.unwrap_or_else(|| Err(self.refused(refusal))),
+                Attempt::Refused(refusal) => return self.given_up(last, refusal),
                 Attempt::Unseen(failure) if repeats == MAX_REPEATS => return Err(self.failed(failure)),
                 Attempt::Unseen(_) => {
                     repeats += 1;
@@ -96,6 +93,16 @@ impl Provider {
             last = Some(outcome);
             place = self.scheduler.rejoin(ask, since);
         }
+    }
+
+    /// The provider's last answer, or ours where there is none.
+    fn given_up(&self, last: Option<Result<Answer, Error>>, refusal: Refusal) -> Result<Answer, Error> {
+        let Some(mut outcome) = last else { return Err(self.refused(refusal)) };
+        if let Ok(Answer { advice: Some(Advice::ComeBack(at)), .. }) = &mut outcome {
+            // Others may have been told to wait for longer since.
+            *at = (*at).max(refusal.retry_after().map(|wait| Instant::now() + wait));
+        }
+        outcome
     }
 
     async fn attempt(self: &Rc<Self>, place: Place, outgoing: &Rc<Outgoing>, ask: Ask, fresh: bool) -> Attempt {
@@ -187,7 +194,7 @@ impl Provider {
                 if listed && !too_long { Judgement::Again } else { Judgement::PassOn }
             }
             Verdict::Exhausted => {
-                answer.advice = Some(Advice { retry_after: None, should_retry: false });
+                answer.advice = Some(Advice::StayAway);
                 Judgement::PassOn
             }
             Verdict::Repeat | Verdict::PassOn if listed => Judgement::AgainAfterBackoff,
@@ -198,8 +205,7 @@ impl Provider {
     fn cool_down(&self, answer: &mut Answer, ask: Ask, scope: Scope, wait: Option<Duration>) {
         let pause = wait.map(|wait| wait.min(self.config.retry.max_cooldown));
         self.scheduler.refused(ask.model, scope, pause);
-        let should_retry = wait.is_none_or(|wait| wait <= SDK_PATIENCE);
-        answer.advice = Some(Advice { retry_after: wait, should_retry });
+        answer.advice = Some(Advice::ComeBack(wait.map(|wait| Instant::now() + wait)));
         let who = match scope {
             Scope::Provider => "all its models",
             Scope::Model => &self.config.models[ask.model].id,
