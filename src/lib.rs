@@ -4,17 +4,19 @@
 //!
 //! | floor | room | owns |
 //! |---|---|---|
-//! | 6 | [`cli`] | the command line: serve, check, demo; exit codes |
-//! | 5 | [`server`] | the front: listener, connection loop, routes, relay to the caller, shutdown |
+//! | 7 | [`cli`] | the command line: serve, check, demo; exit codes |
+//! | 6 | [`server`] | the front: listener, connection loop, routes, relay to the caller, shutdown |
 //! | 5 | [`admin`] | `/admin/health`, `/admin/stats` |
-//! | 4 | [`registry`] | model name -> provider; the merged model list |
-//! | 4 | [`provider`] | one provider: its scheduler, its upstream, its counters |
-//! | 3 | [`upstream`] | the back: pool, connect (DNS, TCP, TLS), client (one exchange) |
-//! | 3 | [`shaping`] | limiter and queue (pure), scheduler (the task that sleeps) |
+//! | 5 | [`demo`] | the built-in provider of `limitrate demo` |
+//! | 4 | [`provider`] | one provider: waiting, sending, repeating; its answers, its counters |
+//! | 3 | [`registry`] | model name -> provider; the merged model list |
+//! | 3 | [`upstream`] | the back: pool, connect (DNS, TCP, TLS), client (one exchange), what a refusal says |
+//! | 2 | [`shaping`] | limiters, books and queue (pure), scheduler (the task that sleeps) |
 //! | 2 | [`http1`] | heads and body framing; the only room that names `async_h1`, `http_types`, `httparse` |
-//! | 2 | [`openai`] | error and model-list objects, peeking at a body, SSE events |
+//! | 2 | [`openai`] | model-list objects, peeking at a body, usage, SSE events |
 //! | 1 | [`config`] | YAML -> validated [`config::Config`]; `${ENV}`; secrets |
 //! | 0 | [`error`] | one `Error`; status and JSON are decided only there |
+//! | 0 | [`log`] | one line an event, on standard error |
 //!
 //! A request's way: `server` reads a head and a body through `http1`, `openai` peeks at `model`, `registry`
 //! names the provider, `provider` waits for a permit of its scheduler and spends it on `upstream`, and `server`

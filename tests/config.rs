@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use limitrate::config::{self, Config, Mode};
+use limitrate::config::{self, Budget, Config, CooldownScope, Day, DayReset, Mode, ModelLimit, Pace, RateLimit, Retry};
 use proptest::prelude::*;
 
 const FIXTURES: &str = "tests/fixtures/config";
@@ -21,6 +21,7 @@ fn env(name: &str) -> Option<String> {
         "EMPTY" => "",
         "RPM" => "120",
         "MINUS" => "-77",
+        "SMALL" => "0.77",
         "DRAIN" => "true",
         "WORD" => "secret-word",
         name if name.ends_with("_API_KEY") || name == "LIMITRATE_TOKEN" => "sk-secret",
@@ -70,7 +71,7 @@ fn invalid_files_are_refused_in_these_words() {
     });
     for (file, faults) in found {
         assert_eq!(fs::read_to_string(&file).unwrap(), faults, "{}", file.display());
-        for secret in ["secret", "-77", "1234567890"] {
+        for secret in ["secret", "-77", "0.77", "1234567890"] {
             assert!(!faults.contains(secret), "{} shows {secret}", file.display());
         }
     }
@@ -115,9 +116,19 @@ fn defaults() {
     assert_eq!((provider.max_queue, provider.pool_max_idle), (1000, 16));
     assert_eq!(provider.pool_idle, Duration::from_secs(50));
 
-    let limit = &provider.rate_limit;
-    assert_eq!((limit.mode, limit.rpm, limit.capacity, limit.max_wait), (Mode::Spaced, None, 1, None));
-    assert_eq!(limit.interval, Duration::from_millis(2500));
+    let budget = Budget {
+        window: None,
+        window_margin: Duration::from_millis(500),
+        day: None,
+        tokens_per_minute: None,
+        max_concurrent: None,
+    };
+    let pace = Pace { mode: Mode::Spaced, rpm: None, interval: Duration::from_millis(2500), capacity: 1 };
+    let expected = RateLimit { pace, budget, max_wait: None, cooldown: CooldownScope::Auto, adaptive: false };
+    assert_eq!(provider.rate_limit, expected);
+    assert_eq!(provider.models[0].rate_limit, None);
+    let statuses = vec![429, 500, 502, 503, 504];
+    assert_eq!(provider.retry, Retry { attempts: 5, statuses, max_cooldown: Duration::from_secs(300) });
 }
 
 #[test]
@@ -154,11 +165,65 @@ fn every_key_arrives() {
     assert_eq!(first.pool_idle, Duration::from_secs(8));
 
     assert_eq!(second.models[0].id, "llama3.2:3b");
-    for limit in [&first.rate_limit, &second.rate_limit] {
-        assert_eq!((limit.mode, limit.rpm, limit.capacity), (Mode::Burst, Some(120.0), 10));
-        assert_eq!(limit.interval, Duration::from_secs(1));
-        assert_eq!(limit.max_wait, Some(Duration::ZERO));
-    }
+    let budget = Budget {
+        window: Some(120),
+        window_margin: Duration::from_millis(750),
+        day: Some(Day { max: 1000, reset: DayReset::At(Duration::from_secs(8 * 3600)) }),
+        tokens_per_minute: Some(60_000),
+        max_concurrent: Some(4),
+    };
+    let pace = Pace { mode: Mode::Burst, rpm: Some(120.0), interval: Duration::from_secs(1), capacity: 10 };
+    let expected =
+        RateLimit { pace, budget, max_wait: Some(Duration::ZERO), cooldown: CooldownScope::Model, adaptive: true };
+    assert_eq!(first.rate_limit, expected);
+    assert_eq!(second.rate_limit, expected);
+    assert_eq!(first.retry, Retry { attempts: 1, statuses: vec![429, 529], max_cooldown: Duration::from_millis(1500) });
+    assert_eq!(second.retry, Retry { attempts: 5, statuses: vec![], max_cooldown: Duration::ZERO });
+}
+
+/// The provider's limits and its models', in the order of the file.
+#[test]
+fn limits_of_every_kind_arrive() {
+    let budget = Budget {
+        window: None,
+        window_margin: Duration::from_millis(500),
+        day: None,
+        tokens_per_minute: None,
+        max_concurrent: None,
+    };
+    let config = load_valid("limits.yaml");
+    let [window, strict, nothing] = config.providers.as_slice() else { panic!("{config:?}") };
+
+    let pace =
+        Pace { mode: Mode::Window, rpm: Some(40.9), interval: Duration::from_nanos(1_466_992_666), capacity: 40 };
+    assert_eq!(window.rate_limit.pace, pace);
+    assert_eq!(window.rate_limit.budget, Budget { window: Some(40), window_margin: Duration::ZERO, ..budget });
+    let models: Vec<_> = window.models.iter().map(|model| model.rate_limit).collect();
+    let day = |max, minutes: u64| Some(Day { max, reset: DayReset::At(Duration::from_secs(60 * minutes)) });
+    let expected = [
+        None,
+        None,
+        Some(ModelLimit {
+            pace: Some(Pace { mode: Mode::Spaced, rpm: Some(20.0), interval: Duration::from_secs(3), capacity: 1 }),
+            budget: Budget { window: Some(20), ..budget },
+        }),
+        Some(ModelLimit {
+            pace: Some(Pace { mode: Mode::Window, rpm: Some(1.0), interval: Duration::from_secs(60), capacity: 1 }),
+            budget: Budget { window: Some(1), ..budget },
+        }),
+        Some(ModelLimit { pace: None, budget: Budget { day: day(50, 120), ..budget } }),
+        Some(ModelLimit {
+            pace: None,
+            budget: Budget { tokens_per_minute: Some(6000), max_concurrent: Some(1), ..budget },
+        }),
+    ];
+    assert_eq!(models, expected);
+
+    assert_eq!(strict.rate_limit.budget.window, Some(60));
+    assert_eq!(strict.rate_limit.budget.day, Some(Day { max: 200, reset: DayReset::Rolling }));
+    assert_eq!(strict.rate_limit.pace.interval, Duration::from_secs(2));
+    assert_eq!(strict.rate_limit.cooldown, CooldownScope::Provider);
+    assert_eq!(nothing.rate_limit.budget, Budget { day: day(9, 0), ..budget });
 }
 
 #[test]
@@ -193,8 +258,9 @@ fn every_setting_of_the_example_can_be_switched_on() {
 
     let names: Vec<_> = config.providers.iter().map(|provider| provider.name.as_str()).collect();
     assert_eq!(names, ["ollama", "openai", "nvidia-nim", "deepseek", "moonshot"]);
-    assert_eq!(config.providers[2].rate_limit.interval, Duration::from_millis(1500));
-    assert_eq!((config.providers[1].rate_limit.mode, config.providers[1].rate_limit.capacity), (Mode::Burst, 10));
+    assert_eq!(config.providers[2].rate_limit.pace.interval, Duration::from_millis(1500));
+    let pace = config.providers[1].rate_limit.pace;
+    assert_eq!((pace.mode, pace.capacity), (Mode::Burst, 10));
     // The values shown are the defaults.
     let defaults = load_valid("minimal.yaml");
     let shown = format!("{:?}", config::Server { auth_token: None, ..config.server.clone() });
@@ -205,6 +271,8 @@ fn every_setting_of_the_example_can_be_switched_on() {
     assert_eq!(shown.idle_timeout, default.idle_timeout);
     assert_eq!((shown.max_queue, shown.pool_max_idle), (default.max_queue, default.pool_max_idle));
     assert_eq!(shown.pool_idle, default.pool_idle);
+    assert_eq!(shown.retry, default.retry);
+    assert_eq!(shown.rate_limit.budget.window_margin, default.rate_limit.budget.window_margin);
 }
 
 /// The line of a fault in each style of writing; `@` marks the faulty line.
@@ -241,6 +309,12 @@ fn yaml_like() -> impl Strategy<Value = String> {
             "rpm:",
             "mode:",
             "capacity:",
+            "strict_window:",
+            "rpd:",
+            "day_resets_at:",
+            "07:30",
+            "retry:",
+            "statuses:",
             "port:",
             "http://h",
             "- ",
@@ -320,7 +394,7 @@ proptest! {
         match parse(&text) {
             Ok(config) => {
                 prop_assert!(!config.server.header_timeout.is_zero());
-                prop_assert!(!config.providers[0].rate_limit.interval.is_zero());
+                prop_assert!(!config.providers[0].rate_limit.pace.interval.is_zero());
             }
             Err(faults) => prop_assert!(faults.to_string().starts_with("config.yaml:")),
         }

@@ -6,7 +6,9 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::thread;
 
-use support::{Client, Gateway, PATIENCE, Reply, Response, UNSHAPED, Upstream, get, post, provider_at, provider_yaml};
+use support::{
+    Client, Gateway, PATIENCE, Reply, Response, UNSHAPED, Upstream, get, post, provider_at, provider_yaml, spaced,
+};
 
 const CHAT: &str = "/v1/chat/completions";
 const BODY: &str = r#"{"model":"m","messages":[]}"#;
@@ -118,6 +120,27 @@ fn a_chunked_body_over_the_limit_is_a_413() {
     client.send(format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}{chunk}"));
     assert_eq!(client.read_response().status, 413);
     assert!(upstream.requests().is_empty());
+}
+
+#[test]
+fn bodies_that_wait_take_no_more_memory_together_than_is_set_aside() {
+    let upstream = Upstream::start([Reply::ok()]);
+    let limits = "max_body_bytes: 100000\nmax_buffered_bytes: 150000";
+    let slow = provider_yaml("p", upstream.addr(), &["m"], &spaced(3_600_000), "");
+    let gateway = Gateway::start_with(limits, &slow, &[]);
+    let body = format!("{BODY}{}", " ".repeat(60_000));
+    assert_eq!(post(gateway.addr(), CHAT, BODY).status, 200, "takes the hour's slot");
+    let mut waiting = Client::connect(gateway.addr());
+    waiting.post_json(CHAT, &body);
+    gateway.wait_queued(1);
+    let refused = post(gateway.addr(), CHAT, &body);
+    assert_refused(&refused, 503, "buffers_full", &["max_buffered_bytes"]);
+    assert_eq!(refused.header("retry-after").as_deref(), Some("1"));
+    waiting.reset();
+    gateway.wait_queued(0);
+    let mut next = Client::connect(gateway.addr());
+    next.post_json(CHAT, &body);
+    gateway.wait_queued(1);
 }
 
 #[test]

@@ -2,8 +2,10 @@
 
 mod support;
 
+use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use limitrate::config;
 use limitrate::server::Server;
@@ -115,5 +117,48 @@ fn the_faults_of_a_file_show_no_key() {
         let faults = config::parse(&format!("providers:\n{provider}"), Path::new("config.yaml"), &lookup);
         let faults = faults.err().unwrap_or_else(|| panic!("accepted {broken:?}"));
         assert_no_secret("the message", &faults.to_string());
+    }
+}
+
+#[test]
+fn the_program_prints_no_key_when_it_checks_starts_and_logs() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let provider = provider_at("p", &format!("http://{closed}/v1"), &["m"], UNSHAPED, EXTRAS);
+    let server = "server:\n  host: 127.0.0.1\n  port: 0\n  auth_token: ${TOKEN}\n";
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("secrets.yaml");
+    std::fs::write(&file, format!("{server}providers:\n{provider}")).unwrap();
+    let program = || {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_limitrate"));
+        program.envs(ENV).arg("--config").arg(&file).stdout(Stdio::piped()).stderr(Stdio::piped());
+        program
+    };
+
+    let check = program().arg("check").output().unwrap();
+    assert!(check.status.success(), "{check:?}");
+    assert_no_secret("check", &format!("{check:?}"));
+
+    let mut serving = Running(program().spawn().unwrap());
+    let mut stdout = BufReader::new(serving.0.stdout.take().unwrap());
+    let mut printed = String::new();
+    stdout.read_line(&mut printed).unwrap();
+    let address = printed.split("http://").nth(1).and_then(|rest| rest.split("/v1").next());
+    let mut client = Client::connect(address.and_then(|address| address.parse().ok()).expect("the address is printed"));
+    client.post_json_with("/v1/chat/completions", &format!("Authorization: Bearer {TOKEN}\r\n"), r#"{"model":"m"}"#);
+    assert_eq!(client.read_response().status, 502);
+    serving.0.kill().unwrap();
+    stdout.read_to_string(&mut printed).unwrap();
+    serving.0.stderr.take().unwrap().read_to_string(&mut printed).unwrap();
+    assert!(printed.contains("cannot be reached"), "the failure was logged: {printed}");
+    assert_no_secret("the program", &printed);
+}
+
+/// A program that does not outlive its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Fails where the test has ended it already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }

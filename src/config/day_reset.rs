@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use super::DayReset;
 
-/// What [`parse`] takes, for its fault.
-pub(super) const FORMS: &str =
-    "a time of day (UTC, or with an offset: \"00:00\", \"00:00-08:00\", \"07:30+05:30\") or rolling";
+/// What to write instead of what [`parse`] does not take.
+pub(super) const REMEDY: &str = r#"write "00:00" (UTC), with an offset "00:00-08:00" or "07:30+05:30", or rolling"#;
 
 const DAY_MINUTES: u32 = 24 * 60;
 
@@ -16,12 +15,15 @@ pub(super) fn parse(text: &str) -> Option<DayReset> {
         return Some(DayReset::Rolling);
     }
     let (time, zone) = text.split_at_checked(5)?;
-    let offset = match zone.split_at_checked(1) {
-        None | Some(("Z", "")) => 0,
-        // East of Greenwich the day starts earlier: taken modulo a day, that is as much later.
-        Some(("+", offset)) => DAY_MINUTES - minutes(offset)?,
-        Some(("-", offset)) => minutes(offset)?,
-        Some(_) => return None,
+    let offset = if let Some(east) = zone.strip_prefix('+') {
+        // The day starts that much earlier: modulo a day, the rest of a day later.
+        DAY_MINUTES - minutes(east)?
+    } else if let Some(west) = zone.strip_prefix('-') {
+        minutes(west)?
+    } else if matches!(zone, "" | "Z") {
+        0
+    } else {
+        return None;
     };
     let after_midnight = (minutes(time)? + offset) % DAY_MINUTES;
     Some(DayReset::At(Duration::from_secs(60 * u64::from(after_midnight))))

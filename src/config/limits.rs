@@ -1,4 +1,6 @@
 //! The keys of `rate_limit:` (of a provider and of a model) and of `retry:`, and which of them go together.
+//!
+//! A key that would say nothing where it stands is a fault: somebody believes in it.
 
 use std::time::Duration;
 
@@ -9,8 +11,9 @@ use super::{Budget, CooldownScope, Day, DayReset, Mode, ModelLimit, Pace, RateLi
 const RPM_MAX: f64 = 60_000_000.0;
 /// One send in a week.
 const RPM_MIN: f64 = 0.0001;
-/// Past this a count is no limit any more.
+/// Past these a count is no limit any more.
 const COUNT_MAX: u32 = 1_000_000_000;
+const TPM_MAX: u64 = 1_000_000_000_000;
 
 const RPM_REMEDY: &str = "write the requests per minute your key allows, e.g. rpm: 40";
 const STATUSES_REMEDY: &str = "write e.g. statuses: [429, 503]";
@@ -19,7 +22,10 @@ const RETRIED: [u16; 5] = [429, 500, 502, 503, 504];
 
 /// `rate_limit:` of a provider. `None` only together with a fault.
 pub(super) fn provider(mut keys: Section<'_, '_, '_>) -> Option<RateLimit> {
-    let (pace, window) = pace(&mut keys, true);
+    let (pace, window) = pace(&mut keys);
+    if pace.is_none() {
+        keys.fault(&format!("neither rpm nor interval_seconds is given; {RPM_REMEDY}"));
+    }
     let budget = budget(&mut keys, window);
     let max_wait = keys.number(
         "max_wait_seconds",
@@ -30,10 +36,8 @@ pub(super) fn provider(mut keys: Section<'_, '_, '_>) -> Option<RateLimit> {
     let cooldown = keys.choice("cooldown", &scopes, CooldownScope::Auto);
     let adaptive = keys.flag("adaptive", false);
     if adaptive && pace.is_some_and(|pace| pace.mode == Mode::Window) {
-        keys.refuse(
-            "adaptive",
-            "stretches an interval, which mode: window does not have; remove it, or write mode: spaced",
-        );
+        let problem = "stretches an interval, which mode: window does not have; remove it, or write mode: spaced";
+        keys.refuse("adaptive", problem);
     }
     keys.finish();
     Some(RateLimit { pace: pace?, budget, max_wait: max_wait.map(Duration::from_secs_f64), cooldown, adaptive })
@@ -41,12 +45,17 @@ pub(super) fn provider(mut keys: Section<'_, '_, '_>) -> Option<RateLimit> {
 
 /// `rate_limit:` of a model.
 pub(super) fn model(mut keys: Section<'_, '_, '_>) -> ModelLimit {
-    let limits = ["rpm", "interval_seconds", "rpd", "tpm", "max_concurrent"];
-    if limits.into_iter().all(|key| keys.optional(key).is_none()) {
-        keys.fault("sets no limit; write e.g. rpm: 20, rpd, tpm or max_concurrent, or remove it");
+    let (pace, window) = pace(&mut keys);
+    if pace.is_none() {
+        for key in ["mode", "strict_window"] {
+            keys.refuse(key, "says nothing without rpm or interval_seconds; write one of them, or remove it");
+        }
     }
-    let (pace, window) = pace(&mut keys, false);
     let budget = budget(&mut keys, window);
+    let telling = ["rpm", "interval_seconds", "mode", "strict_window", "rpd", "tpm", "max_concurrent"];
+    if telling.into_iter().all(|key| keys.optional(key).is_none()) {
+        keys.fault("sets no limit; write at least one of rpm, rpd, tpm and max_concurrent, or remove it");
+    }
     keys.finish();
     ModelLimit { pace, budget }
 }
@@ -75,16 +84,12 @@ fn statuses(keys: &mut Section<'_, '_, '_>) -> Option<Vec<u16>> {
     Some(statuses)
 }
 
-/// The pace and the window that `rpm` makes. The pace is `None` only where nothing gives one, which is a fault if it is
-/// `required`, or together with another fault.
-fn pace(keys: &mut Section<'_, '_, '_>, required: bool) -> (Option<Pace>, Option<u32>) {
+/// The pace, and the window where one is asked for. No pace where no key asks for one.
+fn pace(keys: &mut Section<'_, '_, '_>) -> (Option<Pace>, Option<u32>) {
     let mode = keys.choice("mode", &MODES, Mode::Spaced);
     let rpm = keys.number("rpm", RPM_MIN..=RPM_MAX, RPM_REMEDY);
-    let seconds = keys.number(
-        "interval_seconds",
-        SECONDS_MIN..=SECONDS_MAX,
-        "write the seconds between two sends, e.g. interval_seconds: 1.5",
-    );
+    let remedy = "write the seconds between two sends, e.g. interval_seconds: 1.5";
+    let seconds = keys.number("interval_seconds", SECONDS_MIN..=SECONDS_MAX, remedy);
     let capacity = keys.integer("capacity", 1, 1..=1_000_000);
     let strict = keys.flag("strict_window", false);
     if mode != Mode::Burst {
@@ -92,69 +97,53 @@ fn pace(keys: &mut Section<'_, '_, '_>, required: bool) -> (Option<Pace>, Option
     }
     if mode == Mode::Window {
         keys.refuse("interval_seconds", "belongs to mode: spaced and burst; remove it, or write mode: spaced");
-        keys.refuse("strict_window", "belongs to mode: spaced and burst, mode: window is strict by itself; remove it");
-        let window = window(keys, rpm, "mode: window");
-        let pace = rpm.zip(window).map(|(rpm, max)| Pace {
-            mode,
-            rpm: Some(rpm),
-            interval: interval(Some(rpm), None),
-            capacity: max,
-        });
-        return (pace, window);
+        keys.refuse("strict_window", "belongs to mode: spaced and burst (mode: window is strict by itself); remove it");
     }
-    let window = if strict { window(keys, rpm, "strict_window") } else { None };
-    let given = keys.optional("rpm").is_some() | keys.optional("interval_seconds").is_some();
-    if !given && !strict {
-        unpaced(keys, required);
-    }
-    let pace =
-        (rpm.is_some() || seconds.is_some()).then(|| Pace { mode, rpm, interval: interval(rpm, seconds), capacity });
+    let counted = if mode == Mode::Window { Some("mode: window") } else { strict.then_some("strict_window") };
+    let window = counted.map(|by| window(keys, rpm, by));
+    let given = keys.optional("rpm").is_some() || keys.optional("interval_seconds").is_some();
+    let pace = (given || window.is_some()).then(|| Pace {
+        mode,
+        rpm,
+        interval: interval(rpm, seconds),
+        capacity: window.filter(|_| mode == Mode::Window).unwrap_or(capacity),
+    });
     (pace, window)
 }
 
-/// Neither rpm nor interval_seconds is there, and no window that asks for one of them.
-fn unpaced(keys: &mut Section<'_, '_, '_>, required: bool) {
-    if required {
-        keys.fault(&format!("neither rpm nor interval_seconds is given; {RPM_REMEDY}"));
-        return;
+/// The whole requests of `rpm`, which the setting `by` counts in a rolling minute.
+fn window(keys: &mut Section<'_, '_, '_>, rpm: Option<f64>, by: &str) -> u32 {
+    let found = keys.required("rpm", &format!("{by} counts up to it; {RPM_REMEDY}"));
+    let (Some(found), Some(rpm)) = (found, rpm) else { return 1 };
+    if rpm < 1.0 {
+        let remedy = "write rpm: 1 or more, or mode: spaced without strict_window";
+        let problem = format!("is less than 1, and {by} counts whole requests; {remedy}");
+        keys.walk.fault(&found, problem);
     }
-    for key in ["mode", "strict_window"] {
-        keys.refuse(key, "says nothing without rpm or interval_seconds; add one of them, or remove it");
-    }
-}
-
-/// The whole requests of `rpm`, which `why` counts in a rolling minute. `None` only together with a fault.
-fn window(keys: &mut Section<'_, '_, '_>, rpm: Option<f64>, why: &str) -> Option<u32> {
-    let found = keys.required("rpm", &format!("{why} counts by it; {RPM_REMEDY}"))?;
-    let whole = rpm?.floor();
-    if whole < 1.0 {
-        keys.walk.fault(&found, format!("is less than 1, and {why} counts whole requests; write rpm: 1 or more, or mode: spaced without strict_window"));
-        return None;
-    }
-    Some(whole as u32) // at most RPM_MAX
+    rpm as u32 // the whole part, at most RPM_MAX
 }
 
 fn budget(keys: &mut Section<'_, '_, '_>, window: Option<u32>) -> Budget {
     let margin = keys.integer("window_margin_ms", 500, 0..=60_000);
     let rpd = keys.whole("rpd", 1..=COUNT_MAX, "write the requests per day your key allows, e.g. rpd: 1000");
     let reset = day_reset(keys);
-    if keys.optional("rpd").is_none() {
+    let tpm = keys.whole("tpm", 1..=TPM_MAX, "write the tokens per minute your key allows, e.g. tpm: 60000");
+    let remedy = "write how many requests may be in flight, e.g. max_concurrent: 4";
+    let max_concurrent = keys.whole("max_concurrent", 1..=COUNT_MAX, remedy);
+    let daily = keys.optional("rpd").is_some();
+    if !daily {
         keys.refuse("day_resets_at", "belongs to rpd; remove it, or write the requests per day, e.g. rpd: 1000");
+    }
+    if !daily && window.is_none() && keys.optional("tpm").is_none() {
+        let problem = "belongs to mode: window, strict_window, rpd and tpm; remove it, or write one of them";
+        keys.refuse("window_margin_ms", problem);
     }
     Budget {
         window,
         window_margin: Duration::from_millis(margin),
         day: rpd.map(|max| Day { max, reset }),
-        tokens_per_minute: keys.whole(
-            "tpm",
-            1..=1_000_000_000_000,
-            "write the tokens per minute your key allows, e.g. tpm: 60000",
-        ),
-        max_concurrent: keys.whole(
-            "max_concurrent",
-            1..=COUNT_MAX,
-            "write how many requests may be in flight, e.g. max_concurrent: 4",
-        ),
+        tokens_per_minute: tpm,
+        max_concurrent,
     }
 }
 
@@ -167,12 +156,12 @@ fn day_reset(keys: &mut Section<'_, '_, '_>) -> DayReset {
         return midnight;
     };
     day_reset::parse(&text.value).unwrap_or_else(|| {
-        keys.walk.fault(&found, format!("must be {}, not {}", day_reset::FORMS, text.shown));
+        keys.walk.fault(&found, format!("must be a time of day or rolling, not {}; {}", text.shown, day_reset::REMEDY));
         midnight
     })
 }
 
-/// The longer of the two. 60 s / rpm is rounded up to the nanosecond, lest a minute hold one send too many.
+/// The longer of the two; zero only where a fault left neither. 60 s / rpm is rounded up to the nanosecond, lest a minute hold one send too many.
 fn interval(rpm: Option<f64>, seconds: Option<f64>) -> Duration {
     let by_rpm = rpm.map(|rpm| Duration::from_nanos((60e9 / rpm).ceil() as u64));
     let by_seconds = seconds.map(Duration::from_secs_f64);

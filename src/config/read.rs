@@ -57,6 +57,13 @@ fn server(mut keys: Section<'_, '_, '_>) -> Server {
         drain: keys.seconds("drain_seconds", 30.0, 0.0),
         drain_queue: keys.flag("drain_queue", false),
     };
+    if server.max_buffered_bytes < server.max_body_bytes
+        && let Some(found) = keys.optional("max_buffered_bytes").or_else(|| keys.optional("max_body_bytes"))
+    {
+        let (all, one) = (server.max_buffered_bytes, server.max_body_bytes);
+        let problem = format!("is {all}, less than one body may take (max_body_bytes: {one}); write at least that");
+        keys.walk.fault(&found, problem);
+    }
     keys.finish();
     server
 }

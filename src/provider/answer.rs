@@ -3,7 +3,7 @@
 //! Counts how the answer ends, and where a limit on tokens is kept, finds out how many it cost.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Provider;
 use crate::error::Error;
@@ -17,11 +17,11 @@ const METERED_BYTES: usize = 1024 * 1024;
 
 /// What a refusal that is passed on tells the caller about coming back, in the place of the provider's own words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Advice {
-    /// When the provider takes requests again, if that is known.
-    pub retry_after: Option<Duration>,
-    /// Whether the caller's SDK should try again by itself.
-    pub should_retry: bool,
+pub enum Advice {
+    /// Coming back helps, as far as is known from this instant on.
+    ComeBack(Option<Instant>),
+    /// It does not.
+    StayAway,
 }
 
 /// An answer whose body is still to come.
@@ -58,7 +58,7 @@ impl Answer {
         }
         Answer {
             meter: (metered && is_plain(&head.headers)).then(|| match is_event_stream(&head.headers) {
-                true => Meter::Events(Box::new(EventScanner::new())),
+                true => Meter::Events(Box::default()),
                 false => Meter::Whole(Vec::new()),
             }),
             head,

@@ -36,10 +36,8 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(250);
 /// A longer body is no refusal that could be understood.
 const JUDGED_BODY_BYTES: usize = 64 * 1024;
 
-/// Longer than this no SDK waits by itself (openai-node ignores a longer Retry-After and tries again at once).
-const SDK_PATIENCE: Duration = Duration::from_secs(60);
-
 /// How one attempt went.
+#[expect(clippy::large_enum_variant, reason = "it is taken apart where it is made; a box would only cost")]
 enum Attempt {
     /// No slot: the scheduler takes this request no more.
     Refused(Refusal),
@@ -76,7 +74,7 @@ impl Provider {
         let (mut attempts, mut repeats) = (0, 0);
         loop {
             let (outcome, judgement) = match self.attempt(place, &outgoing, ask, repeats > 0).await {
-                Attempt::Refused(refusal) => return last.unwrap_or_else(|| Err(self.refused(refusal))),
+                Attempt::Refused(refusal) => return self.given_up(last, refusal),
                 Attempt::Unseen(failure) if repeats == MAX_REPEATS => return Err(self.failed(failure)),
                 Attempt::Unseen(_) => {
                     repeats += 1;
@@ -95,6 +93,16 @@ impl Provider {
             last = Some(outcome);
             place = self.scheduler.rejoin(ask, since);
         }
+    }
+
+    /// The provider's last answer, or ours where there is none.
+    fn given_up(&self, last: Option<Result<Answer, Error>>, refusal: Refusal) -> Result<Answer, Error> {
+        let Some(mut outcome) = last else { return Err(self.refused(refusal)) };
+        if let Ok(Answer { advice: Some(Advice::ComeBack(at)), .. }) = &mut outcome {
+            // Others may have been told to wait for longer since.
+            *at = (*at).max(refusal.retry_after().map(|wait| Instant::now() + wait));
+        }
+        outcome
     }
 
     async fn attempt(self: &Rc<Self>, place: Place, outgoing: &Rc<Outgoing>, ask: Ask, fresh: bool) -> Attempt {
@@ -134,7 +142,13 @@ impl Provider {
         for _ in 0..MAX_LOST_CONNECTIONS {
             let connect = async { self.connection(fresh).await.map_err(NoSlot::Failed) };
             let refused = async { Err(NoSlot::Refused(place.refused().await)) };
-            let mut connection = future::or(connect, refused).await?;
+            let mut connection = match future::or(connect, refused).await {
+                Ok(connection) => connection,
+                Err(no_slot) => {
+                    place.leave();
+                    return Err(no_slot);
+                }
+            };
             let granted = async { Some(place.granted().await) };
             let spoiled = async {
                 connection.spoiled().await;
@@ -148,6 +162,7 @@ impl Provider {
                 Timer::after(RECONNECT_PAUSE).await;
             }
         }
+        place.leave();
         let detail = "it closes every connection before a request is sent on it".into();
         Err(NoSlot::Failed(Failure::Disconnected(detail)))
     }
@@ -179,7 +194,7 @@ impl Provider {
                 if listed && !too_long { Judgement::Again } else { Judgement::PassOn }
             }
             Verdict::Exhausted => {
-                answer.advice = Some(Advice { retry_after: None, should_retry: false });
+                answer.advice = Some(Advice::StayAway);
                 Judgement::PassOn
             }
             Verdict::Repeat | Verdict::PassOn if listed => Judgement::AgainAfterBackoff,
@@ -190,8 +205,7 @@ impl Provider {
     fn cool_down(&self, answer: &mut Answer, ask: Ask, scope: Scope, wait: Option<Duration>) {
         let pause = wait.map(|wait| wait.min(self.config.retry.max_cooldown));
         self.scheduler.refused(ask.model, scope, pause);
-        let should_retry = wait.is_none_or(|wait| wait <= SDK_PATIENCE);
-        answer.advice = Some(Advice { retry_after: wait, should_retry });
+        answer.advice = Some(Advice::ComeBack(wait.map(|wait| Instant::now() + wait)));
         let who = match scope {
             Scope::Provider => "all its models",
             Scope::Model => &self.config.models[ask.model].id,

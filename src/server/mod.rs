@@ -38,7 +38,7 @@ const BACKLOG: i32 = 1024;
 /// After an accept error (too many open files, above all) the next try waits this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Callers past `max_connections` who are being told so at once; further ones wait in the backlog.
+/// Callers past `max_connections` who are told so with a lingering close; further ones are told and closed.
 const MAX_TURNED_AWAY: usize = 64;
 
 /// How long aborted requests get to write their last bytes.
@@ -192,18 +192,20 @@ async fn accept<T>(
         if open < limit {
             let connection = connection::serve(gateway.clone(), stream, alive.clone());
             executor.spawn(connection).detach();
-        } else if open < limit + MAX_TURNED_AWAY {
-            let told = turn_away(gateway.clone(), stream, alive.clone());
-            executor.spawn(told).detach();
         } else {
-            turn_away(gateway.clone(), stream, alive.clone()).await;
+            let patient = open < limit + MAX_TURNED_AWAY;
+            let told = turn_away(gateway.clone(), stream, patient, alive.clone());
+            executor.spawn(told).detach();
         }
     }
 }
 
-async fn turn_away(gateway: Rc<Gateway>, stream: TcpStream, _alive: Sender<Infallible>) {
+/// Tells a caller that there is no room. The patient way makes sure that the answer arrives even if the caller still
+/// sends; for a flood of them there is no time for that.
+async fn turn_away(gateway: Rc<Gateway>, stream: TcpStream, patient: bool, _alive: Sender<Infallible>) {
     let mut caller = Caller::new(stream, gateway.config.write_timeout);
     let error = Error::TooManyConnections { max_connections: gateway.config.max_connections };
-    let _ = caller.error(&error).await;
-    caller.linger().await;
+    if caller.error(&error).await.is_ok() && patient {
+        caller.linger().await;
+    }
 }

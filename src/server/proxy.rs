@@ -1,6 +1,8 @@
 //! Sending a request on and relaying the answer as it comes: one write per read, the head together with the first bytes
 //! of the body, and never a tidy end for a body that broke off.
 
+use std::time::Instant;
+
 use futures_lite::future;
 
 use super::Gateway;
@@ -79,6 +81,8 @@ fn begin(answer: &Answer, caller: &mut Caller) {
     let head = &answer.head;
     let length = match head.framing {
         Framing::Empty => BodyLength::None,
+        // A stream that breaks off ends in an event of ours, and that must not fill up a length to look whole.
+        Framing::Length(_) if answer.is_event_stream() => BodyLength::Chunked,
         Framing::Length(length) => BodyLength::Length(length),
         Framing::Chunked | Framing::UntilClose => BodyLength::Chunked,
     };
@@ -114,9 +118,14 @@ fn begin(answer: &Answer, caller: &mut Caller) {
 const ADVICE_HEADERS: [&str; 3] = ["retry-after", "retry-after-ms", "x-should-retry"];
 
 fn advice_headers(advice: Advice) -> Vec<(&'static str, String)> {
-    let mut headers = advice.retry_after.map(error::come_back_after).unwrap_or_default();
-    headers.retain(|(name, _)| *name != "x-should-retry");
-    headers.push(("x-should-retry", advice.should_retry.to_string()));
+    let mut headers = match advice {
+        Advice::ComeBack(Some(at)) => error::come_back_after(at.saturating_duration_since(Instant::now())),
+        Advice::ComeBack(None) => Vec::new(),
+        Advice::StayAway => vec![("x-should-retry", "false".to_owned())],
+    };
+    if headers.iter().all(|(name, _)| *name != "x-should-retry") {
+        headers.push(("x-should-retry", "true".to_owned()));
+    }
     headers
 }
 

@@ -113,6 +113,8 @@ impl Books {
             Scope::Model => &mut self.models[model],
         };
         ledger.refusals = ledger.refusals.saturating_add(1);
+        // "Now" from a provider that has just refused is no time.
+        let wait = wait.filter(|wait| !wait.is_zero());
         let until = now.mono + wait.unwrap_or_else(|| backoff(ledger.refusals, random));
         ledger.limiter.cool_down(until);
         if scope == Scope::Provider

@@ -1,7 +1,7 @@
 //! The line in front of one provider: who waits, in which order, until when.
 //!
-//! Pure: no clock, no channel. First come, first served, but for a waiter that comes back after a refusal by the
-//! provider: it stands at the head again.
+//! Pure: no clock, no channel. First come, first served; where a waiter stands that comes back after a refusal by the
+//! provider, its owner says.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -49,14 +49,9 @@ impl<T> Queue<T> {
         self.entries.iter().filter(|entry| entry.told).count()
     }
 
-    /// Joins at the end.
-    pub fn push_back(&mut self, id: u64, deadline: Option<Instant>, waiter: T) {
-        self.entries.push_back(Entry { id, deadline, told: false, ready: false, waiter });
-    }
-
-    /// Comes back to the head.
-    pub fn push_front(&mut self, id: u64, deadline: Option<Instant>, waiter: T) {
-        self.entries.push_front(Entry { id, deadline, told: false, ready: false, waiter });
+    /// Joins at a place, from 0; everybody from there on moves back.
+    pub fn insert(&mut self, place: usize, id: u64, deadline: Option<Instant>, waiter: T) {
+        self.entries.insert(place, Entry { id, deadline, told: false, ready: false, waiter });
     }
 
     /// Leaves the line, wherever it stands; everybody behind moves up.
@@ -72,6 +67,16 @@ impl<T> Queue<T> {
         }
     }
 
+    /// The head of the line.
+    pub fn first(&self) -> Option<&Entry<T>> {
+        self.entries.front()
+    }
+
+    /// All of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Entry<T>> {
+        self.entries.iter()
+    }
+
     /// Those whose connection stands, in order: one whose handshake is slow does not hold up those behind it.
     pub fn ready(&self) -> impl Iterator<Item = &Entry<T>> {
         self.entries.iter().filter(|entry| entry.ready)
@@ -82,21 +87,25 @@ impl<T> Queue<T> {
         self.entries.get_mut(place)
     }
 
-    /// Takes out everybody whose deadline has come, with the place (from 0) each had.
-    pub fn expire(&mut self, now: Instant) -> Vec<(usize, T)> {
-        let late = |entry: &Entry<T>| entry.deadline.is_some_and(|deadline| deadline <= now);
-        if !self.entries.iter().any(late) {
+    /// Takes out everybody of whom `unwanted` is true, with the place (from 0) each had.
+    pub fn take_if(&mut self, unwanted: impl Fn(&Entry<T>) -> bool) -> Vec<(usize, T)> {
+        if !self.entries.iter().any(&unwanted) {
             return Vec::new();
         }
-        let (mut expired, mut kept) = (Vec::new(), VecDeque::with_capacity(self.entries.len()));
+        let (mut taken, mut kept) = (Vec::new(), VecDeque::with_capacity(self.entries.len()));
         for (place, entry) in self.entries.drain(..).enumerate() {
-            match late(&entry) {
-                true => expired.push((place, entry.waiter)),
+            match unwanted(&entry) {
+                true => taken.push((place, entry.waiter)),
                 false => kept.push_back(entry),
             }
         }
         self.entries = kept;
-        expired
+        taken
+    }
+
+    /// Takes out everybody whose deadline has come.
+    pub fn expire(&mut self, now: Instant) -> Vec<(usize, T)> {
+        self.take_if(|entry| entry.deadline.is_some_and(|deadline| deadline <= now))
     }
 
     /// The first deadline of all.
@@ -121,11 +130,11 @@ mod tests {
     }
 
     #[test]
-    fn first_come_first_served_and_a_retry_is_first_again() {
+    fn first_come_first_served_unless_a_place_further_ahead_is_given() {
         let mut queue = Queue::default();
-        queue.push_back(1, None, "a");
-        queue.push_back(2, None, "b");
-        queue.push_front(3, None, "retry");
+        queue.insert(queue.len(), 1, None, "a");
+        queue.insert(queue.len(), 2, None, "b");
+        queue.insert(0, 3, None, "retry");
         assert_eq!(names(&mut queue), ["retry", "a", "b"]);
     }
 
@@ -133,7 +142,7 @@ mod tests {
     fn who_leaves_lets_the_others_move_up() {
         let mut queue = Queue::default();
         for (id, name) in [(1, "a"), (2, "b"), (3, "c")] {
-            queue.push_back(id, None, name);
+            queue.insert(queue.len(), id, None, name);
         }
         assert_eq!(queue.remove(2), Some("b"));
         assert_eq!(queue.remove(2), None);
@@ -143,8 +152,8 @@ mod tests {
     #[test]
     fn only_a_waiter_with_a_connection_is_next() {
         let mut queue = Queue::default();
-        queue.push_back(1, None, "slow handshake");
-        queue.push_back(2, None, "warm connection");
+        queue.insert(queue.len(), 1, None, "slow handshake");
+        queue.insert(queue.len(), 2, None, "warm connection");
         let first_ready = |queue: &Queue<_>| queue.ready().next().map(|entry| entry.id);
         assert_eq!(first_ready(&queue), None);
         queue.set_ready(2, true);
@@ -161,9 +170,9 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| Some(start + Duration::from_secs(seconds));
         let mut queue = Queue::default();
-        queue.push_back(1, at(5), "five");
-        queue.push_back(2, None, "for ever");
-        queue.push_back(3, at(3), "three");
+        queue.insert(queue.len(), 1, at(5), "five");
+        queue.insert(queue.len(), 2, None, "for ever");
+        queue.insert(queue.len(), 3, at(3), "three");
         assert_eq!(queue.next_deadline(), at(3));
         assert!(queue.expire(start).is_empty());
         assert_eq!(queue.expire(start + Duration::from_secs(3)), [(2, "three")]);
@@ -178,7 +187,7 @@ mod tests {
             let mut model: Vec<u64> = Vec::new();
             for (next, (join, who)) in steps.into_iter().enumerate() {
                 if join {
-                    queue.push_back(next as u64, None, next as u64);
+                    queue.insert(queue.len(), next as u64, None, next as u64);
                     model.push(next as u64);
                 } else {
                     let known = model.iter().position(|id| *id == who);

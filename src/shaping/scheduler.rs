@@ -71,6 +71,18 @@ pub enum Refusal {
     Closed,
 }
 
+impl Refusal {
+    /// When coming back helps, if it ever does.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Refusal::WaitExceeded { retry_after: wait, .. }
+            | Refusal::Full { retry_after: wait }
+            | Refusal::Day { resets_in: wait } => Some(*wait),
+            Refusal::Closed => None,
+        }
+    }
+}
+
 /// How long something took, over many times.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Timing {
@@ -138,7 +150,7 @@ pub struct Snapshot {
 enum Message {
     Join { id: u64, joining: Joining, turns: Sender<Turn> },
     Ready { id: u64, ready: bool },
-    Left { id: u64 },
+    Left { id: u64, hung_up: bool },
     Sent { id: u64, ask: Ask, at: Instant, waited: Duration },
     Returned,
     Settled { id: u64, tokens: u64 },
@@ -221,7 +233,7 @@ impl Scheduler {
         // Room for every turn a waiter can be sent: near, and one of granted or refused.
         let (reply, turns) = async_channel::bounded(2);
         tell(&self.mailbox, Message::Join { id, joining, turns: reply });
-        Place { id, joining, turns, mailbox: self.mailbox.clone() }
+        Place { id, joining, turns, mailbox: self.mailbox.clone(), hung_up: true }
     }
 }
 
@@ -232,6 +244,8 @@ pub struct Place {
     joining: Joining,
     turns: Receiver<Turn>,
     mailbox: Sender<Message>,
+    /// What a drop means.
+    hung_up: bool,
 }
 
 impl Place {
@@ -247,6 +261,11 @@ impl Place {
             Ok(Turn::Refused(refusal)) => Err(refusal),
             Ok(Turn::Granted(_)) | Err(_) => Err(Refusal::Closed),
         }
+    }
+
+    /// Leaves the line for a reason that is not the caller's.
+    pub fn leave(mut self) {
+        self.hung_up = false;
     }
 
     /// Waits until this place is taken away; for use beside making a connection, when no grant can come yet.
@@ -289,7 +308,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        tell(&self.mailbox, Message::Left { id: self.id });
+        tell(&self.mailbox, Message::Left { id: self.id, hung_up: self.hung_up });
     }
 }
 
@@ -422,8 +441,8 @@ impl Core {
         match message {
             Message::Join { id, joining, turns } => self.join(id, joining, turns, now),
             Message::Ready { id, ready } => self.queue.set_ready(id, ready),
-            Message::Left { id } => {
-                if self.queue.remove(id).is_some() {
+            Message::Left { id, hung_up } => {
+                if self.queue.remove(id).is_some() && hung_up {
                     self.tally.cancelled += 1;
                 }
             }
@@ -464,20 +483,26 @@ impl Core {
     }
 
     fn join(&mut self, id: u64, joining: Joining, turns: Sender<Turn>, now: Now) {
-        if let Some(refusal) = self.refusal(joining, now) {
+        let place = self.place_for(joining);
+        if let Some(refusal) = self.refusal(joining, place, now) {
             let _ = turns.try_send(Turn::Refused(refusal));
             return;
         }
         let deadline = self.max_wait.map(|limit| joining.since + limit);
-        let waiter = Waiter { turns, joining };
+        self.queue.insert(place, id, deadline, Waiter { turns, joining });
+    }
+
+    /// The end of the line; or in front of all who were never sent, among those who were in the order of their first join.
+    fn place_for(&self, joining: Joining) -> usize {
+        let comes_first = |other: &Joining| other.again && other.since <= joining.since;
         match joining.again {
-            true => self.queue.push_front(id, deadline, waiter),
-            false => self.queue.push_back(id, deadline, waiter),
+            true => self.queue.iter().take_while(|entry| comes_first(&entry.waiter.joining)).count(),
+            false => self.queue.len(),
         }
     }
 
-    /// Whether a newcomer must be turned away at once.
-    fn refusal(&mut self, joining: Joining, now: Now) -> Option<Refusal> {
+    /// Whether somebody who would stand at `place` must be turned away at once.
+    fn refusal(&mut self, joining: Joining, place: usize, now: Now) -> Option<Refusal> {
         if self.closed {
             return Some(Refusal::Closed);
         }
@@ -486,16 +511,14 @@ impl Core {
             let opens = self.books.nth(now, joining.ask.model, 0, 0).at;
             return Some(Refusal::Full { retry_after: until(opens, now) });
         }
-        let slot = match joining.again {
-            true => self.books.nth(now, joining.ask.model, usize::from(self.granted.is_some()), 0),
-            false => self.slot_at_the_end(joining.ask.model, now),
-        };
-        let Some(max_wait) = self.max_wait else {
-            return is_day(slot).then(|| self.day(until(slot.at, now)));
-        };
+        let slot = self.slot(place, joining.ask.model, now);
         let expected = now.mono.saturating_duration_since(joining.since) + until(slot.at, now);
-        let place = if joining.again { 0 } else { self.queue.len() };
-        (expected > max_wait).then(|| self.exceeded(joining.ask.model, place, expected, now))
+        match self.max_wait {
+            Some(max_wait) if expected <= max_wait => None,
+            _ if is_day(slot) => Some(self.day(until(slot.at, now))),
+            Some(_) => Some(self.exceeded(joining.ask.model, place, expected, now)),
+            None => None,
+        }
     }
 
     fn day(&mut self, resets_in: Duration) -> Refusal {
@@ -512,11 +535,15 @@ impl Core {
     }
 
     /// When somebody who joined now could go at the earliest.
-    fn slot_at_the_end(&mut self, model: usize, now: Now) -> Next {
+    fn slot_at_the_end(&self, model: usize, now: Now) -> Next {
+        self.slot(self.queue.len(), model, now)
+    }
+
+    /// When a request of this model could go at the earliest if it stood at `place`.
+    fn slot(&self, place: usize, model: usize, now: Now) -> Next {
         let mut walk = Walk::new(self.models, self.granted);
-        for place in 0..self.queue.len() {
-            let model = self.queue.get_mut(place).expect("place < len").waiter.joining.ask.model;
-            walk.step(&self.books, now, model);
+        for entry in self.queue.iter().take(place) {
+            walk.step(&self.books, now, entry.waiter.joining.ask.model);
         }
         walk.slot(&self.books, now, model)
     }
@@ -529,9 +556,24 @@ impl Core {
             let refusal = self.exceeded(waiter.joining.ask.model, place, waited, now);
             let _ = waiter.turns.try_send(Turn::Refused(refusal));
         }
+        self.refuse_the_next_day(now);
         let next_near = self.announce(now);
         let next_grant = self.grant(now);
         [self.queue.next_deadline(), next_near, next_grant].into_iter().flatten().min()
+    }
+
+    /// Turns away those whom repeated sends have cost their place in the day's budget.
+    fn refuse_the_next_day(&mut self, now: Now) {
+        if self.max_wait.is_some() || self.queue.is_empty() {
+            return;
+        }
+        let next = |model| self.books.next(now, Ask { model, tokens: 0 });
+        let tomorrow: Vec<_> = (0..self.models).map(|model| Some(next(model)).filter(|next| is_day(*next))).collect();
+        for (_, waiter) in self.queue.take_if(|entry| tomorrow[entry.waiter.joining.ask.model].is_some()) {
+            let opens = tomorrow[waiter.joining.ask.model].and_then(|next| next.at);
+            let refusal = self.day(until(opens, now));
+            let _ = waiter.turns.try_send(Turn::Refused(refusal));
+        }
     }
 
     /// Tells those whose slot is near; returns when the next one will be.
@@ -620,8 +662,8 @@ impl Core {
     }
 
     /// What the head of the line waits for; with nobody in line, what the next request would.
-    fn held_by(&mut self, now: Now) -> Held {
-        match self.queue.get_mut(0) {
+    fn held_by(&self, now: Now) -> Held {
+        match self.queue.first() {
             Some(head) => self.books.next(now, head.waiter.joining.ask).held_by,
             None => self.books.next_shared(now, 0).held_by,
         }

@@ -6,18 +6,16 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use async_io::Timer;
-use async_native_tls::{Certificate, Protocol, TlsConnector, TlsStream};
+use async_native_tls::{Certificate, Protocol, TlsConnector};
 use async_net::TcpStream;
 use futures_lite::future::{self, Boxed};
-use futures_lite::io::{AsyncRead, AsyncWrite};
 use smol::lock::Semaphore;
 
 use super::Failure;
+use super::stream::{Stream, Transport};
 use crate::config::{self, BaseUrl};
 
 /// RFC 8305 section 5: how long an address may take before the next one is tried beside it.
@@ -28,15 +26,6 @@ const DNS_CACHE: Duration = Duration::from_secs(10);
 
 /// Connections being made at once, per provider.
 const MAX_CONNECTING: usize = 8;
-
-/// A byte stream to a provider.
-#[derive(Debug)]
-pub enum Stream {
-    /// http
-    Plain(TcpStream),
-    /// https
-    Tls(Box<TlsStream<TcpStream>>),
-}
 
 /// Makes connections to one base_url.
 pub struct Connector {
@@ -86,7 +75,7 @@ impl Connector {
             return Ok(Stream::Plain(tcp));
         }
         let tls = self.shake_hands(tcp).await;
-        tls.map_err(|error| format!("TLS handshake with {} failed: {error}", self.target()))
+        tls.map_err(|error| format!("TLS handshake with {} failed: {}", self.target(), last_of_stack(&error)))
     }
 
     async fn look_up(&self) -> Result<Vec<SocketAddr>, String> {
@@ -115,7 +104,8 @@ impl Connector {
             connector = connector.add_root_certificate(root.clone());
         }
         let host = self.base_url.host.clone();
-        let tls = smol::spawn(async move { connector.connect(host, tcp).await }).await?;
+        let transport = Transport::new(tcp);
+        let tls = smol::spawn(async move { connector.connect(host, transport).await }).await?;
         Ok(Stream::Tls(Box::new(tls)))
     }
 
@@ -171,36 +161,10 @@ async fn first_success(
     }
 }
 
-impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Stream::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
-            Stream::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
-            Stream::Tls(tls) => Pin::new(tls).poll_flush(cx),
-        }
-    }
-
-    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_close(cx),
-            Stream::Tls(tls) => Pin::new(tls).poll_close(cx),
-        }
-    }
+/// OpenSSL prints every step that failed, the cause first; the last one says what stopped the handshake and why.
+fn last_of_stack(error: &async_native_tls::Error) -> String {
+    let stack = error.to_string();
+    stack.rsplit(", error:").next().unwrap_or_default().trim_start_matches("error:").to_owned()
 }
 
 #[cfg(test)]

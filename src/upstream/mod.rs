@@ -1,14 +1,22 @@
 //! The back: connections to one provider and the exchanges on them.
 //!
-//! [`connect`] makes a connection (DNS, TCP, TLS), [`pool`] keeps idle ones, [`forward`] says what of a caller's request
-//! goes on, [`wire`] writes a request while
-//! reading, [`client`] makes one exchange. Knows nothing of queues beyond the permit that every
-//! send consumes.
+//! | file | owns |
+//! |---|---|
+//! | [`connect`] | making a connection: DNS, TCP, TLS |
+//! | [`stream`] | its bytes, with or without TLS |
+//! | [`wire`] | writing a request while reading |
+//! | [`pool`] | idle connections |
+//! | [`forward`] | what of a caller's request goes on |
+//! | [`client`] | one exchange |
+//! | [`verdict`] | what a refusal says |
+//!
+//! Knows nothing of queues beyond the permit that every send consumes.
 
 pub mod client;
 pub mod connect;
 pub mod forward;
 pub mod pool;
+pub mod stream;
 pub mod verdict;
 pub mod wire;
 

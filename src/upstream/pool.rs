@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures_lite::future;
 
-use super::connect::Stream;
+use super::stream::Stream;
 use super::wire::Wire;
 use crate::http1::Reader;
 
@@ -61,7 +61,7 @@ impl Pool {
     pub async fn take(&self) -> Option<Connection> {
         loop {
             let (since, mut connection) = self.idle.borrow_mut().pop_back()?;
-            if self.is_fresh(since, &connection) && !connection.is_spoiled().await {
+            if self.keeps(since.elapsed(), connection.born.elapsed()) && !connection.is_spoiled().await {
                 return Some(connection);
             }
         }
@@ -79,7 +79,7 @@ impl Pool {
 
     /// Closes what has been idle for too long. To be called now and then.
     pub fn sweep(&self) {
-        self.idle.borrow_mut().retain(|(since, connection)| self.is_fresh(*since, connection));
+        self.idle.borrow_mut().retain(|(since, connection)| self.keeps(since.elapsed(), connection.born.elapsed()));
     }
 
     /// How many are idle.
@@ -92,7 +92,21 @@ impl Pool {
         self.len() == 0
     }
 
-    fn is_fresh(&self, since: Instant, connection: &Connection) -> bool {
-        since.elapsed() < self.max_idle_time && connection.born.elapsed() < MAX_AGE
+    fn keeps(&self, idle: Duration, age: Duration) -> bool {
+        idle < self.max_idle_time && age < MAX_AGE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_kept_neither_idle_nor_alive_for_too_long() {
+        let pool = Pool::new(16, Duration::from_secs(50));
+        let seconds = Duration::from_secs;
+        assert!(pool.keeps(seconds(49), seconds(299)));
+        assert!(!pool.keeps(seconds(50), seconds(299)));
+        assert!(!pool.keeps(seconds(0), seconds(300)), "its address may be out of date");
     }
 }

@@ -12,8 +12,8 @@ use std::time::Instant;
 
 use futures_lite::io::{AsyncRead, AsyncWrite};
 
-use super::connect::Stream;
 use super::forward::Outgoing;
+use super::stream::Stream;
 use crate::shaping::scheduler::{InFlight, Permit};
 
 /// How much of the body goes into the first write, beside the head.

@@ -168,6 +168,18 @@ impl Client {
         Response { status, headers: head.headers, body, chunks, ended }
     }
 
+    /// Every byte until the connection ends, as it comes.
+    pub fn read_to_end(&mut self) -> Vec<u8> {
+        let mut all = Vec::new();
+        loop {
+            match self.wire.piece(usize::MAX) {
+                Ok((_, bytes)) => all.extend(bytes),
+                Err(End::TimedOut) => self.fail("the end of the connection", End::TimedOut),
+                Err(_) => return all,
+            }
+        }
+    }
+
     /// Sends FIN and goes on reading.
     pub fn half_close(&self) {
         self.wire.stream().shutdown(Shutdown::Write).expect("half-close");

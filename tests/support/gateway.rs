@@ -31,12 +31,13 @@ pub fn provider_yaml(name: &str, upstream: SocketAddr, models: &[&str], rate_lim
     provider_at(name, &format!("http://{upstream}/v1"), models, rate_limit, extras)
 }
 
-/// An entry of `providers:` with any base_url.
+/// An entry of `providers:` with any base_url. Nothing is sent twice unless `extras` has a `retry:` of its own.
 pub fn provider_at(name: &str, base_url: &str, models: &[&str], rate_limit: &str, extras: &str) -> String {
     let models = models.join(", ");
+    let once = if extras.contains("retry:") { "" } else { "    retry: {attempts: 1}\n" };
     let extras: String = extras.lines().map(|line| format!("    {line}\n")).collect();
     format!(
-        "  - name: {name}\n    base_url: {base_url}\n    models: [{models}]\n    rate_limit: {rate_limit}\n{extras}"
+        "  - name: {name}\n    base_url: {base_url}\n    models: [{models}]\n    rate_limit: {rate_limit}\n{once}{extras}"
     )
 }
 

@@ -9,12 +9,14 @@
 
 mod client;
 mod gateway;
+mod process;
 pub mod sse;
 mod upstream;
 mod wire;
 
 pub use client::{Chunk, Client, Ended, Response, get, post};
 pub use gateway::{Gateway, UNSHAPED, burst, provider_at, provider_yaml, spaced};
+pub use process::Process;
 pub use upstream::{Ending, Gate, Gone, Recorded, Reply, Upstream};
 pub use wire::{Head, Headers};
 

@@ -21,6 +21,8 @@ pub enum Reply {
     RawThenClose(Vec<u8>),
     /// A chunked SSE answer; each chunk waits for its turn at the gate, the head for none.
     Stream { chunks: Vec<Vec<u8>>, gate: Gate, ending: Ending },
+    /// Bytes as they are, in pieces that each wait for their turn at the gate; an empty one holds back the ending.
+    Pieces { pieces: Vec<Vec<u8>>, gate: Gate, ending: Ending },
     /// A 200 without any framing, then FIN.
     CloseDelimited(Vec<u8>),
     /// The first bytes of what `Json` would send, then FIN.
@@ -39,14 +41,14 @@ pub enum Reply {
     Early(Box<Reply>),
 }
 
-/// What follows a stream's last chunk.
+/// What follows a stream's last chunk, or the last piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// The empty chunk: a proper end.
+    /// The empty chunk: a proper end. Of pieces, none.
     Complete,
-    /// FIN without it.
+    /// FIN.
     Close,
-    /// RST without it.
+    /// RST.
     Reset,
     /// Nothing.
     Stall,
@@ -61,6 +63,12 @@ impl Reply {
     /// A complete stream whose chunks wait for `gate`.
     pub fn stream(chunks: Vec<Vec<u8>>, gate: &Gate) -> Reply {
         Reply::Stream { chunks, gate: gate.clone(), ending: Ending::Complete }
+    }
+
+    /// Raw pieces that come one after the other as `gate` lets them, the ending too.
+    pub fn pieces(pieces: &[&[u8]], gate: &Gate, ending: Ending) -> Reply {
+        let pieces = pieces.iter().map(|piece| piece.to_vec()).chain([Vec::new()]).collect();
+        Reply::Pieces { pieces, gate: gate.clone(), ending }
     }
 
     /// A 200 with these header lines (each with its CRLF) and a body with Content-Length.
@@ -221,6 +229,13 @@ impl Upstream {
     pub fn wait_connections(&self, n: usize, timeout: Duration) {
         let state = self.shared.wait(timeout, |state| state.connections.len() >= n);
         assert!(state.connections.len() >= n, "{} of {n} connections", state.connections.len());
+    }
+
+    /// Waits until exactly `n` connections are open.
+    pub fn wait_open(&self, n: usize, timeout: Duration) {
+        let open = |state: &State| state.connections.iter().filter(|connection| connection.gone.is_none()).count();
+        let state = self.shared.wait(timeout, |state| open(state) == n);
+        assert_eq!(open(&state), n, "open connections after {timeout:?}");
     }
 
     /// Waits until a connection is gone, and says how and since when.
@@ -407,6 +422,13 @@ impl Writer {
                 self.close();
             }
             Reply::Stream { chunks, gate, ending } => self.stream(&chunks, &gate, ending)?,
+            Reply::Pieces { pieces, gate, ending } => {
+                for piece in pieces {
+                    gate.pass();
+                    out.write_all(&piece)?;
+                }
+                self.end(ending);
+            }
             Reply::Stall => {}
             Reply::StallAfterHead => out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")?,
             Reply::CloseBeforeAnswer => self.close(),
@@ -423,13 +445,19 @@ impl Writer {
             gate.pass();
             out.write_all(&[format!("{:x}\r\n", chunk.len()).as_bytes(), chunk, b"\r\n"].concat())?;
         }
+        if ending == Ending::Complete {
+            out.write_all(b"0\r\n\r\n")?;
+        }
+        self.end(ending);
+        Ok(())
+    }
+
+    fn end(&self, ending: Ending) {
         match ending {
-            Ending::Complete => out.write_all(b"0\r\n\r\n")?,
+            Ending::Complete | Ending::Stall => {}
             Ending::Close => self.close(),
             Ending::Reset => self.reset(),
-            Ending::Stall => {}
         }
-        Ok(())
     }
 
     fn close(&self) {

@@ -1,0 +1,174 @@
+//! The papers are true: what they list is what there is. Whether they read well is for people to say.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_yaml::Value;
+
+const READMES: [&str; 2] = ["README.md", "docs/README.zh-CN.md"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// What the tables list: all that stands in backticks in the first cell of a row.
+fn listed(paper: &str) -> BTreeSet<String> {
+    let cells = paper.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect()
+}
+
+/// Everything that is fenced as `language`, in order.
+fn fenced(paper: &str, language: &str) -> Vec<String> {
+    let fence = format!("```{language}\n");
+    paper.split(&fence).skip(1).filter_map(|rest| rest.split("```").next()).map(str::to_owned).collect()
+}
+
+/// The example with every setting switched on: a `#` switches one off unless exactly one space follows.
+fn example() -> Value {
+    let switched_on = |line: &str| {
+        let setting = line.trim_start().strip_prefix('#').unwrap_or("");
+        let is_off = setting.starts_with("  ") || setting.starts_with(|first: char| first != ' ');
+        if is_off { format!("{}\n", line.replacen('#', "", 1)) } else { format!("{line}\n") }
+    };
+    let text: String = read("config.example.yaml").lines().map(switched_on).collect();
+    serde_yaml::from_str(&text).expect("the example is YAML")
+}
+
+/// The names of all settings below `value`; those of `headers` are the operator's own.
+fn keys(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Sequence(items) => items.iter().for_each(|item| keys(item, found)),
+        Value::Mapping(pairs) => {
+            for (key, value) in pairs {
+                let key = key.as_str().expect("settings have names");
+                found.insert(key.to_owned());
+                if key != "headers" {
+                    keys(value, found);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn both_readmes_list_every_setting() {
+    let mut settings = BTreeSet::new();
+    keys(&example(), &mut settings);
+    assert!(settings.len() > 30, "{settings:?}");
+    settings.retain(|key| key != "server" && key != "providers"); // these two are headings
+    for name in READMES {
+        let listed = listed(&read(name));
+        let missing: Vec<_> = settings.difference(&listed).collect();
+        assert!(missing.is_empty(), "{name} does not list {missing:?}");
+    }
+}
+
+#[test]
+fn both_readmes_list_every_error() {
+    let files = fs::read_dir(root().join("tests/golden/errors")).expect("the golden files are there");
+    let files = files.map(|file| file.expect("a readable folder").path());
+    let codes: Vec<String> = files.map(|path| path.file_stem().expect("CODE.json").to_string_lossy().into()).collect();
+    assert!(codes.len() > 20, "{codes:?}");
+    for name in READMES {
+        let paper = read(name);
+        for code in &codes {
+            let golden: serde_json::Value =
+                serde_json::from_str(&read(format!("tests/golden/errors/{code}.json"))).expect("JSON");
+            let row = format!("| {} | `{code}` |", golden["status"]);
+            assert!(paper.contains(&row), "{name} has no row {row}");
+        }
+    }
+}
+
+#[test]
+fn both_readmes_list_every_field_of_the_stats() {
+    let source = read("src/admin/mod.rs");
+    let row = source.split("struct Row {").nth(1).and_then(|rest| rest.split("\n}").next()).expect("the row is there");
+    let fields =
+        row.lines().filter(|line| !line.trim_start().starts_with("//")).filter_map(|line| line.split_once(':'));
+    let fields: BTreeSet<String> = fields.map(|(name, _)| name.trim().to_owned()).collect();
+    assert!(fields.len() > 20, "{fields:?}");
+    for name in READMES {
+        let listed = listed(&read(name));
+        let missing: Vec<_> = fields.difference(&listed).collect();
+        assert!(missing.is_empty(), "{name} does not list {missing:?}");
+    }
+}
+
+#[test]
+fn the_readmes_have_the_same_headings_and_their_links_lead_somewhere() {
+    let headings = |paper: &str| {
+        let outside: String = paper.split("```").step_by(2).collect();
+        let levels = outside.lines().filter(|line| line.starts_with('#')).map(|line| line.find(' '));
+        levels.collect::<Vec<_>>()
+    };
+    assert_eq!(headings(&read(READMES[0])), headings(&read(READMES[1])));
+    for name in [READMES[0], READMES[1], "ARCHITECTURE.md", "CHANGELOG.md", "docs/limits.md", "docs/http.md"] {
+        let folder = root().join(name).parent().expect("a file has a folder").to_owned();
+        for link in read(name).split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let is_local = !link.starts_with("http") && !link.starts_with('#');
+            assert!(!is_local || folder.join(link).exists(), "{name} links to {link}");
+        }
+    }
+}
+
+/// Each block of settings loads, and `limitrate check` prints of it what stands below it.
+#[test]
+fn the_settings_for_providers_load_and_have_the_worst_case_that_is_told() {
+    let paper = read("docs/limits.md");
+    let (settings, told) = (fenced(&paper, "yaml"), fenced(&paper, "text"));
+    assert!(settings.len() >= 8 && settings.len() == told.len(), "{} and {}", settings.len(), told.len());
+    for (settings, told) in settings.iter().zip(told) {
+        let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("limits.yaml");
+        fs::write(&file, settings).expect("the folder for tests takes files");
+        let mut check = Command::new(env!("CARGO_BIN_EXE_limitrate"));
+        check.args(["check", "--config"]).arg(&file);
+        for variable in settings.split("${").skip(1).filter_map(|rest| rest.split('}').next()) {
+            check.env(variable, "sk-none");
+        }
+        let output = check.output().expect("the program starts");
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{settings}\n{}", String::from_utf8_lossy(&output.stderr));
+        assert!(told.contains("worst case"), "{told}");
+        for line in told.lines() {
+            assert!(printed.lines().any(|other| other == line), "{line}\nis not in\n{printed}");
+        }
+    }
+}
+
+/// `room::name` in docs/http.md is `fn name` in a file `room.rs`.
+#[test]
+fn the_tests_that_docs_http_names_are_there() {
+    let mut sources = Vec::new();
+    gather(&root().join("src"), &mut sources);
+    gather(&root().join("tests"), &mut sources);
+    let paper = read("docs/http.md");
+    let named = paper.split('`').skip(1).step_by(2).filter_map(|code| code.split_once("::"));
+    let named: BTreeSet<(&str, &str)> = named.filter(|(_, name)| *name != "...").collect();
+    assert!(named.len() > 50, "{named:?}");
+    for (room, name) in named {
+        let files = sources.iter().filter(|path| path.file_stem().is_some_and(|stem| stem == room));
+        let found = files.map(read).any(|text| text.contains(&format!("fn {name}(")));
+        assert!(found, "there is no {room}::{name}");
+    }
+}
+
+fn gather(folder: &Path, sources: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a readable folder").flatten() {
+        let path = entry.path();
+        match path.is_dir() {
+            true if !path.ends_with("node_modules") && !path.ends_with(".venv") => gather(&path, sources),
+            true => {}
+            false if path.extension().is_some_and(|extension| extension == "rs") => sources.push(path),
+            false => {}
+        }
+    }
+}

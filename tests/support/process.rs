@@ -1,0 +1,129 @@
+//! The built binary as a process of its own: for signals, exit codes, limits of the system and what it prints.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::PATIENCE;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_limitrate");
+
+/// A gateway that serves. Dropping it kills it.
+pub struct Process {
+    child: Child,
+    addr: SocketAddr,
+    log: Receiver<String>,
+}
+
+impl Process {
+    /// A new file under the build directory.
+    pub fn file(name: &str, text: &str) -> PathBuf {
+        static FILES: AtomicUsize = AtomicUsize::new(0);
+        let n = FILES.fetch_add(1, Ordering::Relaxed);
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{n}", std::process::id()));
+        fs::create_dir_all(&folder).expect("create a folder under the build directory");
+        let file = folder.join(name);
+        fs::write(&file, text).expect("write a file under the build directory");
+        file
+    }
+
+    /// A configuration with these lines of `server:` and these entries of `providers:`.
+    pub fn config(server: &str, providers: &str) -> PathBuf {
+        let server: String = server.lines().map(|line| format!("  {line}\n")).collect();
+        let text = format!("server:\n  host: 127.0.0.1\n  port: 0\n{server}providers:\n{providers}");
+        Process::file("config.yaml", &text)
+    }
+
+    /// Runs a command line to its end.
+    pub fn run(arguments: &[&str]) -> Output {
+        Process::run_in(Path::new(env!("CARGO_TARGET_TMPDIR")), arguments)
+    }
+
+    /// The same in another working directory.
+    pub fn run_in(folder: &Path, arguments: &[&str]) -> Output {
+        Command::new(BINARY).args(arguments).current_dir(folder).output().expect("the binary runs")
+    }
+
+    /// Serves what `config` says.
+    pub fn serve(config: &Path) -> Process {
+        Process::serve_with(config, "", &[])
+    }
+
+    /// The same after a line of shell (`ulimit`) and with environment variables.
+    pub fn serve_with(config: &Path, shell: &str, env: &[(&str, &str)]) -> Process {
+        let mut child = Command::new("sh")
+            .args(["-c", &format!("{shell}\nexec \"$0\" --config \"$1\""), BINARY])
+            .arg(config)
+            .envs(env.iter().copied())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("sh runs");
+        let said = lines(child.stdout.take().expect("stdout is piped"));
+        let log = lines(child.stderr.take().expect("stderr is piped"));
+        let Ok(first) = said.recv_timeout(PATIENCE) else {
+            panic!("it does not serve: {:?}", log.iter().collect::<Vec<_>>());
+        };
+        let addr = first.split("http://").nth(1).and_then(|rest| rest.split('/').next());
+        let addr = addr.and_then(|addr| addr.parse().ok()).unwrap_or_else(|| panic!("no address in {first:?}"));
+        Process { child, addr, log }
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("signal the gateway");
+    }
+
+    /// Waits for a line on standard error.
+    pub fn wait_log(&self, part: &str) -> String {
+        let mut seen = Vec::new();
+        loop {
+            match self.log.recv_timeout(PATIENCE) {
+                Ok(line) if line.contains(part) => return line,
+                Ok(line) => seen.push(line),
+                Err(_) => panic!("no {part:?} in {seen:#?}"),
+            }
+        }
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn wait_exit(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("wait for the gateway") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it does not end");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Fails where it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn lines(pipe: impl Read + Send + 'static) -> Receiver<String> {
+    let (line, lines) = channel();
+    thread::spawn(move || BufReader::new(pipe).lines().map_while(Result::ok).try_for_each(|text| line.send(text)));
+    lines
+}
