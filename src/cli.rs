@@ -207,8 +207,11 @@ fn try_serving(config: &Config, announce: impl FnOnce(SocketAddr)) -> std::io::R
         say(format_args!("  {}, at most {most} in any 60 s, models: {}", describe(provider), model_names(provider)));
     }
     notify_systemd("READY=1");
+    log::in_background();
     let (stop, stopped) = async_channel::bounded(2);
-    smol::block_on(future::or(server.run(stopped), forward_signals(signals, stop)))
+    let served = smol::block_on(future::or(server.run(stopped), forward_signals(signals, stop)));
+    log::flush();
+    served
 }
 
 /// SIGTERM and SIGINT drain; the second one ends at once. Never returns.

@@ -109,13 +109,8 @@ async fn connection(stream: TcpStream) {
 
 async fn read_body(reader: &mut Reader<TcpStream>, framing: http1::Framing) -> Option<Vec<u8>> {
     let (mut decoder, mut body) = (BodyDecoder::new(framing), Vec::new());
-    while !decoder.is_done() {
-        let input = reader.buffered();
-        let decoded = decoder.decode(input).ok()?;
-        body.extend_from_slice(&input[decoded.data.clone()]);
-        let (consumed, starved) = (decoded.consumed, decoded.consumed == input.len());
-        reader.consume(consumed);
-        if starved && !decoder.is_done() && !matches!(reader.fill().await, Ok(1..)) {
+    while !decoder.drain(reader, &mut body).ok()? {
+        if !matches!(reader.fill().await, Ok(1..)) {
             return None;
         }
     }

@@ -3,7 +3,7 @@
 mod support;
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
 use std::thread;
@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use support::{
-    Client, Ended, Gate, Gateway, PATIENCE, Process, Reply, Response, UNSHAPED, Upstream, get, post, provider_yaml,
-    spaced, sse,
+    Client, Ended, Ending, Gate, Gateway, PATIENCE, Process, Reply, Response, UNSHAPED, Upstream, get, post,
+    provider_yaml, spaced, sse,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -257,4 +257,48 @@ fn a_broken_answer_is_logged_with_what_was_received() {
     post(process.addr(), CHAT, BODY);
     let line = process.wait_log("`p`");
     assert!(line.contains("after 5 body bytes"), "{line}");
+}
+
+#[test]
+fn an_answer_that_begins_while_going_down_says_that_it_is_the_last() {
+    let gate = Gate::closed();
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+    let upstream = Upstream::start([Reply::pieces(&[answer], &gate, Ending::Complete)]);
+    let gateway = gateway(&upstream, "", UNSHAPED);
+    let mut running = ask(gateway.addr());
+    upstream.wait_requests(1, PATIENCE);
+    gateway.drain();
+    wait_refused(gateway.addr());
+    gate.release(1);
+    let response = running.read_response();
+    assert_eq!((response.status, response.header("connection").as_deref()), (200, Some("close")), "{response:?}");
+}
+
+#[test]
+fn who_backs_off_when_the_gateway_goes_down_is_answered_at_once() {
+    let upstream = Upstream::start([Reply::Json(500, "{}".into())]);
+    let extras = "retry: {attempts: 100}";
+    let providers = provider_yaml("p", upstream.addr(), &["m"], UNSHAPED, extras);
+    let gateway = Gateway::start_with("", &providers, &[]);
+    let mut running = ask(gateway.addr());
+    // The third pause is of 3 s at least.
+    upstream.wait_requests(3, PATIENCE);
+    let asked = Instant::now();
+    gateway.drain();
+    assert_eq!(running.read_response().status, 500, "the provider's last answer");
+    assert!(asked.elapsed() < Duration::from_secs(2), "it waited for the end of the pause: {:?}", asked.elapsed());
+}
+
+/// A pipe holds 64 KiB; what is logged here is more.
+#[test]
+fn a_standard_error_that_nobody_reads_stops_nobody() {
+    let closed = TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("it is bound");
+    let config = Process::config("", &provider_yaml("p", closed, &["m"], UNSHAPED, ""));
+    let gateway = Process::serve_unread(&config);
+    let mut client = Client::connect(gateway.addr());
+    for _ in 0..1000 {
+        client.post_json(CHAT, BODY);
+        assert_eq!(client.read_response().status, 502);
+    }
+    assert_eq!(get(gateway.addr(), "/admin/health").status, 200);
 }

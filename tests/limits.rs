@@ -7,6 +7,9 @@
 
 mod support;
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
@@ -518,4 +521,43 @@ fn max_wait_counts_what_the_model_waits_for() {
     let retry_after: u64 = refused.header("retry-after").unwrap().parse().unwrap();
     assert!((15..=25).contains(&retry_after), "{retry_after}");
     assert_eq!(post(gateway.addr(), CHAT, of_model("b")).status, 200);
+}
+
+/// A provider that closes a connection after 300 ms without a request and takes its time to answer one.
+fn impatient_provider() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let addr = listener.local_addr().expect("it is bound");
+    thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            thread::spawn(move || {
+                stream.set_read_timeout(Some(Duration::from_millis(300))).expect("set a read timeout");
+                if matches!(stream.read(&mut [0; 4096]), Ok(1..)) {
+                    thread::sleep(Duration::from_millis(2500));
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}");
+                }
+            });
+        }
+    });
+    addr
+}
+
+#[test]
+fn a_provider_that_closes_resting_connections_is_not_given_up_while_a_limit_holds() {
+    let limits = "{mode: burst, rpm: 6000, capacity: 10, max_concurrent: 1}";
+    let gateway = Gateway::start(&provider_yaml("p", impatient_provider(), &["m"], limits, ""));
+    let mut callers = [ask(&gateway, BODY), ask(&gateway, BODY)];
+    assert_eq!(callers.each_mut().map(|caller| caller.read_response().status), [200, 200]);
+}
+
+#[test]
+fn a_compressed_answer_is_not_asked_for_where_its_usage_counts() {
+    let upstream = Upstream::start([Reply::ok()]);
+    for (rate_limit, passed) in [(unpaced("tpm: 1000"), None), (unpaced("max_concurrent: 9"), Some("gzip"))] {
+        let gateway = gateway(&upstream, &rate_limit);
+        let mut client = Client::connect(gateway.addr());
+        client.post_json_with(CHAT, "Accept-Encoding: gzip\r\n", BODY);
+        assert_eq!(client.read_response().status, 200);
+        let request = upstream.requests().pop().expect("it was sent");
+        assert_eq!(request.header("accept-encoding").as_deref(), passed);
+    }
 }

@@ -586,3 +586,29 @@ fn a_storm_of_garbage_and_hang_ups_leaves_nothing_behind() {
     assert_eq!(client.read_response().status, 200);
     assert_eq!(upstream.requests().len(), 1);
 }
+
+#[test]
+fn a_100_is_no_beginning_of_the_answer() {
+    let upstream =
+        Upstream::start([Reply::Raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n".to_vec())]);
+    let gateway = gateway(&upstream, "");
+    let mut client = Client::connect(gateway.addr());
+    client.send(request(&format!("Expect: 100-continue\r\nContent-Length: {}\r\n", BODY.len()), ""));
+    assert_eq!(client.read_head().start, "HTTP/1.1 100 Continue");
+    client.send(BODY);
+    let response = client.read_response();
+    assert_eq!((response.status, response.code().as_str()), (502, "upstream_disconnected"), "{response:?}");
+}
+
+#[test]
+fn an_empty_line_behind_a_request_is_no_late_request() {
+    let upstream = Upstream::start([Reply::ok()]);
+    let gateway = gateway(&upstream, "header_timeout_seconds: 0.1");
+    let mut client = Client::connect(gateway.addr());
+    for _ in 0..2 {
+        client.post_json(CHAT, BODY);
+        client.send("\r\n");
+        assert_eq!(client.read_response().status, 200);
+        assert!(!client.is_closed(Duration::from_millis(300)), "it waits for the next request");
+    }
+}

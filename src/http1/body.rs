@@ -5,6 +5,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use super::Reader;
+
 /// The most bytes of one chunk-size line behind the size: padding and extensions.
 const CHUNK_EXTENSION_LIMIT_BYTES: usize = 4 * 1024;
 /// The most bytes of all trailer lines together, their line ends aside.
@@ -131,6 +133,18 @@ impl BodyDecoder {
             at += 1;
         }
         Ok(Decoded { consumed: at, data })
+    }
+
+    /// Moves the payload that `reader` holds to the end of `out`. Says whether the body is over; if it is not, the reader is
+    /// empty now.
+    pub fn drain<R>(&mut self, reader: &mut Reader<R>, out: &mut Vec<u8>) -> Result<bool, BodyFault> {
+        while !self.is_done() && !reader.buffered().is_empty() {
+            let input = reader.buffered();
+            let Decoded { consumed, data } = self.decode(input)?;
+            out.extend_from_slice(&input[data]);
+            reader.consume(consumed);
+        }
+        Ok(self.is_done())
     }
 
     /// Whether the body is complete.

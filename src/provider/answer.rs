@@ -43,6 +43,7 @@ pub struct Answer {
 enum Meter {
     Events(Box<EventScanner>),
     Whole(Vec<u8>),
+    TooLong,
 }
 
 impl Answer {
@@ -144,7 +145,7 @@ impl Meter {
         match self {
             Meter::Events(scanner) => scanner.feed(bytes),
             Meter::Whole(body) if body.len() + bytes.len() <= METERED_BYTES => body.extend_from_slice(bytes),
-            Meter::Whole(body) => body.clear(),
+            Meter::Whole(_) | Meter::TooLong => *self = Meter::TooLong,
         }
     }
 
@@ -152,6 +153,7 @@ impl Meter {
         match self {
             Meter::Events(scanner) => scanner.usage_total(),
             Meter::Whole(body) => openai::usage_total(body),
+            Meter::TooLong => None,
         }
     }
 }

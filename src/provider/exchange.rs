@@ -27,7 +27,8 @@ use crate::upstream::verdict::{self, Verdict};
 /// Sends of one request on connections that turned out to be closed; they are no attempts, since nobody saw them.
 const MAX_REPEATS: usize = 3;
 
-/// Fresh connections that the provider may close before the slot, per attempt.
+/// Connections that the provider may close as soon as they stand, per attempt. One that it closes after a rest is replaced
+/// for as long as the slot is not open.
 const MAX_LOST_CONNECTIONS: usize = 5;
 
 /// Before the next connection is made when the last one was lost while waiting.
@@ -67,7 +68,8 @@ impl Provider {
     /// Waits for a slot, sends, and returns the answer once its head is there. Dropping the future at any moment leaves
     /// the queue or ends the provider's work.
     pub async fn exchange(self: &Rc<Self>, request: &RequestHead, body: Vec<u8>, ask: Ask) -> Result<Answer, Error> {
-        let outgoing = Rc::new(Outgoing::new(&self.config, request, body));
+        let metered = self.is_metered(ask.model);
+        let outgoing = Rc::new(Outgoing::new(&self.config, request, body, metered));
         let mut place = self.scheduler.join(ask);
         let since = place.since();
         let mut last = None;
@@ -132,14 +134,22 @@ impl Provider {
         if self.config.rate_limit.max_wait.is_some_and(|limit| since.elapsed() + pause > limit) {
             return false;
         }
-        Timer::after(pause).await;
-        true
+        let pause = async {
+            Timer::after(pause).await;
+            true
+        };
+        let closed = async {
+            self.scheduler.closed().await;
+            false
+        };
+        future::or(pause, closed).await
     }
 
     /// A permit and a connection to use it on.
     async fn slot(&self, mut place: Place, fresh: bool) -> Result<(Permit, Connection), NoSlot> {
         place.near().await?;
-        for _ in 0..MAX_LOST_CONNECTIONS {
+        let mut lost = 0;
+        while lost < MAX_LOST_CONNECTIONS {
             let connect = async { self.connection(fresh).await.map_err(NoSlot::Failed) };
             let refused = async { Err(NoSlot::Refused(place.refused().await)) };
             let mut connection = match future::or(connect, refused).await {
@@ -158,7 +168,8 @@ impl Provider {
                 return Ok((permit?, connection));
             }
             place = place.lost_connection(&self.scheduler)?;
-            if !connection.reused {
+            if !connection.has_rested() {
+                lost += 1;
                 Timer::after(RECONNECT_PAUSE).await;
             }
         }

@@ -83,7 +83,7 @@ impl Provider {
 
     /// Idle connections.
     pub fn idle_connections(&self) -> usize {
-        self.pool.len()
+        self.pool.idle()
     }
 
     /// The queue as it stands; `None` only while the gateway goes down.

@@ -13,6 +13,7 @@ use futures_lite::future;
 use futures_lite::io::{AsyncReadExt, AsyncWrite};
 use smol::future::FutureExt;
 
+use super::lifecycle::Phase;
 use crate::error::Error;
 use crate::http1::{self, BodyLength, FINAL_CHUNK, RequestHead};
 
@@ -20,6 +21,9 @@ use crate::http1::{self, BodyLength, FINAL_CHUNK, RequestHead};
 /// the kernel send a reset, which may overtake the answer (RFC 9112 section 9.6).
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1024 * 1024;
+
+/// What a connection keeps for writing between two requests.
+const IDLE_BUFFER_BYTES: usize = 1024;
 
 /// The caller can't be written to any more, or its answer was aborted: the connection is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +34,7 @@ pub struct Gone;
 pub struct Caller {
     stream: TcpStream,
     write_timeout: Duration,
+    draining: Phase,
     request_id: String,
     http_10: bool,
     head_only: bool,
@@ -41,10 +46,12 @@ pub struct Caller {
 
 impl Caller {
     /// A caller of whom nothing is known yet: answers close the connection.
-    pub fn new(stream: TcpStream, write_timeout: Duration) -> Caller {
+    /// Once `draining` has begun, every answer is the last.
+    pub fn new(stream: TcpStream, write_timeout: Duration, draining: Phase) -> Caller {
         Caller {
             stream,
             write_timeout,
+            draining,
             request_id: new_request_id(),
             http_10: false,
             head_only: false,
@@ -59,6 +66,8 @@ impl Caller {
     pub fn expect_request(&mut self) {
         self.request_id = new_request_id();
         (self.http_10, self.head_only, self.keep_alive, self.began) = (false, false, false, false);
+        // An idle connection holds next to no memory.
+        self.out.shrink_to(IDLE_BUFFER_BYTES);
     }
 
     /// The answer that follows is for this request.
@@ -86,7 +95,9 @@ impl Caller {
     /// `100 Continue`, so that the body comes.
     pub async fn go_on(&mut self) -> Result<(), Gone> {
         self.out.extend_from_slice(http1::CONTINUE);
-        self.flush().await
+        let flushed = self.flush().await;
+        self.began = false;
+        flushed
     }
 
     /// A whole JSON answer.
@@ -181,7 +192,6 @@ impl Caller {
             }
         }
         self.out.clear();
-        self.out.shrink_to(64 * 1024);
         Ok(())
     }
 
@@ -219,6 +229,7 @@ impl Caller {
         framing: BodyLength,
     ) {
         self.framing = framing;
+        self.keep_alive &= !self.draining.has_begun();
         http1::write_response_head(&mut self.out, status, reason, headers, framing, self.keep_alive);
     }
 }

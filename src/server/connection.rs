@@ -27,10 +27,14 @@ use crate::log;
 
 /// Serves until the connection ends. `_alive` counts it as open.
 pub async fn serve(gateway: Rc<Gateway>, stream: TcpStream, _alive: Sender<Infallible>) {
-    let caller = Caller::new(stream.clone(), gateway.config.write_timeout);
+    let caller = Caller::new(stream.clone(), gateway.config.write_timeout, gateway.draining.clone());
     let mut connection = Connection { reader: Reader::new(stream), caller, gateway, first: true };
     let ending = loop {
-        match connection.one_request().await {
+        let next = match contain(connection.one_request()).await {
+            Ok(next) => next,
+            Err(Panicked) => connection.after_panic().await,
+        };
+        match next {
             Next::Request => connection.first = false,
             ending => break ending,
         }
@@ -69,9 +73,6 @@ impl Connection {
             Err(error) => return self.refuse(&error).await,
         };
         self.caller.answer_to(&head);
-        if self.gateway.draining.has_begun() {
-            self.caller.close_after();
-        }
         let route = match routes::route(&self.gateway, &head) {
             Ok(route) => route,
             Err(error) => {
@@ -87,6 +88,7 @@ impl Connection {
             Err(Stopped::Refuse(error)) => return self.refuse(&error).await,
             Err(Stopped::Gone) => return Next::Close,
         };
+        self.reader.release();
         match self.answer(route, &head, body).await {
             Ok(()) => self.next(),
             Err(Gone) => Next::Close,
@@ -95,12 +97,18 @@ impl Connection {
 
     /// Waits for the first byte of a request: briefly on a new connection, longer between two requests.
     async fn something_comes(&mut self) -> bool {
-        if !self.reader.buffered().is_empty() {
-            return true;
-        }
+        self.reader.release();
         let config = &self.gateway.config;
         let patience = if self.first { config.header_timeout } else { config.keep_alive };
-        let filled = async { matches!(self.reader.fill().await, Ok(1..)) };
+        let filled = async {
+            // An empty line before a request is none yet (RFC 9112 section 2.2).
+            while matches!(self.reader.buffered(), b"" | b"\r" | b"\r\n") {
+                if !matches!(self.reader.fill().await, Ok(1..)) {
+                    return false;
+                }
+            }
+            true
+        };
         let nothing = async {
             future::or(timer(patience), self.gateway.draining.begins()).await;
             false
@@ -139,23 +147,20 @@ impl Connection {
             self.caller.go_on().await?;
         }
         let mut body = Body { bytes: Vec::new(), reserved: self.gateway.budget.reserve() };
-        while !decoder.is_done() {
-            let input = self.reader.buffered();
-            let decoded = decoder.decode(input).map_err(|fault| malformed(fault.to_string()))?;
-            body.bytes.extend_from_slice(&input[decoded.data.clone()]);
-            let (consumed, starved) = (decoded.consumed, decoded.consumed == input.len());
-            self.reader.consume(consumed);
+        loop {
+            let drained = decoder.drain(&mut self.reader, &mut body.bytes);
+            let over = drained.map_err(|fault| malformed(fault.to_string()))?;
             if body.bytes.len() as u64 > limit_bytes {
                 return Err(too_large());
             }
             if !body.reserved.grow_to(body.bytes.capacity() as u64) {
                 return Err(Stopped::Refuse(Error::BuffersFull { limit_bytes: max_buffered }));
             }
-            if starved && !decoder.is_done() {
-                self.more_body(&decoder).await?;
+            if over {
+                return Ok(body);
             }
+            self.more_body(&decoder).await?;
         }
-        Ok(body)
     }
 
     async fn more_body(&mut self, decoder: &BodyDecoder) -> Result<(), Stopped> {
@@ -180,19 +185,23 @@ impl Connection {
     /// Does the work, but for no longer than the caller is there.
     async fn answer(&mut self, route: routes::Route, head: &RequestHead, body: Body) -> Result<(), Gone> {
         let surplus = self.gateway.config.max_head_bytes;
-        let work = contain(routes::answer(&self.gateway, route, head, body, &mut self.caller));
+        let work = routes::answer(&self.gateway, route, head, body, &mut self.caller);
         let gone = async {
             hang_up(&mut self.reader, surplus).await;
-            None
+            Err(Gone)
         };
-        match future::or(async { Some(work.await) }, gone).await {
-            Some(Ok(answered)) => answered,
-            Some(Err(Panicked)) if !self.caller.began() => {
-                self.caller.take_back();
-                self.caller.error(&Error::Internal).await
-            }
-            Some(Err(Panicked)) | None => Err(self.caller.abort()),
+        let answered = future::or(work, gone).await;
+        answered.map_err(|Gone| self.caller.abort())
+    }
+
+    /// The caller still gets an answer, if it has not got part of one.
+    async fn after_panic(&mut self) -> Next {
+        if self.caller.began() {
+            self.caller.abort();
+            return Next::Close;
         }
+        self.caller.take_back();
+        self.refuse(&Error::Internal).await
     }
 
     async fn refuse(&mut self, error: &Error) -> Next {

@@ -11,7 +11,7 @@ pub struct Lifecycle {
 }
 
 /// A phase that begins once and never ends.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Phase(Receiver<Infallible>);
 
 impl Lifecycle {

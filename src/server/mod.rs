@@ -14,13 +14,14 @@ mod routes;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_channel::{Receiver, Sender};
 use async_io::Timer;
 use async_net::{TcpListener, TcpStream};
-use futures_lite::future;
+use futures_lite::{FutureExt, future};
 use smol::LocalExecutor;
 
 use crate::config::{self, Config};
@@ -95,7 +96,7 @@ impl Server {
         let mut providers = Vec::new();
         for config in &self.config.providers {
             let (provider, task) = Provider::new(config);
-            executor.spawn(task).detach();
+            executor.spawn(or_abort(task)).detach();
             providers.push(provider);
         }
         let gateway = Rc::new(Gateway {
@@ -111,6 +112,14 @@ impl Server {
         let work = serve(executor.clone(), listener, gateway, lifecycle, stop);
         executor.run(work).await;
         Ok(())
+    }
+}
+
+/// A provider without its scheduler would refuse everybody for ever; a program that ends is started anew.
+async fn or_abort(task: impl Future<Output = ()>) {
+    if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+        log::line(format_args!("a provider's scheduler panicked (see above); nothing can go on without it"));
+        std::process::abort();
     }
 }
 
@@ -203,7 +212,7 @@ async fn accept<T>(
 /// Tells a caller that there is no room. The patient way makes sure that the answer arrives even if the caller still
 /// sends; for a flood of them there is no time for that.
 async fn turn_away(gateway: Rc<Gateway>, stream: TcpStream, patient: bool, _alive: Sender<Infallible>) {
-    let mut caller = Caller::new(stream, gateway.config.write_timeout);
+    let mut caller = Caller::new(stream, gateway.config.write_timeout, gateway.draining.clone());
     let error = Error::TooManyConnections { max_connections: gateway.config.max_connections };
     if caller.error(&error).await.is_ok() && patient {
         caller.linger().await;

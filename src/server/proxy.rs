@@ -14,6 +14,9 @@ use crate::openai;
 use crate::provider::{Advice, Answer};
 use crate::shaping::books::Ask;
 
+/// What one stream may relay before others get a turn.
+const FAIR_SHARE_BYTES: usize = 256 * 1024;
+
 /// Routes by the `model` in the body, waits for the provider's slot, and relays.
 pub async fn forward(gateway: &Gateway, head: &RequestHead, body: Body, caller: &mut Caller) -> Result<(), Gone> {
     let Body { bytes: body, reserved } = body;
@@ -45,6 +48,7 @@ async fn relay(gateway: &Gateway, mut answer: Answer, caller: &mut Caller) -> Re
     let mut payload = Vec::new();
     let mut waited = Ok(());
     let mut head_alone = true;
+    let mut unshared = 0;
     loop {
         payload.clear();
         let over = match waited.and_then(|()| answer.take_buffered(&mut payload)) {
@@ -68,6 +72,12 @@ async fn relay(gateway: &Gateway, mut answer: Answer, caller: &mut Caller) -> Re
             }
         }
         caller.flush().await?;
+        unshared += payload.len();
+        if unshared > FAIR_SHARE_BYTES {
+            // A stream that never has to wait would keep the thread from everybody else.
+            unshared = 0;
+            future::yield_now().await;
+        }
         let cut_off = async {
             gateway.aborting.begins().await;
             Err(Error::ShuttingDown)

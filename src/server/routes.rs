@@ -90,9 +90,10 @@ fn authorize(gateway: &Gateway, head: &RequestHead) -> Result<(), Error> {
     if std::hint::black_box(difference) == 0 { Ok(()) } else { Err(Error::InvalidApiKey) }
 }
 
-/// Whether a path has dot segments, which could lead out of the provider's base_url with the provider's key.
+/// Whether a path has dot segments, however written: they could lead out of the provider's base_url with the provider's
+/// key. `\` counts as `/`, since some servers take it for that.
 fn climbs(path: &str) -> bool {
-    path.split('/').any(|segment| matches!(segment.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | ".."))
+    percent_decode(path).split(['/', '\\']).any(|segment| matches!(segment, "." | ".."))
 }
 
 /// RFC 3986 section 2.1. What is no escape, or gives no UTF-8, stays or is replaced: it will be no model's name.
@@ -128,7 +129,9 @@ mod tests {
 
     #[test]
     fn dot_segments_are_seen_in_every_spelling() {
-        for path in ["/v1/../x", "/v1/a/..", "/v1/./a", "/v1/%2e%2E/x", "/v1/.%2e"] {
+        for path in
+            ["/v1/../x", "/v1/a/..", "/v1/./a", "/v1/%2e%2E/x", "/v1/.%2e", "/v1/a%2f..%2Fb", "/v1/..\\b", "/v1/%5c.."]
+        {
             assert!(climbs(path), "{path}");
         }
         assert!(!climbs("/v1/chat.completions/..."));

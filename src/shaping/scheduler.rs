@@ -9,6 +9,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::future::Future;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -182,6 +183,8 @@ enum Turn {
 pub struct Scheduler {
     mailbox: Sender<Message>,
     next_id: Cell<u64>,
+    /// Closed with the scheduler.
+    open: (Sender<Infallible>, Receiver<Infallible>),
 }
 
 impl Scheduler {
@@ -191,7 +194,8 @@ impl Scheduler {
         // Unbounded, but no caller can fill it: a waiter has at most a handful of messages under way.
         let (mailbox, messages) = async_channel::unbounded();
         let core = Core::new(rules, mailbox.downgrade());
-        (Scheduler { mailbox, next_id: Cell::new(0) }, run(core, messages))
+        let scheduler = Scheduler { mailbox, next_id: Cell::new(0), open: async_channel::bounded(1) };
+        (scheduler, run(core, messages))
     }
 
     /// Joins the line at its end.
@@ -225,6 +229,12 @@ impl Scheduler {
     /// Refuses everybody who waits and everybody who comes.
     pub fn close(&self) {
         tell(&self.mailbox, Message::Close);
+        self.open.0.close();
+    }
+
+    /// Waits until [`Scheduler::close`].
+    pub async fn closed(&self) {
+        let _ = self.open.1.recv().await;
     }
 
     fn enter(&self, joining: Joining) -> Place {
@@ -296,7 +306,11 @@ impl Place {
     /// same moment goes back, and its holder is at the head again.
     pub fn lost_connection(self, scheduler: &Scheduler) -> Result<Place, Refusal> {
         match self.turns.try_recv() {
-            Ok(Turn::Granted(_unspent)) => Ok(scheduler.rejoin(self.joining.ask, self.joining.since)),
+            Ok(Turn::Granted(unspent)) => {
+                // First, so that our own grant does not count as ahead of us.
+                drop(unspent);
+                Ok(scheduler.rejoin(self.joining.ask, self.joining.since))
+            }
             Ok(Turn::Refused(refusal)) => Err(refusal),
             Ok(Turn::Near) | Err(_) => {
                 tell(&self.mailbox, Message::Ready { id: self.id, ready: false });

@@ -21,8 +21,8 @@ use crate::shaping::scheduler::{InFlight, Permit};
 pub struct SendFailure {
     /// What went wrong.
     pub failure: Failure,
-    /// Whether the same request may be sent again: nothing of it was written, or a reused connection was closed before a
-    /// byte of an answer, as happens when the provider closes just as we send (RFC 9112 section 9.3.1).
+    /// Whether the same request may be sent again: nothing of it was written, or a connection that had rested was closed
+    /// before a byte of an answer, as happens when the provider closes just as we send (RFC 9112 section 9.3.1).
     pub repeatable: bool,
 }
 
@@ -48,6 +48,7 @@ pub async fn send(
     request: Rc<Outgoing>,
     timeout: Duration,
 ) -> Result<Response, SendFailure> {
+    let rested = connection.has_rested();
     connection.reader.get_mut().send(permit, request);
     let head = async { http1::read_response_head(&mut connection.reader, false).await.map_err(Ending::Fault) };
     let late = async {
@@ -63,7 +64,7 @@ pub async fn send(
             return Err(SendFailure { failure, repeatable: true });
         }
         (Err(ending), sent) => {
-            let stale = connection.reused && ending.is_silent_close();
+            let stale = rested && ending.is_silent_close();
             return Err(SendFailure { repeatable: sent.is_none() || stale, failure: ending.into_failure(timeout) });
         }
     };
@@ -106,21 +107,15 @@ pub struct Body {
 impl Body {
     /// Appends what has come already to `out`, without waiting. Says whether the body is over.
     pub fn take_buffered(&mut self, out: &mut Vec<u8>) -> Result<bool, Failure> {
-        while let Some(connection) = &mut self.connection {
-            let input = connection.reader.buffered();
-            let decoded = match self.decoder.decode(input) {
-                Ok(decoded) => decoded,
-                Err(fault) => return Err(self.broken(&fault)),
-            };
-            out.extend_from_slice(&input[decoded.data.clone()]);
-            connection.reader.consume(decoded.consumed);
-            if self.decoder.is_done() {
+        let Some(connection) = &mut self.connection else { return Ok(true) };
+        match self.decoder.drain(&mut connection.reader, out) {
+            Ok(true) => {
                 self.finish();
-            } else if decoded.consumed == 0 || connection.reader.buffered().is_empty() {
-                return Ok(false);
+                Ok(true)
             }
+            Ok(false) => Ok(false),
+            Err(fault) => Err(self.broken(&fault)),
         }
-        Ok(true)
     }
 
     /// Waits for more bytes, for up to `idle`. Cancel-safe.
@@ -155,7 +150,7 @@ impl Body {
         if let Some(mut connection) = self.connection.take()
             && let Some(pool) = self.pool.take()
             && connection.reader.buffered().is_empty()
-            && connection.reader.get_ref().is_written()
+            && connection.reader.get_mut().finish_sending()
         {
             connection.reader.release();
             pool.put(connection);

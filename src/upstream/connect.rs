@@ -52,10 +52,8 @@ impl Connector {
 
     /// A fresh connection, within `connect_timeout_seconds` for all steps together.
     pub async fn connect(&self) -> Result<Stream, Failure> {
-        let work = async {
-            let _turn = self.connecting.acquire().await;
-            self.all_steps().await
-        };
+        let _turn = self.connecting.acquire().await;
+        let work = self.all_steps();
         let deadline = async {
             Timer::after(self.timeout).await;
             Err(format!("no connection to {} within {} s", self.target(), self.timeout.as_secs_f64()))

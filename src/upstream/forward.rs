@@ -9,8 +9,7 @@ use crate::http1::{self, RequestHead};
 /// The caller's headers that stop here, beside the hop-by-hop ones.
 const KEPT_BACK: [&str; 7] = ["host", "content-length", "expect", "authorization", "x-api-key", "api-key", "cookie"];
 
-/// A request as it goes on the wire; may be sent more than once.
-#[derive(Debug)]
+/// A request as it goes on the wire; may be sent more than once. Not `Debug`: its head holds the provider's key.
 pub struct Outgoing {
     /// The request head, complete.
     pub head: Vec<u8>,
@@ -19,8 +18,9 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// Builds what `provider` gets for a caller's request below `/v1`.
-    pub fn new(provider: &Provider, request: &RequestHead, body: Vec<u8>) -> Outgoing {
+    /// Builds what `provider` gets for a caller's request below `/v1`. Where `metered`, no compressed answer is asked for,
+    /// since its usage could not be read.
+    pub fn new(provider: &Provider, request: &RequestHead, body: Vec<u8>, metered: bool) -> Outgoing {
         let base = &provider.base_url;
         let below = request.target.strip_prefix("/v1").unwrap_or(&request.target);
         let target = format!("{}{below}", base.path);
@@ -31,6 +31,7 @@ impl Outgoing {
             !KEPT_BACK.iter().any(|kept| kept.eq_ignore_ascii_case(name))
                 && !http1::is_hop_by_hop(name, &request.headers)
                 && !ours(name)
+                && !(metered && name.eq_ignore_ascii_case("accept-encoding"))
         });
         let own = provider.headers.iter().map(|(name, value)| (name.as_str(), value.reveal().as_bytes()));
         let key = bearer.as_deref().filter(|_| !ours("authorization"));

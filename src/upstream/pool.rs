@@ -16,13 +16,16 @@ use crate::http1::Reader;
 /// How long a connection lives at most, so that a change in DNS is followed.
 const MAX_AGE: Duration = Duration::from_secs(300);
 
+/// A fresh connection that stood longer than this before its request may be closed like an idle one.
+const REST: Duration = Duration::from_millis(200);
+
 /// A connection between or under requests.
 #[derive(Debug)]
 pub struct Connection {
     /// The stream and what was read from it ahead.
     pub reader: Reader<Wire>,
     /// Whether it has carried a request before.
-    pub reused: bool,
+    reused: bool,
     born: Instant,
 }
 
@@ -36,6 +39,11 @@ impl Connection {
     /// no use any more.
     pub async fn spoiled(&mut self) {
         let _ = self.reader.fill().await;
+    }
+
+    /// Whether the provider has had time to lose patience with it: what fails then may be the connection's end alone.
+    pub fn has_rested(&self) -> bool {
+        self.reused || self.born.elapsed() > REST
     }
 
     async fn is_spoiled(&mut self) -> bool {
@@ -83,13 +91,8 @@ impl Pool {
     }
 
     /// How many are idle.
-    pub fn len(&self) -> usize {
+    pub fn idle(&self) -> usize {
         self.idle.borrow().len()
-    }
-
-    /// Whether none is.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     fn keeps(&self, idle: Duration, age: Duration) -> bool {

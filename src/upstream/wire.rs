@@ -4,6 +4,7 @@
 //! before the upload has ended (413, 401) is seen at once, and no task is needed for the other direction. The permit is spent here,
 //! when the last byte of the request head has been written.
 
+use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -20,13 +21,11 @@ use crate::shaping::scheduler::{InFlight, Permit};
 const FIRST_WRITE_BYTES: usize = 16 * 1024;
 
 /// A stream and the request that is going out on it, if any.
-#[derive(Debug)]
 pub struct Wire {
     stream: Stream,
     sending: Option<Sending>,
 }
 
-#[derive(Debug)]
 struct Sending {
     request: Rc<Outgoing>,
     /// The head and the beginning of the body, in one piece.
@@ -64,15 +63,24 @@ impl Wire {
     /// that is out whole is forgotten: its body may be large, and the answer long.
     pub fn take_sent(&mut self) -> Option<Sent> {
         let sent = self.sending.as_mut()?.sent.take();
-        if self.is_written() {
-            self.sending = None;
-        }
+        self.finish_sending();
         sent
     }
 
-    /// Whether no part of a request is still to be written.
-    pub fn is_written(&self) -> bool {
-        self.sending.as_ref().is_none_or(Sending::is_written)
+    /// Whether no part of a request is still to be written; forgets the request then.
+    pub fn finish_sending(&mut self) -> bool {
+        let done = self.sending.as_ref().is_none_or(Sending::is_written);
+        if done {
+            self.sending = None;
+        }
+        done
+    }
+}
+
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the request: its head holds the provider's key.
+        f.debug_struct("Wire").field("stream", &self.stream).field("sending", &self.sending.is_some()).finish()
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -21,6 +21,8 @@ pub struct Process {
     child: Child,
     addr: SocketAddr,
     log: Receiver<String>,
+    /// Held so that it stays open.
+    _unread: Option<ChildStderr>,
 }
 
 impl Process {
@@ -59,6 +61,17 @@ impl Process {
 
     /// The same after a line of shell (`ulimit`) and with environment variables.
     pub fn serve_with(config: &Path, shell: &str, env: &[(&str, &str)]) -> Process {
+        let mut process = Process::spawn(config, shell, env);
+        process.log = lines(process._unread.take().expect("nobody reads it yet"));
+        process
+    }
+
+    /// Serves what `config` says, with a standard error that fills up.
+    pub fn serve_unread(config: &Path) -> Process {
+        Process::spawn(config, "", &[])
+    }
+
+    fn spawn(config: &Path, shell: &str, env: &[(&str, &str)]) -> Process {
         let mut child = Command::new("sh")
             .args(["-c", &format!("{shell}\nexec \"$0\" --config \"$1\""), BINARY])
             .arg(config)
@@ -68,13 +81,14 @@ impl Process {
             .spawn()
             .expect("sh runs");
         let said = lines(child.stdout.take().expect("stdout is piped"));
-        let log = lines(child.stderr.take().expect("stderr is piped"));
+        let unread = child.stderr.take().expect("stderr is piped");
         let Ok(first) = said.recv_timeout(PATIENCE) else {
-            panic!("it does not serve: {:?}", log.iter().collect::<Vec<_>>());
+            let _ = child.kill();
+            panic!("it does not serve: {:?}", lines(unread).iter().collect::<Vec<_>>());
         };
         let addr = first.split("http://").nth(1).and_then(|rest| rest.split('/').next());
         let addr = addr.and_then(|addr| addr.parse().ok()).unwrap_or_else(|| panic!("no address in {first:?}"));
-        Process { child, addr, log }
+        Process { child, addr, log: channel().1, _unread: Some(unread) }
     }
 
     pub fn addr(&self) -> SocketAddr {
