@@ -419,6 +419,16 @@ fn a_refused_request_is_not_in_flight_while_it_waits() {
 }
 
 #[test]
+fn a_refused_request_has_used_no_tokens() {
+    let upstream = Upstream::start([pause_ms(20), Reply::ok()]);
+    let gateway = gateway(&upstream, &unpaced("tpm: 1000"), RETRY);
+    let mut caller = Client::connect(gateway.addr());
+    caller.post_json(CHAT, r#"{"model":"m","max_tokens":900}"#);
+    assert_eq!(caller.read_response().status, 200);
+    assert_eq!(upstream.requests().len(), 2);
+}
+
+#[test]
 fn a_connection_that_cannot_be_made_counts_as_an_attempt() {
     // This provider never says its part of the handshake.
     let upstream = Upstream::start([Reply::Stall]);

@@ -113,15 +113,20 @@ impl Answer {
         let idle = self.provider.config.idle_timeout;
         while self.prefix.len() <= limit {
             match self.body.take_buffered(&mut self.prefix) {
-                Ok(true) => {
-                    self.in_flight = None;
-                    return true;
-                }
+                Ok(true) => return true,
                 Ok(false) if self.body.wait(idle).await.is_ok() => {}
                 _ => return false,
             }
         }
         false
+    }
+
+    /// Its body was read to the end. A request that the provider `refused` for its rate has used no tokens.
+    pub(super) fn is_judged(&mut self, refused: bool) {
+        let Some(in_flight) = self.in_flight.take() else { return };
+        if refused {
+            in_flight.settle(0);
+        }
     }
 
     /// What [`Answer::read_ahead`] read.

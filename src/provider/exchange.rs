@@ -197,7 +197,9 @@ impl Provider {
         if !answer.read_ahead(JUDGED_BODY_BYTES).await {
             return Judgement::PassOn;
         }
-        match verdict::judge(status, &answer.head.headers, answer.read_so_far(), SystemTime::now()) {
+        let verdict = verdict::judge(status, &answer.head.headers, answer.read_so_far(), SystemTime::now());
+        answer.is_judged(matches!(verdict, Verdict::CoolDown { .. } | Verdict::Exhausted));
+        match verdict {
             Verdict::CoolDown { wait, scope } => {
                 let scope = self.scope(scope);
                 self.cool_down(answer, ask, scope, wait);

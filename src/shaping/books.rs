@@ -148,3 +148,142 @@ impl Books {
 pub fn is_day(next: Next) -> bool {
     next.held_by == Held::Day
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shaping::limiter::Cadence;
+    use std::time::SystemTime;
+
+    const PROVIDER: Scope = Scope::Provider;
+    const MODEL: Scope = Scope::Model;
+
+    fn clock() -> impl Fn(u64) -> Now {
+        let base = Instant::now();
+        move |at| Now { mono: base + ms(at), wall: SystemTime::UNIX_EPOCH + ms(at) }
+    }
+
+    fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    fn every(millis: u64) -> Limits {
+        Limits { cadence: Some(Cadence { interval: ms(millis), capacity: 1 }), ..Limits::default() }
+    }
+
+    fn ask(model: usize) -> Ask {
+        Ask { model, tokens: 0 }
+    }
+
+    /// When each model's next request may go, in ms from the start, and what holds it.
+    fn next(books: &Books, now: &impl Fn(u64) -> Now, at: u64) -> [(Option<u128>, Held); 2] {
+        [0, 1].map(|model| {
+            let next = books.next(now(at), ask(model));
+            (next.at.map(|at| (at - now(0).mono).as_millis()), next.held_by)
+        })
+    }
+
+    #[test]
+    fn a_send_counts_for_the_provider_and_for_its_model() {
+        let now = clock();
+        let mut books = Books::new(&every(10), &[every(70), Limits::default()], false, now(0));
+        let entry = books.sent(now(0), ask(0));
+        assert_eq!(next(&books, &now, 0), [(Some(70), Held::Cadence), (Some(10), Held::Cadence)]);
+        assert_eq!(next(&books, &now, 30), [(Some(70), Held::Cadence), (Some(30), Held::Nothing)]);
+        books.release(entry);
+    }
+
+    #[test]
+    fn both_know_what_a_send_used_and_when_it_is_over() {
+        let now = clock();
+        let limits = |tokens, concurrent| Limits {
+            tokens: Some(tokens),
+            concurrent: Some(concurrent),
+            margin: Duration::ZERO,
+            ..Limits::default()
+        };
+        let mut books = Books::new(&limits(100, 2), &[limits(50, 1), Limits::default()], false, now(0));
+        let entry = books.sent(now(0), Ask { model: 0, tokens: 100 });
+        let other = |model| books.next(now(1), Ask { model, tokens: 40 });
+        assert_eq!((other(0).at, other(0).held_by), (None, Held::Concurrency));
+        assert_eq!((other(1).at, other(1).held_by), (Some(now(60_000).mono), Held::Tokens));
+        books.settle(&entry, 20);
+        books.release(entry);
+        for (model, tokens, held_by) in
+            [(0, 30, Held::Nothing), (0, 31, Held::Tokens), (1, 80, Held::Nothing), (1, 81, Held::Tokens)]
+        {
+            assert_eq!(books.next(now(1), Ask { model, tokens }).held_by, held_by, "model {model}, {tokens} tokens");
+        }
+    }
+
+    #[test]
+    fn a_models_pause_leaves_the_others_going_and_the_providers_does_not() {
+        let now = clock();
+        for (scope, others) in [(MODEL, (Some(0), Held::Nothing)), (PROVIDER, (Some(500), Held::Cooldown))] {
+            let mut books = Books::new(&Limits::default(), &[Limits::default(), Limits::default()], false, now(0));
+            books.refused(now(0), 0, scope, Some(ms(500)), 0.0);
+            assert_eq!(next(&books, &now, 0), [(Some(500), Held::Cooldown), others]);
+            assert_eq!(books.next_shared(now(0), 0).held_by, others.1);
+        }
+    }
+
+    #[test]
+    fn a_later_pause_never_shortens_a_running_one() {
+        let now = clock();
+        let mut books = Books::new(&Limits::default(), &[Limits::default(), Limits::default()], false, now(0));
+        for (at, wait, until) in [(0, 500, 500), (100, 10, 500), (200, 400, 600)] {
+            books.refused(now(at), 1, MODEL, Some(ms(wait)), 0.0);
+            assert_eq!(next(&books, &now, at)[1].0, Some(until), "after the refusal at {at} ms");
+        }
+    }
+
+    #[test]
+    fn pauses_without_a_time_double_until_a_request_is_taken() {
+        let now = clock();
+        let mut books = Books::new(&Limits::default(), &[Limits::default(), Limits::default()], false, now(0));
+        let mut at = 0;
+        let mut pause = |books: &mut Books, wait| {
+            at += 100_000;
+            books.refused(now(at), 0, MODEL, wait, 0.0);
+            let until = next(books, &now, at)[0].0.map(|until| until - u128::from(at));
+            until.expect("a pause ends")
+        };
+        assert_eq!([None, None, None].map(|wait| pause(&mut books, wait)), [1000, 2000, 4000]);
+        // A stated time counts as one more refusal, and "now" is none.
+        assert_eq!([Some(7), Some(0), None].map(|wait| pause(&mut books, wait.map(ms))), [7, 16_000, 32_000]);
+        books.accepted(1);
+        assert_eq!(pause(&mut books, None), 60_000, "the other model's success says nothing of this one's");
+        books.accepted(0);
+        assert_eq!(pause(&mut books, None), 1000);
+    }
+
+    #[test]
+    fn only_what_the_whole_provider_refused_stretches_its_cadence() {
+        let now = clock();
+        for (learn, scope, want) in [(true, PROVIDER, 150), (true, MODEL, 100), (false, PROVIDER, 100)] {
+            let mut books = Books::new(&every(100), &[Limits::default(), Limits::default()], learn, now(0));
+            for at in [0, 1000] {
+                books.refused(now(at), 0, scope, Some(ms(200)), 0.0);
+            }
+            let _entry = books.sent(now(2000), ask(1));
+            let opens = next(&books, &now, 2000)[1].0;
+            assert_eq!(opens, Some(2000 + u128::from(want)), "{learn} {scope:?}");
+            assert_eq!(books.learned_interval(now(1200).mono), learn.then_some(ms(want)));
+            // Half an hour of quiet brings the whole rate back.
+            books.adapt(now(2_000_000));
+            let _entry = books.sent(now(2_000_000), ask(1));
+            assert_eq!(next(&books, &now, 2_000_000)[1].0, Some(2_000_100));
+        }
+    }
+
+    #[test]
+    fn a_line_is_counted_by_provider_and_by_model() {
+        let now = clock();
+        let books = Books::new(&every(10), &[every(70), Limits::default()], false, now(0));
+        for (model, ahead, ahead_of_model, want) in [(0, 0, 0, 0), (0, 3, 0, 30), (0, 3, 1, 70), (1, 3, 3, 30)] {
+            let nth = books.nth(now(0), model, ahead, ahead_of_model);
+            assert_eq!(nth.at, Some(now(want).mono), "model {model}, {ahead} ahead, {ahead_of_model} of its own");
+        }
+        assert_eq!(books.nth_shared(now(0), 2).at, Some(now(20).mono));
+    }
+}

@@ -728,3 +728,6 @@ impl Walk {
 fn until(at: Option<Instant>, now: Now) -> Duration {
     at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now.mono))
 }
+
+#[cfg(test)]
+mod tests;

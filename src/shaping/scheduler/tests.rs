@@ -1,0 +1,375 @@
+//! The task on its own, without a socket: who gets which slot, and what comes back.
+
+use super::*;
+use crate::shaping::limiter::{Cadence, Day, Reset};
+
+const ANY: Ask = Ask { model: 0, tokens: 0 };
+const OTHER: Ask = Ask { model: 1, tokens: 0 };
+/// Longer than any test.
+const NEVER: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+fn every(interval: Duration) -> Limits {
+    Limits { cadence: Some(Cadence { interval, capacity: 1 }), ..Limits::default() }
+}
+
+fn daily(max: u32) -> Limits {
+    Limits { day: Some(Day { max, reset: Reset::Rolling }), margin: Duration::ZERO, ..Limits::default() }
+}
+
+fn one_at_a_time() -> Limits {
+    Limits { concurrent: Some(1), ..Limits::default() }
+}
+
+/// Two models without limits of their own, and nobody is turned away.
+fn rules(limits: Limits) -> Rules {
+    Rules { limits, models: vec![Limits::default(); 2], adaptive: false, max_wait: None, max_queue: 100 }
+}
+
+/// Runs a test beside the scheduler's task.
+fn run_with(rules: Rules, test: impl AsyncFnOnce(&Scheduler)) {
+    let (scheduler, task) = Scheduler::new(rules);
+    let task = async {
+        task.await;
+        panic!("the task ended before its handle was dropped");
+    };
+    smol::block_on(future::or(test(&scheduler), task));
+}
+
+/// A snapshot in which everything that was said before has had its effect.
+async fn settled(scheduler: &Scheduler) -> Snapshot {
+    // The first answer comes before the task has acted on what it learned with the question.
+    scheduler.snapshot().await.unwrap();
+    scheduler.snapshot().await.unwrap()
+}
+
+/// Whether a place that says it is ready has its slot now; the place stays ready.
+async fn is_granted(scheduler: &Scheduler, place: &Place) -> bool {
+    let mut granted = Box::pin(place.granted());
+    if future::poll_once(&mut granted).await.is_none() {
+        settled(scheduler).await;
+    }
+    future::poll_once(granted).await.is_some()
+}
+
+async fn send(place: &Place) -> InFlight {
+    place.near().await.unwrap();
+    place.granted().await.unwrap().spend(Instant::now())
+}
+
+/// Says that a connection stands, without waiting for the slot.
+async fn ready(scheduler: &Scheduler, place: &Place) {
+    assert!(future::poll_once(place.granted()).await.is_none());
+    settled(scheduler).await;
+}
+
+/// The send of somebody who said that it is ready, and whose turn it is.
+async fn turn(scheduler: &Scheduler, place: &Place) -> InFlight {
+    settled(scheduler).await;
+    let granted = future::poll_once(place.granted()).await.expect("it is its turn");
+    granted.unwrap().spend(Instant::now())
+}
+
+#[test]
+fn a_slot_is_spent_by_the_send_and_counted() {
+    run_with(rules(every(NEVER)), async |scheduler| {
+        let first = scheduler.join(ANY);
+        let in_flight = send(&first).await;
+        assert!(in_flight.waited() < NEVER);
+        let second = scheduler.join(ANY);
+        let now = settled(scheduler).await;
+        assert_eq!((now.tally.sent, now.in_flight, now.queued, now.available), (1, 1, 1, 0));
+        assert_eq!((now.held_by, now.sent_last_minute, now.preparing), (Held::Cadence, 1, 0));
+        assert!(now.estimated_wait > NEVER, "one waits for an hour already");
+        drop((in_flight, second));
+        let now = settled(scheduler).await;
+        assert_eq!((now.in_flight, now.queued, now.tally.cancelled), (0, 0, 1));
+    });
+}
+
+#[test]
+fn an_unspent_permit_gives_its_slot_back() {
+    run_with(rules(every(NEVER)), async |scheduler| {
+        let (first, second) = (scheduler.join(ANY), scheduler.join(ANY));
+        first.near().await.unwrap();
+        let permit = first.granted().await.unwrap();
+        assert!(!is_granted(scheduler, &second).await, "one grant is open at a time");
+        drop(permit);
+        assert!(is_granted(scheduler, &second).await);
+        assert_eq!(settled(scheduler).await.tally.sent, 0);
+    });
+}
+
+#[test]
+fn a_permit_for_somebody_who_has_left_comes_back_too() {
+    run_with(rules(every(NEVER)), async |scheduler| {
+        let (first, second) = (scheduler.join(ANY), scheduler.join(ANY));
+        ready(scheduler, &first).await;
+        drop(first);
+        assert!(is_granted(scheduler, &second).await);
+    });
+}
+
+#[test]
+fn who_is_not_ready_holds_up_nobody_and_keeps_its_place() {
+    run_with(rules(one_at_a_time()), async |scheduler| {
+        let [slow, quick, last] = [(); 3].map(|()| scheduler.join(ANY));
+        let sent = send(&quick).await;
+        ready(scheduler, &last).await;
+        ready(scheduler, &slow).await;
+        drop(sent);
+        let _sent = turn(scheduler, &slow).await;
+        assert!(!is_granted(scheduler, &last).await);
+    });
+}
+
+#[test]
+fn nobody_overtakes_where_the_limit_is_shared() {
+    let limits = Limits { tokens: Some(100), ..Limits::default() };
+    let ask = |tokens| Ask { model: 0, tokens };
+    run_with(rules(limits), async |scheduler| {
+        let _sent = send(&scheduler.join(ask(60))).await;
+        let (large, small) = (scheduler.join(ask(90)), scheduler.join(ask(10)));
+        ready(scheduler, &large).await;
+        assert!(!is_granted(scheduler, &small).await);
+        assert_eq!(settled(scheduler).await.held_by, Held::Tokens);
+        drop(large);
+        assert!(is_granted(scheduler, &small).await);
+    });
+}
+
+#[test]
+fn what_was_settled_makes_room_for_the_next() {
+    let limits = Limits { tokens: Some(100), concurrent: Some(2), ..Limits::default() };
+    let ask = Ask { model: 0, tokens: 60 };
+    run_with(rules(limits), async |scheduler| {
+        let first = send(&scheduler.join(ask)).await;
+        let next = scheduler.join(ask);
+        ready(scheduler, &next).await;
+        first.settle(40);
+        let _second = send(&next).await;
+        let third = scheduler.join(ANY);
+        ready(scheduler, &third).await;
+        assert_eq!(settled(scheduler).await.held_by, Held::Concurrency);
+        drop(first);
+        assert!(is_granted(scheduler, &third).await);
+    });
+}
+
+#[test]
+fn a_model_that_is_held_leaves_the_others_going() {
+    let rules = Rules { models: vec![every(NEVER), Limits::default()], ..rules(Limits::default()) };
+    run_with(rules, async |scheduler| {
+        let _sent = send(&scheduler.join(ANY)).await;
+        let held = scheduler.join(ANY);
+        assert!(!is_granted(scheduler, &held).await);
+        for _ in 0..3 {
+            let _sent = send(&scheduler.join(OTHER)).await;
+        }
+        scheduler.refused(1, Scope::Model, Some(NEVER));
+        assert!(!is_granted(scheduler, &scheduler.join(OTHER)).await);
+        assert_eq!(settled(scheduler).await.tally.cooldowns, 1);
+    });
+}
+
+#[test]
+fn a_lost_connection_keeps_the_place_or_gives_the_permit_back() {
+    for granted_meanwhile in [false, true] {
+        run_with(rules(one_at_a_time()), async |scheduler| {
+            let running = send(&scheduler.join(ANY)).await;
+            let [first, second, third] = [(); 3].map(|()| scheduler.join(ANY));
+            for place in [&first, &second, &third] {
+                place.near().await.unwrap();
+            }
+            ready(scheduler, &first).await;
+            let first = if granted_meanwhile {
+                drop(running);
+                settled(scheduler).await;
+                let first = first.lost_connection(scheduler).unwrap();
+                first.near().await.unwrap();
+                first
+            } else {
+                let first = first.lost_connection(scheduler).unwrap();
+                settled(scheduler).await;
+                drop(running);
+                first
+            };
+            // It cannot go now, and so the one behind it does.
+            let running = second.granted().await.unwrap().spend(Instant::now());
+            ready(scheduler, &third).await;
+            ready(scheduler, &first).await;
+            drop(running);
+            drop(turn(scheduler, &first).await);
+            drop(turn(scheduler, &third).await);
+            assert_eq!(settled(scheduler).await.tally.cancelled, 0);
+        });
+    }
+}
+
+#[test]
+fn leaving_is_a_hang_up_unless_it_is_said_not_to_be() {
+    run_with(rules(every(NEVER)), async |scheduler| {
+        scheduler.join(ANY).leave();
+        assert_eq!(settled(scheduler).await.tally.cancelled, 0);
+        drop(scheduler.join(ANY));
+        let now = settled(scheduler).await;
+        assert_eq!((now.tally.cancelled, now.queued), (1, 0));
+    });
+}
+
+#[test]
+fn those_who_come_back_stand_in_front_in_the_order_of_their_first_join() {
+    run_with(rules(one_at_a_time()), async |scheduler| {
+        let start = Instant::now();
+        let mut sent = send(&scheduler.join(ANY)).await;
+        let fresh = scheduler.join(ANY);
+        let [second, first, third] = [2, 1, 3].map(|n| scheduler.rejoin(ANY, start + Duration::from_nanos(n)));
+        for place in [&fresh, &third, &second, &first] {
+            ready(scheduler, place).await;
+        }
+        for place in [&first, &second, &third, &fresh] {
+            drop(sent);
+            sent = turn(scheduler, place).await;
+        }
+    });
+}
+
+#[test]
+fn a_spent_day_turns_newcomers_away_at_once() {
+    run_with(rules(daily(1)), async |scheduler| {
+        let _sent = send(&scheduler.join(ANY)).await;
+        let Err(Refusal::Day { resets_in }) = scheduler.join(ANY).near().await else { panic!("it may wait for a day") };
+        assert!(DAY - ms(10_000) < resets_in && resets_in <= DAY, "{resets_in:?}");
+        assert_eq!(settled(scheduler).await.tally.rejected_day, 1);
+    });
+}
+
+#[test]
+fn max_wait_says_whether_tomorrow_is_waited_for() {
+    for (max_wait, waits) in [(DAY, true), (DAY - ms(60_000), false)] {
+        run_with(Rules { max_wait: Some(max_wait), ..rules(daily(1)) }, async |scheduler| {
+            let _sent = send(&scheduler.join(ANY)).await;
+            let place = scheduler.join(ANY);
+            let now = settled(scheduler).await;
+            assert_eq!((now.queued, now.tally.rejected_day), if waits { (1, 0) } else { (0, 1) });
+            if !waits {
+                assert!(matches!(place.near().await, Err(Refusal::Day { .. })));
+            }
+        });
+    }
+}
+
+#[test]
+fn who_would_wait_too_long_is_told_where_it_stood_and_when_to_come_back() {
+    let rules = Rules { max_wait: Some(ms(150_000)), ..rules(every(ms(100_000))) };
+    run_with(rules, async |scheduler| {
+        let _sent = send(&scheduler.join(ANY)).await;
+        let _waits = scheduler.join(ANY);
+        let refused = scheduler.join(ANY).near().await.unwrap_err();
+        let Refusal::WaitExceeded { position, expected_wait, max_wait, retry_after } = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!((position, max_wait), (2, ms(150_000)));
+        assert!(ms(190_000) < expected_wait && expected_wait <= ms(200_000), "{expected_wait:?}");
+        assert!(ms(40_000) < retry_after && retry_after <= ms(50_000), "{retry_after:?}");
+        assert_eq!(settled(scheduler).await.tally.rejected_wait, 1);
+    });
+}
+
+#[test]
+fn the_deadline_counts_from_the_first_join() {
+    run_with(Rules { max_wait: Some(ms(60)), ..rules(one_at_a_time()) }, async |scheduler| {
+        let _sent = send(&scheduler.join(ANY)).await;
+        let start = Instant::now();
+        let place = scheduler.rejoin(ANY, start);
+        place.near().await.unwrap();
+        assert!(matches!(place.refused().await, Refusal::WaitExceeded { position: 1, .. }));
+        assert!(start.elapsed() >= ms(60));
+        let late = scheduler.rejoin(ANY, start);
+        assert!(matches!(late.near().await, Err(Refusal::WaitExceeded { .. })));
+    });
+}
+
+#[test]
+fn a_full_line_takes_only_those_who_come_back() {
+    run_with(Rules { max_queue: 1, ..rules(every(NEVER)) }, async |scheduler| {
+        let _sent = send(&scheduler.join(ANY)).await;
+        let _waits = scheduler.join(ANY);
+        let refused = scheduler.join(ANY).near().await;
+        assert!(matches!(refused, Err(Refusal::Full { retry_after }) if retry_after <= NEVER), "{refused:?}");
+        let _again = scheduler.rejoin(ANY, Instant::now());
+        let now = settled(scheduler).await;
+        assert_eq!((now.queued, now.tally.rejected_full), (2, 1));
+    });
+}
+
+#[test]
+fn a_closed_scheduler_refuses_everybody() {
+    run_with(rules(every(NEVER)), async |scheduler| {
+        let sent = send(&scheduler.join(ANY)).await;
+        let waiting = scheduler.join(ANY);
+        scheduler.close();
+        assert_eq!(waiting.near().await, Err(Refusal::Closed));
+        assert_eq!(scheduler.join(ANY).near().await, Err(Refusal::Closed));
+        assert_eq!(scheduler.rejoin(ANY, Instant::now()).near().await, Err(Refusal::Closed));
+        assert_eq!(settled(scheduler).await.in_flight, 1, "what was sent goes on");
+        drop(sent);
+    });
+}
+
+#[test]
+fn the_task_ends_with_the_last_handle() {
+    let (scheduler, task) = Scheduler::new(rules(every(NEVER)));
+    let place = scheduler.join(ANY);
+    drop(scheduler);
+    smol::block_on(async {
+        let mut task = Box::pin(task);
+        assert!(future::poll_once(&mut task).await.is_none(), "a place is still held");
+        drop(place);
+        task.await;
+    });
+}
+
+#[test]
+fn connections_are_made_for_those_whose_slot_is_near() {
+    run_with(rules(every(ms(1500))), async |scheduler| {
+        let _sent = send(&scheduler.join(ANY)).await;
+        let places = [(); 3].map(|()| scheduler.join(ANY));
+        // 1.5 s away, 3 s away, 4.5 s away.
+        let now = settled(scheduler).await;
+        assert_eq!((now.queued, now.preparing), (3, 1));
+        drop(places);
+    });
+}
+
+#[test]
+fn a_burst_starts_no_more_handshakes_than_its_bound() {
+    run_with(Rules { max_queue: 1000, ..rules(Limits::default()) }, async |scheduler| {
+        let places: Vec<_> = (0..MAX_PREPARED + 10).map(|_| scheduler.join(ANY)).collect();
+        assert_eq!(settled(scheduler).await.preparing, MAX_PREPARED);
+        drop(places);
+    });
+}
+
+/// Model 0 goes every 5 s, model 1 as the provider does: every second.
+#[test]
+fn a_walk_down_the_line_sees_who_is_in_whose_way() {
+    let now = clocks(Instant::now());
+    let books = Books::new(&every(ms(1000)), &[every(ms(5000)), Limits::default()], false, now);
+    let seconds = |next: Next| (next.at.unwrap() - now.mono).as_secs();
+    for (granted, line, slots, ends, going) in [
+        (None, [0, 0, 1, 1], [0, 5, 1, 2], [10, 3], 3),
+        (None, [1, 1, 1, 1], [0, 1, 2, 3], [4, 4], 4),
+        (Some(0), [0, 1, 0, 1], [5, 1, 10, 2], [15, 3], 3),
+        (Some(1), [0, 1, 1, 0], [1, 2, 3, 5], [10, 4], 4),
+    ] {
+        let mut walk = Walk::new(2, granted);
+        assert_eq!(line.map(|model| seconds(walk.step(&books, now, model))), slots, "{granted:?} {line:?}");
+        assert_eq!([0, 1].map(|model| seconds(walk.slot(&books, now, model))), ends, "{granted:?} {line:?}");
+        assert_eq!(walk.going(), going, "{granted:?} {line:?}");
+    }
+}
