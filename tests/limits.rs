@@ -561,3 +561,19 @@ fn a_compressed_answer_is_not_asked_for_where_its_usage_counts() {
         assert_eq!(request.header("accept-encoding").as_deref(), passed);
     }
 }
+
+#[test]
+fn a_queue_that_waits_for_an_end_holds_no_more_connections_than_it_can_use() {
+    let gate = Gate::closed();
+    let upstream =
+        Upstream::start([Reply::pieces(&[b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"], &gate, Ending::Complete)]);
+    let gateway = gateway(&upstream, &unpaced("max_concurrent: 2"));
+    let mut callers: Vec<_> = (0..20).map(|_| ask(&gateway, BODY)).collect();
+    upstream.wait_requests(2, PATIENCE);
+    gateway.wait_queued(18);
+    gate.release(1000);
+    for caller in &mut callers {
+        assert_eq!(caller.read_response().status, 200);
+    }
+    assert!(upstream.connections() <= 4, "{} connections for 2 requests at a time", upstream.connections());
+}

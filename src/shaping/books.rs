@@ -87,6 +87,16 @@ impl Books {
         self.shared.limiter.available(now)
     }
 
+    /// How many more the provider may have in flight.
+    pub fn room(&self) -> usize {
+        self.shared.limiter.room()
+    }
+
+    /// How many more a model may have in flight.
+    pub fn room_of(&self, model: usize) -> usize {
+        self.models[model].limiter.room()
+    }
+
     /// Records a send.
     pub fn sent(&mut self, at: Now, ask: Ask) -> Entry {
         let own = self.models[ask.model].limiter.sent(at, ask.tokens);

@@ -29,6 +29,10 @@ const PREPARE_AHEAD: Duration = Duration::from_secs(2);
 /// Waiters told at once, whatever the rate: bounds the handshakes that one burst can start.
 const MAX_PREPARED: usize = 64;
 
+/// Waiters told although as many requests are in flight as may be: one that goes when the next of those ends, and one in
+/// case the first one's connection is lost by then.
+const PREPARED_WITHOUT_ROOM: usize = 2;
+
 /// What a scheduler keeps to.
 #[derive(Debug, Clone)]
 pub struct Rules {
@@ -555,11 +559,16 @@ impl Core {
 
     /// When a request of this model could go at the earliest if it stood at `place`.
     fn slot(&self, place: usize, model: usize, now: Now) -> Next {
+        self.walk(place, now).slot(&self.books, now, model)
+    }
+
+    /// Past the waiters in front of a place.
+    fn walk(&self, place: usize, now: Now) -> Walk {
         let mut walk = Walk::new(self.models, self.granted);
         for entry in self.queue.iter().take(place) {
             walk.step(&self.books, now, entry.waiter.joining.ask.model);
         }
-        walk.slot(&self.books, now, model)
+        walk
     }
 
     /// Does what is due and says when to come back; messages may call it earlier.
@@ -592,26 +601,33 @@ impl Core {
 
     /// Tells those whose slot is near; returns when the next one will be.
     fn announce(&mut self, now: Now) -> Option<Instant> {
+        let horizon = now.mono + PREPARE_AHEAD;
+        let head = self.queue.first()?.waiter.joining.ask;
+        if let Some(at) = self.books.next_shared(now, head.tokens).at
+            && at > horizon
+        {
+            return Some(at - PREPARE_AHEAD);
+        }
+        let most = MAX_PREPARED.min(self.books.room().saturating_add(PREPARED_WITHOUT_ROOM));
         let mut walk = Walk::new(self.models, self.granted);
         let mut next_near: Option<Instant> = None;
-        let horizon = now.mono + PREPARE_AHEAD;
         for place in 0..self.queue.len() {
-            if walk.going() >= MAX_PREPARED {
-                break;
+            let shared = walk.shared_slot(&self.books, now).filter(|slot| *slot > horizon);
+            if walk.ahead >= most || shared.is_some() {
+                // Nobody behind is nearer.
+                let near = shared.map(|slot| slot - PREPARE_AHEAD);
+                return [next_near, near].into_iter().flatten().min();
             }
             let entry = self.queue.get_mut(place).expect("place < len");
-            // Tokens and requests in flight are not foreseen: such a slot may open at any time, so its waiter is told early.
-            let slot = walk.step(&self.books, now, entry.waiter.joining.ask.model).at.unwrap_or(now.mono);
+            let model = entry.waiter.joining.ask.model;
+            let without_room = walk.ahead_of_model[model].saturating_sub(self.books.room_of(model));
+            let slot = walk.step(&self.books, now, model).at.unwrap_or(now.mono);
             if slot > horizon {
                 let near = slot - PREPARE_AHEAD;
                 next_near = Some(next_near.map_or(near, |first| first.min(near)));
-            } else if !entry.told {
+            } else if !entry.told && without_room < PREPARED_WITHOUT_ROOM {
                 entry.told = true;
                 let _ = entry.waiter.turns.try_send(Turn::Near);
-            }
-            if walk.shared_slot(&self.books, now) > Some(horizon + PREPARE_AHEAD) {
-                // Nobody behind is nearer than those seen.
-                break;
             }
         }
         next_near
@@ -660,8 +676,8 @@ impl Core {
 
     fn snapshot(&mut self, now: Now) -> Snapshot {
         // What a newcomer would wait, for the model that would go first.
-        let slots: Vec<_> = (0..self.models).map(|model| self.slot_at_the_end(model, now)).collect();
-        let soonest = slots.into_iter().filter_map(|slot| slot.at).min();
+        let end = self.walk(self.queue.len(), now);
+        let soonest = (0..self.models).filter_map(|model| end.slot(&self.books, now, model).at).min();
         Snapshot {
             available: self.books.available(now),
             queued: self.queue.len(),
@@ -707,8 +723,9 @@ impl Walk {
 
     fn step(&mut self, books: &Books, now: Now, model: usize) -> Next {
         let slot = self.slot(books, now, model);
+        let waits_for_an_end = self.ahead_of_model[model] >= books.room_of(model);
         self.ahead_of_model[model] += 1;
-        if slot.at <= self.shared_slot(books, now) {
+        if !waits_for_an_end && slot.at <= self.shared_slot(books, now) {
             self.ahead += 1;
         }
         slot
@@ -717,11 +734,6 @@ impl Walk {
     /// When the provider as a whole would let the next one go.
     fn shared_slot(&self, books: &Books, now: Now) -> Option<Instant> {
         books.nth_shared(now, self.ahead).at
-    }
-
-    /// How many can go as soon as the provider lets them.
-    fn going(&self) -> usize {
-        self.ahead
     }
 }
 

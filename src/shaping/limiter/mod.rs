@@ -268,6 +268,11 @@ impl Limiter {
         left.into_iter().flatten().min().unwrap_or(u32::MAX)
     }
 
+    /// How many more may be in flight; `usize::MAX` where that is not limited.
+    pub fn room(&self) -> usize {
+        self.concurrent.map_or(usize::MAX, |max| max.saturating_sub(self.in_flight) as usize)
+    }
+
     /// Records a send at the instant its bytes went out, with `cost` tokens reserved for it.
     pub fn sent(&mut self, at: Now, cost: u64) -> SendId {
         let time = self.since_start(at.mono);
