@@ -346,13 +346,44 @@ test('a retrying client is told not to hammer where the wait is long', async () 
   assert.equal((await stats('hopeless')).rejected_wait, 1);
 });
 
-test('a 429 with Retry-After is waited out', async () => {
-  // By the gateway or by the SDK: one retry is allowed here.
-  const sdk = client.withOptions({ maxRetries: 1 });
-  assert.equal(content(await ask('limited', 'hi', { sdk, options: scripted('limited 1 node') })), 'hi');
-  const [gap] = await gaps('limited');
-  assert.ok(gap >= 1 - CLOCKS_APART_SECONDS, `${gap}`);
-});
+// --- what the provider refuses
+
+for (const stream of [false, true]) {
+  test(`a 429 is waited out and never seen: ${stream ? 'streaming' : 'plain'}`, async () => {
+    const before = (await seen('limited')).length;
+    const answer = await ask('limited', 'hi', { stream, options: scripted(`limited 1 node-${stream}`) });
+    if (stream) assert.equal((await collect(answer)).map(word).join(''), "Queue, don't reject.");
+    else assert.equal(content(answer), 'hi');
+    const [refused, answered, ...none] = (await seen('limited')).slice(before);
+    assert.deepEqual(none, []);
+    assert.ok(answered.at - refused.at >= 1 - CLOCKS_APART_SECONDS, `${answered.at - refused.at}`);
+    // Sent again by the gateway, not by the SDK.
+    assert.deepEqual([refused.headers, refused.body], [answered.headers, answered.body]);
+  });
+}
+
+for (const [status, kind] of [[429, OpenAI.RateLimitError], [503, OpenAI.InternalServerError]]) {
+  for (const stream of [false, true]) {
+    const how = `${status}${stream ? ', streaming' : ''}`;
+    test(`the last refusal is the provider's own with its Retry-After: ${how}`, async () => {
+      const error = await failure(() => ask('final', 'x', { stream, options: scripted(`refused ${status} 7`) }), kind);
+      assert.equal(error.error.message, `scripted ${status}`);
+      assert.equal(error.headers.get('retry-after'), '7');
+      assert.equal(error.headers.get('x-should-retry'), 'true');
+    });
+  }
+}
+
+for (const [script, sent, least] of [['refused 429 1', 3, 1], ['refused 429 100', 1, 0], ['quota', 1, 0]]) {
+  test(`a retrying client does as the last refusal says: ${script}`, async () => {
+    const before = (await seen('final')).length;
+    const options = { sdk: client.withOptions({ maxRetries: 2 }), options: scripted(script) };
+    const error = await failure(() => ask('final', 'x', options), OpenAI.RateLimitError);
+    assert.equal(error.headers.get('x-should-retry'), String(sent > 1));
+    assert.equal((await seen('final')).length - before, sent);
+    for (const gap of (await gaps('final')).slice(before)) assert.ok(gap >= least - CLOCKS_APART_SECONDS, `${gap}`);
+  });
+}
 
 // --- the demo
 

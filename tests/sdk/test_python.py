@@ -351,12 +351,44 @@ def test_a_retrying_client_is_told_not_to_hammer_where_the_wait_is_long():
     assert stats("hopeless")["rejected_wait"] == 1
 
 
-def test_a_429_with_retry_after_is_waited_out():
-    # By the gateway or by the SDK: one retry is allowed here.
-    answer = ask("limited", sdk=client.with_options(max_retries=1), extra_headers=scripted("limited 1 python"))
-    assert answer.choices[0].message.content == "hi"
-    (gap,) = gaps("limited")
-    assert gap >= 1 - CLOCKS_APART_SECONDS
+# --- what the provider refuses
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_429_is_waited_out_and_never_seen(stream):
+    before = len(seen("limited"))
+    answer = ask("limited", stream=stream, extra_headers=scripted(f"limited 1 python-{stream}"))
+    if stream:
+        assert "".join(chunk.choices[0].delta.content for chunk in answer) == "Queue, don't reject."
+    else:
+        assert answer.choices[0].message.content == "hi"
+    refused, answered = seen("limited")[before:]
+    assert answered["at"] - refused["at"] >= 1 - CLOCKS_APART_SECONDS
+    # Sent again by the gateway, not by the SDK.
+    assert refused["headers"] == answered["headers"] and refused["body"] == answered["body"]
+
+
+@pytest.mark.parametrize(("status", "kind"), [(429, openai.RateLimitError), (503, openai.InternalServerError)])
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_last_refusal_is_the_providers_own_with_its_retry_after(status, kind, stream):
+    with pytest.raises(kind) as refusal:
+        ask("final", stream=stream, extra_headers=scripted(f"refused {status} 7"))
+    assert refusal.value.body["message"] == f"scripted {status}"
+    headers = refusal.value.response.headers
+    assert headers["retry-after"] == "7" and headers["x-should-retry"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("script", "sent", "least_seconds"), [("refused 429 1", 3, 1), ("refused 429 100", 1, 0), ("quota", 1, 0)]
+)
+def test_a_retrying_client_does_as_the_last_refusal_says(script, sent, least_seconds):
+    before = len(seen("final"))
+    with pytest.raises(openai.RateLimitError) as refusal:
+        ask("final", sdk=client.with_options(max_retries=2), extra_headers=scripted(script))
+    assert refusal.value.response.headers["x-should-retry"] == ("true" if sent > 1 else "false")
+    assert len(seen("final")) - before == sent
+    between = gaps("final")[before:]
+    assert all(gap >= least_seconds - CLOCKS_APART_SECONDS for gap in between)
 
 
 # --- the demo

@@ -3,7 +3,9 @@
 A request's `x-script` header says how it is answered; without one it gets what an OpenAI-shaped provider would say.
 
     status N        an error object under that status
+    refused N M     the same with Retry-After: M
     limited N NAME  the first request of that name gets 429 with Retry-After: N, later ones an answer
+    quota           a 429 that no waiting mends
     held GATE       the answer is kept back until the gate opens
     gated GATE      a stream that waits at the gate before every word but the first
     broken          a stream that closes in mid chunk after two words
@@ -70,6 +72,10 @@ class Exchange(BaseHTTPRequestHandler):
         match script:
             case ["status", status]:
                 self.json(int(status), error(f"scripted {status}"))
+            case ["refused", status, seconds]:
+                self.json(int(status), error(f"scripted {status}"), {"Retry-After": seconds})
+            case ["quota"]:
+                self.json(429, error("no credit", "insufficient_quota"))
             case ["limited", seconds, name] if self.first(name):
                 self.json(429, error("slow down"), {"Retry-After": seconds})
             case ["held", gate]:
@@ -141,8 +147,8 @@ def pass_gate(name):
         raise TimeoutError(f"nobody opened the gate {name}")
 
 
-def error(message):
-    return {"error": {"message": message, "type": "scripted_error", "param": None, "code": "scripted"}}
+def error(message, code="scripted"):
+    return {"error": {"message": message, "type": "scripted_error", "param": None, "code": code}}
 
 
 def chat(body):
