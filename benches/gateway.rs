@@ -179,7 +179,12 @@ impl Proxy {
         );
         let folder = folder("limitrate", "config.yaml", &text)?;
         let mut command = Command::new(PROGRAM);
-        let mut child = command.arg("--config").arg(folder.join("config.yaml")).stdout(Stdio::piped()).spawn()?;
+        let mut child = command
+            .arg("--config")
+            .arg(folder.join("config.yaml"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
         let stdout = BufReader::new(child.stdout.take().expect("it is piped"));
         let url = stdout.lines().map_while(Result::ok).find_map(|line| line.split("http://").nth(1).map(str::to_owned));
         let address = url.and_then(|url| url.split('/').next()?.parse().ok());

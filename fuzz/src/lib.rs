@@ -12,6 +12,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, SystemTime};
 
 use futures_lite::io::AsyncRead;
 use limitrate::config::{self, Config};
@@ -22,15 +23,17 @@ use limitrate::http1::{
     write_request_head, write_response_head,
 };
 use limitrate::openai::{EventScanner, peek, splice_model, usage_total};
+use limitrate::upstream::verdict::{MAX_WAIT, Verdict, judge, may_be_refusal};
 use serde_json::Value;
 
 /// Takes any bytes and returns, or panics where a promise is broken.
 pub type Target = fn(&[u8]);
 
 /// Every target under the name of its binary and of the folders with its inputs.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("body", body),
     ("config", config),
+    ("refusal", refusal),
     ("request_head", request_head),
     ("response_head", response_head),
     ("splice", splice),
@@ -101,6 +104,26 @@ fn assert_sound(config: &Config) {
         assert!(provider.base_url.path.is_empty() || provider.base_url.path.starts_with('/'), "{}", provider.base_url);
         for (name, value) in &provider.headers {
             assert!(!name.contains(['\r', '\n', '\0', ':']) && !value.reveal().contains(['\r', '\n', '\0']));
+        }
+    }
+}
+
+/// A provider's answer, head and body, is judged whatever the clock says, and a pause is bounded.
+pub fn refusal(input: &[u8]) {
+    let Ok(Some((head, length))) = parse_response_head(input, false) else { return };
+    let day = Duration::from_secs(24 * 3600);
+    for now in
+        [SystemTime::UNIX_EPOCH - day, SystemTime::UNIX_EPOCH + 20_000 * day, SystemTime::UNIX_EPOCH + u32::MAX * day]
+    {
+        let verdict = judge(head.status, &head.headers, &input[length..], now);
+        match verdict {
+            Verdict::CoolDown { wait, .. } => {
+                assert!(may_be_refusal(head.status), "{}", head.status);
+                assert!(wait.is_none_or(|wait| wait <= MAX_WAIT), "{wait:?}");
+            }
+            Verdict::Exhausted => assert_eq!(head.status, 429),
+            Verdict::Repeat => assert!(head.status >= 500, "{}", head.status),
+            Verdict::PassOn => assert!(!may_be_refusal(head.status), "{}", head.status),
         }
     }
 }
