@@ -283,10 +283,7 @@ fn worst_case(rate: &RateLimit) -> u64 {
 fn limits(budget: &Budget) -> Vec<String> {
     let minute = seconds(Duration::from_secs(60) + budget.window_margin);
     let day = |day: Day| match day.reset {
-        DayReset::At(time) => {
-            let minutes = time.as_secs() / 60;
-            format!("{} sends a day, which begins at {:02}:{:02} UTC", day.max, minutes / 60, minutes % 60)
-        }
+        DayReset::At(_) => format!("{} sends a day, which begins at {} UTC", day.max, day.reset),
         DayReset::Rolling => format!("{} sends in any 24 h", day.max),
     };
     let all = [

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
+use crate::config::{Budget, Model};
 use crate::provider::Provider;
 use crate::shaping::scheduler::Timing;
 
@@ -51,11 +52,13 @@ struct Row {
     rpm: Option<f64>,
     max_wait_seconds: Option<f64>,
     max_queue: usize,
-    /// The limits beside the cadence, those that are set.
-    window: Option<u32>,
-    rpd: Option<u32>,
-    tpm: Option<u64>,
-    max_concurrent: Option<u32>,
+    #[serde(flatten)]
+    budget: BudgetRow,
+    cooldown: &'static str,
+    adaptive: bool,
+    retry: RetryRow,
+    /// Models with limits of their own.
+    model_limits: Vec<ModelRow>,
     /// Requests a minute: as the cadence is now, where 429s may stretch it, and as they went in the last 60 s.
     effective_rpm: f64,
     observed_rpm: u32,
@@ -76,6 +79,35 @@ struct Row {
     idle_connections: usize,
     queue_wait_seconds: Summary,
     upstream_latency_seconds: Summary,
+}
+
+/// The limits beside the cadence, those that are set.
+#[derive(Serialize)]
+struct BudgetRow {
+    window: Option<u32>,
+    window_margin_ms: u128,
+    rpd: Option<u32>,
+    day_resets_at: Option<String>,
+    tpm: Option<u64>,
+    max_concurrent: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct RetryRow {
+    attempts: u32,
+    statuses: Vec<u16>,
+    max_cooldown_seconds: f64,
+}
+
+#[derive(Serialize)]
+struct ModelRow {
+    model: String,
+    mode: Option<&'static str>,
+    interval_seconds: Option<f64>,
+    capacity: Option<u32>,
+    rpm: Option<f64>,
+    #[serde(flatten)]
+    budget: BudgetRow,
 }
 
 #[derive(Serialize)]
@@ -101,10 +133,15 @@ async fn row(provider: &Provider) -> Option<Row> {
         rpm: pace.rpm,
         max_wait_seconds: rate.max_wait.map(|wait| wait.as_secs_f64()),
         max_queue: config.max_queue,
-        window: rate.budget.window,
-        rpd: rate.budget.day.map(|day| day.max),
-        tpm: rate.budget.tokens_per_minute,
-        max_concurrent: rate.budget.max_concurrent,
+        budget: budget_row(&rate.budget),
+        cooldown: rate.cooldown.name(),
+        adaptive: rate.adaptive,
+        retry: RetryRow {
+            attempts: config.retry.attempts,
+            statuses: config.retry.statuses.clone(),
+            max_cooldown_seconds: config.retry.max_cooldown.as_secs_f64(),
+        },
+        model_limits: config.models.iter().filter_map(model_row).collect(),
         effective_rpm: 60.0 / now.learned_interval.unwrap_or(pace.interval).as_secs_f64(),
         observed_rpm: now.sent_last_minute,
         held_by: now.held_by.name(),
@@ -123,6 +160,30 @@ async fn row(provider: &Provider) -> Option<Row> {
         idle_connections: provider.idle_connections(),
         queue_wait_seconds: tally.queue_wait.into(),
         upstream_latency_seconds: counters.latency.into(),
+    })
+}
+
+fn budget_row(budget: &Budget) -> BudgetRow {
+    BudgetRow {
+        window: budget.window,
+        window_margin_ms: budget.window_margin.as_millis(),
+        rpd: budget.day.map(|day| day.max),
+        day_resets_at: budget.day.map(|day| day.reset.to_string()),
+        tpm: budget.tokens_per_minute,
+        max_concurrent: budget.max_concurrent,
+    }
+}
+
+fn model_row(model: &Model) -> Option<ModelRow> {
+    let limit = model.rate_limit.as_ref()?;
+    let pace = limit.pace.as_ref();
+    Some(ModelRow {
+        model: model.id.clone(),
+        mode: pace.map(|pace| pace.mode.name()),
+        interval_seconds: pace.map(|pace| pace.interval.as_secs_f64()),
+        capacity: pace.map(|pace| pace.capacity),
+        rpm: pace.and_then(|pace| pace.rpm),
+        budget: budget_row(&limit.budget),
     })
 }
 

@@ -284,6 +284,19 @@ pub enum DayReset {
     Rolling,
 }
 
+impl fmt::Display for DayReset {
+    /// As in the file, in UTC.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DayReset::At(time) => {
+                let minutes = time.as_secs() / 60;
+                write!(f, "{:02}:{:02}", minutes / 60, minutes % 60)
+            }
+            DayReset::Rolling => f.write_str("rolling"),
+        }
+    }
+}
+
 /// What pauses when a provider asks for a pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CooldownScope {
@@ -293,6 +306,17 @@ pub enum CooldownScope {
     Provider,
     /// The model that was asked for.
     Model,
+}
+
+impl CooldownScope {
+    /// The word in the file; `auto` where the key is absent.
+    pub fn name(self) -> &'static str {
+        match self {
+            CooldownScope::Auto => "auto",
+            CooldownScope::Provider => "provider",
+            CooldownScope::Model => "model",
+        }
+    }
 }
 
 /// `retry:` of a provider: what is sent again before the caller got a byte.

@@ -13,16 +13,13 @@ pub struct EventScanner {
     line: Vec<u8>,
     /// The last piece ended in CR: an LF that starts the next one belongs to it.
     after_cr: bool,
-    /// The line before this one was blank, or there was none.
-    after_blank: bool,
-    done: bool,
     usage_total: Option<u64>,
 }
 
 impl EventScanner {
     /// At the start of a stream.
     pub fn new() -> Self {
-        EventScanner { line: Vec::new(), after_cr: false, after_blank: true, done: false, usage_total: None }
+        EventScanner { line: Vec::new(), after_cr: false, usage_total: None }
     }
 
     /// Takes the next bytes of the stream. Lines end in LF, CRLF or CR.
@@ -38,16 +35,6 @@ impl EventScanner {
             bytes = &bytes[end + ending..];
         }
         self.keep(bytes);
-    }
-
-    /// Whether an event may be written here without becoming part of another: nothing was sent, or a blank line last.
-    pub fn at_boundary(&self) -> bool {
-        self.after_blank && self.line.is_empty()
-    }
-
-    /// Whether `data: [DONE]` came, its line end or not: openai-python looks at the start of the data only.
-    pub fn done(&self) -> bool {
-        self.done || is_done(&self.line)
     }
 
     /// The total of the last `usage` object so far, as [`usage_total`] counts it.
@@ -68,8 +55,6 @@ impl EventScanner {
     }
 
     fn read_line(&mut self, line: &[u8]) {
-        self.after_blank = line.is_empty();
-        self.done |= is_done(line);
         let Some(data) = data(line) else { return };
         if line.len() <= LINE_LIMIT_BYTES && has_usage_object(data) {
             self.usage_total = usage_total(data).or(self.usage_total);
@@ -94,10 +79,6 @@ fn data(line: &[u8]) -> Option<&[u8]> {
     Some(value.strip_prefix(b" ").unwrap_or(value))
 }
 
-fn is_done(line: &[u8]) -> bool {
-    data(line).is_some_and(|data| data.starts_with(b"[DONE]"))
-}
-
 /// Whether parsing is worth it: `"usage":null` stands in every event of some streams, and in most there is none. Inside a
 /// JSON string the quotes would be escaped, so text cannot look like this.
 fn has_usage_object(data: &[u8]) -> bool {
@@ -116,62 +97,10 @@ mod tests {
 
     const USAGE: &str = r#"data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}"#;
 
-    fn seen(scanner: &EventScanner) -> (bool, bool, Option<u64>) {
-        (scanner.at_boundary(), scanner.done(), scanner.usage_total())
-    }
-
-    fn scan<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (bool, bool, Option<u64>) {
+    fn scan<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Option<u64> {
         let mut scanner = EventScanner::new();
         pieces.into_iter().for_each(|piece| scanner.feed(piece));
-        seen(&scanner)
-    }
-
-    #[test]
-    fn boundaries_under_every_line_end() {
-        for end in ["\n", "\r\n", "\r"] {
-            let mut scanner = EventScanner::new();
-            assert!(scanner.at_boundary(), "nothing sent");
-            for line in [": hi", "", "", "event: x", "data: 1", "", "data"] {
-                for byte in line.as_bytes() {
-                    scanner.feed(&[*byte]);
-                    assert!(!scanner.at_boundary(), "inside {line:?}");
-                }
-                scanner.feed(end.as_bytes());
-                assert_eq!(scanner.at_boundary(), line.is_empty(), "after {line:?}{end:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_split_crlf_is_one_line_end() {
-        let mut scanner = EventScanner::new();
-        scanner.feed(b"data: 1\r");
-        assert!(!scanner.at_boundary());
-        scanner.feed(b"");
-        scanner.feed(b"\n");
-        assert!(!scanner.at_boundary(), "the LF belongs to the CR");
-        scanner.feed(b"\r");
-        assert!(scanner.at_boundary());
-        scanner.feed(b"\ndata: 2");
-        assert!(!scanner.at_boundary());
-    }
-
-    #[test]
-    fn done_is_a_data_field() {
-        for (stream, done) in [
-            ("data: [DONE]\n\n", true),
-            ("data:[DONE]\r\n", true),
-            ("data: {}\n\ndata: [DONE]", true),
-            ("data: [DONE] bye\n", true),
-            ("data: [DON", false),
-            ("data:  [DONE]\n", false),
-            (": data: [DONE]\n", false),
-            ("[DONE]\n", false),
-            ("data: {\"content\":\"data: [DONE]\"}\n", false),
-            ("event: [DONE]\n", false),
-        ] {
-            assert_eq!(scan([stream.as_bytes()]).1, done, "{stream:?}");
-        }
+        scanner.usage_total()
     }
 
     #[test]
@@ -190,7 +119,7 @@ mod tests {
             (format!(": {USAGE}\n"), None),
             (r#"data: {"text":"\"usage\":{\"total_tokens\":5}"}"#.to_owned() + "\n", None),
         ] {
-            assert_eq!(scan([stream.as_bytes()]).2, total, "{stream:?}");
+            assert_eq!(scan([stream.as_bytes()]), total, "{stream:?}");
         }
     }
 
@@ -209,15 +138,15 @@ mod tests {
             let mut line = USAGE.replace("[]", &format!("\"{}\"", "x".repeat(length - USAGE.len())));
             assert_eq!(line.len(), length);
             line.push('\n');
-            assert_eq!(scan([line.as_bytes()]).2, total, "whole, {length}");
-            assert_eq!(scan(line.as_bytes().chunks(1000)).2, total, "in pieces, {length}");
+            assert_eq!(scan([line.as_bytes()]), total, "whole, {length}");
+            assert_eq!(scan(line.as_bytes().chunks(1000)), total, "in pieces, {length}");
         }
 
         let mut scanner = EventScanner::new();
         (0..1000).for_each(|_| scanner.feed(&[b'x'; 1000]));
         assert_eq!(scanner.line.len(), LINE_LIMIT_BYTES + 1);
         scanner.feed(format!("\n\n{USAGE}\n\n").as_bytes());
-        assert_eq!(seen(&scanner), (true, false, Some(7)), "the next line is read again");
+        assert_eq!(scanner.usage_total(), Some(7), "the next line is read again");
     }
 
     fn stream() -> impl Strategy<Value = Vec<u8>> {
@@ -245,11 +174,14 @@ mod tests {
         }
 
         #[test]
-        fn line_ends_make_no_difference(lines in prop::collection::vec("(data: [a-z]{0,4}|)", 0..9)) {
-            let joined = |end: &str| lines.iter().flat_map(|line| [line, end]).collect::<String>();
-            let boundary = lines.last().is_none_or(|line| line.is_empty());
+        fn line_ends_make_no_difference(totals in prop::collection::vec(any::<Option<u16>>(), 0..9)) {
+            let line = |total: &Option<u16>| {
+                total.map_or("data: x".to_owned(), |total| format!("data: {{\"usage\":{{\"total_tokens\":{total}}}}}"))
+            };
+            let joined = |end: &str| totals.iter().flat_map(|total| [line(total), end.repeat(2)]).collect::<String>();
+            let last = totals.iter().rev().flatten().next().map(|total| u64::from(*total));
             for end in ["\n", "\r\n", "\r"] {
-                prop_assert_eq!(scan([joined(end).as_bytes()]).0, boundary, "{:?}", end);
+                prop_assert_eq!(scan([joined(end).as_bytes()]), last, "{:?}", end);
             }
         }
     }

@@ -16,8 +16,6 @@ pub struct Peek {
     pub model: String,
     /// Where that value stands in the body, in bytes, its quotes included.
     pub model_span: Range<usize>,
-    /// Whether `stream` is the JSON value `true`.
-    pub stream: bool,
     /// The most tokens that the answer may have: `max_completion_tokens` (chat), `max_output_tokens` (responses) or
     /// `max_tokens` (legacy); 0 where none of them is a whole number.
     pub max_tokens: u64,
@@ -34,7 +32,7 @@ impl Peek {
 /// OpenAI's rule of thumb for English text.
 const BYTES_PER_TOKEN: u64 = 4;
 
-/// Reads `model` and `stream` of a JSON object without building a tree. One pass, no recursion: nesting may be of any depth.
+/// Reads `model` and the limit on the answer of a JSON object without building a tree. One pass, no recursion: nesting may be of any depth.
 ///
 /// Of duplicate keys the last one counts, as for most JSON parsers, so that the gateway and the provider see the same.
 ///
@@ -54,7 +52,6 @@ pub fn peek(body: &[u8]) -> Result<Peek, Error> {
         // A value can pass as JSON and still not decode: "\ud800" is half a character.
         model: serde_json::from_str(raw).map_err(|error| invalid_json(format_args!("in `model`: {error}")))?,
         model_span: start..start + raw.len(),
-        stream: fields.stream.is_some_and(|raw| raw.get() == "true"),
         max_tokens: fields.max_tokens.and_then(|raw| raw.get().parse().ok()).unwrap_or(0),
     })
 }
@@ -74,7 +71,6 @@ fn invalid_json(detail: impl fmt::Display) -> Error {
 #[derive(Default)]
 struct Fields<'a> {
     model: Option<&'a RawValue>,
-    stream: Option<&'a RawValue>,
     max_tokens: Option<&'a RawValue>,
 }
 
@@ -82,7 +78,6 @@ struct Fields<'a> {
 #[serde(field_identifier, rename_all = "snake_case")]
 enum Key {
     Model,
-    Stream,
     #[serde(alias = "max_completion_tokens", alias = "max_output_tokens")]
     MaxTokens,
     #[serde(other)]
@@ -110,7 +105,6 @@ impl<'de> Visitor<'de> for FieldsVisitor {
         while let Some(key) = map.next_key()? {
             match key {
                 Key::Model => fields.model = Some(map.next_value()?),
-                Key::Stream => fields.stream = Some(map.next_value()?),
                 Key::MaxTokens => fields.max_tokens = Some(map.next_value()?),
                 Key::Other => drop(map.next_value::<IgnoredAny>()?),
             }
@@ -126,9 +120,9 @@ mod tests {
 
     use super::*;
 
-    fn found(body: &str) -> (String, &str, bool) {
+    fn found(body: &str) -> (String, &str) {
         let peek = peek(body.as_bytes()).unwrap_or_else(|error| panic!("{body}: {error}"));
-        (peek.model, &body[peek.model_span], peek.stream)
+        (peek.model, &body[peek.model_span])
     }
 
     #[test]
@@ -151,32 +145,27 @@ mod tests {
 
     #[test]
     fn finds_the_value_and_its_bytes() {
-        for (body, model, span, stream) in [
-            (r#"{"model":"m"}"#, "m", r#""m""#, false),
-            (" \r\n\t{ \"model\" :\n \"a/b\" , \"stream\" : true }\n ", "a/b", r#""a/b""#, true),
-            (
-                r#"{"stream":true,"model":"\u0067pt\n\"\ud83d\ude00é"}"#,
-                "gpt\n\"😀é",
-                r#""\u0067pt\n\"\ud83d\ude00é""#,
-                true,
-            ),
-            (r#"{"mod\u0065l":"m","\u0073tream":true}"#, "m", r#""m""#, true),
-            (r#"{"é":"é","model":"m"}"#, "m", r#""m""#, false),
-            (r#"{"model":""}"#, "", r#""""#, false),
+        for (body, model, span) in [
+            (r#"{"model":"m"}"#, "m", r#""m""#),
+            (" \r\n\t{ \"model\" :\n \"a/b\" , \"stream\" : true }\n ", "a/b", r#""a/b""#),
+            (r#"{"stream":true,"model":"\u0067pt\n\"\ud83d\ude00é"}"#, "gpt\n\"😀é", r#""\u0067pt\n\"\ud83d\ude00é""#),
+            (r#"{"mod\u0065l":"m","\u0073tream":true}"#, "m", r#""m""#),
+            (r#"{"é":"é","model":"m"}"#, "m", r#""m""#),
+            (r#"{"model":""}"#, "", r#""""#),
             // The last one counts.
-            (r#"{"model":"a","model":"b"}"#, "b", r#""b""#, false),
-            (r#"{"model":null,"model":"b","stream":true,"stream":false}"#, "b", r#""b""#, false),
-            (r#"{"model":"a","mod\u0065l":"b","stream":0,"stream":true}"#, "b", r#""b""#, true),
+            (r#"{"model":"a","model":"b"}"#, "b", r#""b""#),
+            (r#"{"model":null,"model":"b","stream":true,"stream":false}"#, "b", r#""b""#),
+            (r#"{"model":"a","mod\u0065l":"b","stream":0,"stream":true}"#, "b", r#""b""#),
             // Only the outermost object counts, and only these two names.
-            (r#"{"x":{"model":"a","stream":true},"model":"b","y":[{"model":"c"}]}"#, "b", r#""b""#, false),
-            (r#"{"Model":"a","model ":"c","model":"b","Stream":true}"#, "b", r#""b""#, false),
+            (r#"{"x":{"model":"a","stream":true},"model":"b","y":[{"model":"c"}]}"#, "b", r#""b""#),
+            (r#"{"Model":"a","model ":"c","model":"b","Stream":true}"#, "b", r#""b""#),
             // What the provider may judge.
-            (r#"{"model":"m","stream":"true"}"#, "m", r#""m""#, false),
-            (r#"{"model":"m","stream":1}"#, "m", r#""m""#, false),
-            (r#"{"model":"m","stream":[true]}"#, "m", r#""m""#, false),
-            (r#"{"model":"m","n":1e999,"s":"\ud800"}"#, "m", r#""m""#, false),
+            (r#"{"model":"m","stream":"true"}"#, "m", r#""m""#),
+            (r#"{"model":"m","stream":1}"#, "m", r#""m""#),
+            (r#"{"model":"m","stream":[true]}"#, "m", r#""m""#),
+            (r#"{"model":"m","n":1e999,"s":"\ud800"}"#, "m", r#""m""#),
         ] {
-            assert_eq!(found(body), (model.to_owned(), span, stream), "{body}");
+            assert_eq!(found(body), (model.to_owned(), span), "{body}");
         }
     }
 
@@ -292,7 +281,6 @@ mod tests {
             match (tree["model"].as_str(), peek(body.as_bytes())) {
                 (Some(model), Ok(peek)) => {
                     prop_assert_eq!(&peek.model, model);
-                    prop_assert_eq!(peek.stream, tree["stream"] == true);
                     prop_assert_eq!(serde_json::from_str::<String>(&body[peek.model_span]).unwrap(), model);
                 }
                 (None, Err(Error::MissingModel)) => {}

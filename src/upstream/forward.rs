@@ -28,10 +28,9 @@ impl Outgoing {
         let ours = |name: &str| provider.headers.iter().any(|(own, _)| own.eq_ignore_ascii_case(name));
 
         let passed = request.headers.iter().filter(|(name, _)| {
-            !KEPT_BACK.iter().any(|kept| kept.eq_ignore_ascii_case(name))
-                && !http1::is_hop_by_hop(name, &request.headers)
-                && !ours(name)
-                && !(metered && name.eq_ignore_ascii_case("accept-encoding"))
+            let kept_back = KEPT_BACK.iter().any(|kept| kept.eq_ignore_ascii_case(name))
+                || metered && name.eq_ignore_ascii_case("accept-encoding");
+            !kept_back && !http1::is_hop_by_hop(name, &request.headers) && !ours(name)
         });
         let own = provider.headers.iter().map(|(name, value)| (name.as_str(), value.reveal().as_bytes()));
         let key = bearer.as_deref().filter(|_| !ours("authorization"));
