@@ -2,7 +2,8 @@
 //!
 //! A well-behaved request has to be answered exactly once. By a reliable provider: with 200 and its own bytes. By a
 //! broken one: with these, with an OpenAI error object, or with a beginning of its own bytes and an abort, which in a
-//! stream follows an error event. The one refusal besides is that of the provider whose line is bounded by the operator.
+//! stream follows an error event. The one refusal besides is that of the provider whose line is bounded by the
+//! operator.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -84,6 +85,8 @@ pub struct Client {
     pub desks: Rc<Vec<Rc<Desk>>>,
     pub tally: Rc<Tally>,
     pub rng: fastrand::Rng,
+    /// How long the gateway waits for a request head.
+    pub patience: Duration,
     /// Sessions under way, of all callers.
     pub sessions: Rc<Cell<usize>>,
 }
@@ -112,7 +115,11 @@ impl Client {
         self.pause(0..200).await;
         while Instant::now() < until {
             self.sessions.set(self.sessions.get() + 1);
-            let manner = self.manner();
+            let manner = match self.manner() {
+                // Nobody else would be there any more.
+                Manner::Dawdler if until.saturating_duration_since(Instant::now()) < self.patience => Manner::Plain,
+                manner => manner,
+            };
             if let Err(fault) = self.session(manner).await {
                 self.tally.fail(manner.name(), fault);
             }

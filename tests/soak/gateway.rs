@@ -170,12 +170,9 @@ fn entries(desks: &[Rc<Desk>]) -> String {
             Limit::Window { rpm } => format!("mode: window, rpm: {rpm}, max_wait_seconds: 1"),
         };
         // Idle connections go soon, so that the count of open files comes back within a soak's patience.
-        write!(
-            yaml,
-            "  - name: {name}\n    base_url: http://{}/v1\n    rate_limit: {{{limit}}}\n    pool_idle_seconds: 1\n{extras}    models:\n",
-            desk.addr
-        )
-        .expect("a String takes all");
+        let base = format!("    base_url: http://{}/v1\n    pool_idle_seconds: 1\n", desk.addr);
+        write!(yaml, "  - name: {name}\n{base}    rate_limit: {{{limit}}}\n{extras}    models:\n")
+            .expect("a String takes all");
         for model in *models {
             let own = model.interval.map(|interval| {
                 format!(", rate_limit: {{mode: spaced, interval_seconds: {}}}", interval.as_secs_f64())

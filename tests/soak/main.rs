@@ -1,9 +1,9 @@
 //! The soak: hundreds of callers of mixed manners against providers of mixed manners, through the built binary.
 //!
-//! `cargo test --test soak` runs it for a few seconds, `just soak 600` for as long as you like; SOAK_SEED
-//! replays the choices of a run (not its timing). At the end: every well-behaved request was answered exactly once with the right
-//! bytes or an explicit error ([`client`]), no provider was sent to faster than its limit ([`pace`]), and the gateway holds
-//! no more than after the warm-up, stops on SIGTERM with 0 and has not panicked. Linux only, 127.0.0.1 only.
+//! `cargo test --test soak` runs it for a few seconds, `just soak 600` for as long as you like; SOAK_SEED replays the
+//! choices of a run (not its timing). At the end: every well-behaved request was answered exactly once with the right
+//! bytes or an explicit error ([`client`]), no provider was sent to faster than its limit ([`pace`]), and the gateway
+//! holds no more than after the warm-up, stops on SIGTERM with 0 and has not panicked. Linux only, 127.0.0.1 only.
 
 mod ask;
 mod client;
@@ -39,8 +39,8 @@ const CLIENTS: usize = 300;
 /// Callers who are there when the gateway is told to stop.
 const LAST_CALLERS: usize = 60;
 
-/// Beyond what is held after the warm-up: what the allocator keeps of a busier moment. 60 s are some 30,000 requests, so
-/// that 500 bytes lost by each would show.
+/// Beyond what is held after the warm-up: what the allocator keeps of a busier moment. 60 s are some 30,000 requests,
+/// so that 500 bytes lost by each would show.
 const MEMORY_TOLERANCE_KIB: u64 = 12 * 1024;
 
 /// How long the whole may take beyond its rounds.
@@ -161,7 +161,7 @@ async fn soak(
     let desks = PROVIDERS.iter().map(|spec| Desk::open(spec, seeds.u64(..), &tally, &executor));
     let desks = Rc::new(desks.collect::<Vec<_>>());
     // Long against a machine that stands still for a moment, short enough for those who let it pass.
-    let patience = (length / 6).clamp(Duration::from_secs(2), Duration::from_secs(10));
+    let patience = (length / 2).clamp(Duration::from_secs(4), Duration::from_secs(10));
     let mut gateway = Gateway::start(&desks, patience, seed);
     gateway_pid.store(gateway.pid(), Ordering::SeqCst);
     let sessions = Rc::new(Cell::new(0));
@@ -172,6 +172,7 @@ async fn soak(
             desks: desks.clone(),
             tally: tally.clone(),
             rng: fastrand::Rng::with_seed(rng.u64(..)),
+            patience,
             sessions: sessions.clone(),
         };
         std::iter::repeat_with(client).take(n).collect()
@@ -229,8 +230,8 @@ async fn round(
     telling.cancel().await;
 }
 
-/// Waits until nothing is queued or in flight, no connection to a provider is open, and where a count from before is given, no
-/// more files are; says what is held then.
+/// Waits until nothing is queued or in flight, no connection to a provider is open, and where a count from before is
+/// given, no more files are; says what is held then.
 async fn settled(gateway: &Gateway, desks: &[Rc<Desk>], before: Option<Held>, tally: &Tally) -> Held {
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -1,12 +1,12 @@
 //! Whether a provider was sent to faster than its limit allows, from the times at which the kernel received the heads.
 //!
 //! The gateway takes a slot's time after its write and begins the next write no earlier than that allows; the kernel
-//! stamps a loopback packet inside the write. So the limits hold for the stamps as they stand, whatever the load. The two
-//! clocks, monotonic there and real time here, are slewed together; a step of the wall clock during a soak would fail it.
+//! stamps a loopback packet inside the write. So the limits hold for the stamps as they stand, whatever the load. The
+//! two clocks, monotonic there and real time here, are slewed together; a step of the wall clock would fail a soak.
 
 use std::time::Duration;
 
-/// For rounding, and for reading two clocks. Shortness does not add up to more than this over a busy time: see [`bucket`].
+/// For rounding, and for reading two clocks. Over a busy time it does not add up: see [`bucket`].
 pub const EXACT: Duration = Duration::from_micros(200);
 
 /// For messages of many packets, whose time may be that of a later one (see `wire`).

@@ -105,8 +105,8 @@ impl Wire {
         let _ = rustix::net::sockopt::set_socket_linger(self.stream.get_ref(), Some(Duration::ZERO));
     }
 
-    /// Reads once. The kernel's time is that of the last packet that the read took from: exact for a message in one packet, but
-    /// too late where more packets came before the read, and a FIN is one too.
+    /// Reads once. The kernel's time is that of the last packet that the read took from: exact for a message in one
+    /// packet, but too late where more packets came before the read, and a FIN is one too.
     pub async fn fill(&mut self) -> Result<(), End> {
         if let Some(time) = self.before_each_read {
             pause(time).await;
