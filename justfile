@@ -24,6 +24,10 @@ fuzz seconds="20":
 bench:
     cargo bench --bench gateway
 
+# Hundreds of unruly callers against unruly providers, for a minute or as many seconds as given; SOAK_SEED replays one
+soak seconds="60":
+    SOAK_SECONDS={{seconds}} cargo test --release --test soak
+
 # Serve ./config.yaml
 run:
     cargo run --release
