@@ -329,7 +329,12 @@ fn model_names(provider: &config::Provider) -> String {
 }
 
 fn seconds(duration: Duration) -> String {
-    format!("{} s", rounded(duration.as_secs_f64()))
+    let seconds = duration.as_secs_f64();
+    if seconds > 0.0 && seconds < 0.01 {
+        format!("{} ms", rounded(seconds * 1000.0))
+    } else {
+        format!("{} s", rounded(seconds))
+    }
 }
 
 fn per_minute(interval: Duration) -> f64 {

@@ -185,7 +185,8 @@ impl Connection {
     /// Does the work, but for no longer than the caller is there.
     async fn answer(&mut self, route: routes::Route, head: &RequestHead, body: Body) -> Result<(), Gone> {
         let surplus = self.gateway.config.max_head_bytes;
-        let work = routes::answer(&self.gateway, route, head, body, &mut self.caller);
+        // Boxed, so that a connection without a request does not hold the room for one.
+        let work = Box::pin(routes::answer(&self.gateway, route, head, body, &mut self.caller));
         let gone = async {
             hang_up(&mut self.reader, surplus).await;
             Err(Gone)
