@@ -87,9 +87,9 @@ const FAULTS: [Fault; 8] = [
 /// How the end of an answer is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Delimited {
-    ByLength,
-    ByChunks,
-    ByClose,
+    Length,
+    Chunks,
+    Close,
 }
 
 impl Desk {
@@ -204,12 +204,15 @@ impl Desk {
         }
         let act = self.choose();
         self.count(&act);
-        let mut seen = self.seen.borrow_mut();
-        let (read, refused) = seen.entry(ask.id).or_default();
-        *read += 1;
-        *refused += u32::from(matches!(act, Act::Refuse));
-        drop(seen);
+        self.saw(ask.id, matches!(act, Act::Refuse));
         self.perform(wire, &ask, act).await.unwrap_or(false)
+    }
+
+    fn saw(&self, id: u64, refusing: bool) {
+        let mut seen = self.seen.borrow_mut();
+        let (read, refused) = seen.entry(id).or_default();
+        *read += 1;
+        *refused += u32::from(refusing);
     }
 
     fn count(&self, act: &Act) {
@@ -232,16 +235,16 @@ impl Desk {
     fn choose(&self) -> Act {
         let mut rng = self.rng.borrow_mut();
         let ms = |range| Duration::from_millis(range);
-        let delimited = if rng.bool() { Delimited::ByChunks } else { Delimited::ByLength };
+        let delimited = if rng.bool() { Delimited::Chunks } else { Delimited::Length };
         let mut shape =
             Shape { delimited, think: Duration::ZERO, between: Duration::ZERO, interim: rng.u8(..) < 20, close: None };
         match self.spec.manners {
-            Manners::Prompt => shape.close = (rng.u8(..) < 10).then(|| true),
+            Manners::Prompt => shape.close = (rng.u8(..) < 10).then_some(true),
             Manners::Slow => (shape.think, shape.between) = (ms(rng.u64(..300)), ms(rng.u64(..30))),
             Manners::Strict if self.pauses_now(&mut rng) => return Act::Refuse,
             Manners::Strict => {}
-            Manners::Old if rng.bool() => (shape.delimited, shape.close) = (Delimited::ByClose, Some(true)),
-            Manners::Old => shape.close = (rng.u8(..) < 100).then(|| false),
+            Manners::Old if rng.bool() => (shape.delimited, shape.close) = (Delimited::Close, Some(true)),
+            Manners::Old => shape.close = (rng.u8(..) < 100).then_some(false),
             Manners::Broken => match rng.u8(..100) {
                 0..35 => return Act::Break(FAULTS[rng.usize(..FAULTS.len())]),
                 35..40 => return Act::Fail,
@@ -286,7 +289,7 @@ impl Desk {
 
     /// Never leaves a connection that could be used again.
     async fn go_wrong(&self, wire: &mut Wire, ask: &Ask, fault: Fault) -> io::Result<bool> {
-        let delimited = if self.rng.borrow_mut().bool() { Delimited::ByChunks } else { Delimited::ByLength };
+        let delimited = if self.rng.borrow_mut().bool() { Delimited::Chunks } else { Delimited::Length };
         let pieces = ask.answer();
         match fault {
             Fault::CloseBefore | Fault::ResetBefore | Fault::StallBefore => {}
@@ -331,7 +334,7 @@ async fn answer(wire: &mut Wire, ask: &Ask, shape: &Shape) -> io::Result<bool> {
         pause(shape.between).await;
         wire.send(&frame(piece, shape.delimited)).await?;
     }
-    if shape.delimited == Delimited::ByChunks {
+    if shape.delimited == Delimited::Chunks {
         wire.send(LAST_CHUNK).await?;
     }
     Ok(shape.close.is_none())
@@ -342,9 +345,9 @@ const LAST_CHUNK: &[u8] = b"0\r\nx-trailer: is not passed on\r\n\r\n";
 fn head(ask: &Ask, delimited: Delimited, close: Option<bool>, pieces: &[Vec<u8>]) -> Vec<u8> {
     let media = if ask.stream { "text/event-stream" } else { "application/json" };
     let framing = match delimited {
-        Delimited::ByChunks => "Transfer-Encoding: chunked\r\n".to_owned(),
-        Delimited::ByLength => format!("Content-Length: {}\r\n", pieces.iter().map(Vec::len).sum::<usize>()),
-        Delimited::ByClose => String::new(),
+        Delimited::Chunks => "Transfer-Encoding: chunked\r\n".to_owned(),
+        Delimited::Length => format!("Content-Length: {}\r\n", pieces.iter().map(Vec::len).sum::<usize>()),
+        Delimited::Close => String::new(),
     };
     let close = if close == Some(true) { "Connection: close\r\n" } else { "" };
     format!("HTTP/1.1 200 OK\r\nContent-Type: {media}\r\n{framing}{close}\r\n").into_bytes()
@@ -352,7 +355,7 @@ fn head(ask: &Ask, delimited: Delimited, close: Option<bool>, pieces: &[Vec<u8>]
 
 fn framed(pieces: &[Vec<u8>], delimited: Delimited) -> Vec<u8> {
     let mut whole: Vec<u8> = pieces.iter().flat_map(|piece| frame(piece, delimited)).collect();
-    if delimited == Delimited::ByChunks {
+    if delimited == Delimited::Chunks {
         whole.extend_from_slice(LAST_CHUNK);
     }
     whole
@@ -360,9 +363,9 @@ fn framed(pieces: &[Vec<u8>], delimited: Delimited) -> Vec<u8> {
 
 fn frame(piece: &[u8], delimited: Delimited) -> Vec<u8> {
     match delimited {
-        Delimited::ByChunks if piece.is_empty() => Vec::new(),
-        Delimited::ByChunks => [format!("{:X};n=1\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat(),
-        Delimited::ByLength | Delimited::ByClose => piece.to_vec(),
+        Delimited::Chunks if piece.is_empty() => Vec::new(),
+        Delimited::Chunks => [format!("{:X};n=1\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat(),
+        Delimited::Length | Delimited::Close => piece.to_vec(),
     }
 }
 
