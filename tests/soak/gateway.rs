@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -27,7 +26,6 @@ pub struct Gateway {
     pub addr: SocketAddr,
     child: Child,
     log: Arc<Mutex<Log>>,
-    config: PathBuf,
 }
 
 #[derive(Default)]
@@ -68,7 +66,9 @@ impl Gateway {
         thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
         let log_now = || log.lock().expect("nobody panics with the log").last.make_contiguous().join("\n");
         let addr = addr.unwrap_or_else(|| panic!("no address in {first:?}\n{}", log_now()));
-        Gateway { addr, child, log, config }
+        // It has been read.
+        let _ = std::fs::remove_file(&config);
+        Gateway { addr, child, log }
     }
 
     pub fn pid(&self) -> u32 {
@@ -132,7 +132,6 @@ impl Drop for Gateway {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = std::fs::remove_file(&self.config);
     }
 }
 
