@@ -17,18 +17,20 @@
 //! | 1 | [`config`] | YAML -> validated [`config::Config`]; `${ENV}`; secrets |
 //! | 0 | [`error`] | one `Error`; status and JSON are decided only there |
 //! | 0 | [`log`] | one line an event, on standard error |
+//! | 0 | [`edits`] | how far two words are apart |
 //!
 //! A request's way: `server` reads a head and a body through `http1`, `openai` peeks at `model`, `registry`
 //! names the provider, `provider` waits for a permit of its scheduler and spends it on `upstream`, and `server`
 //! relays the answer as it comes.
 //!
-//! Everything but DNS look-ups and TLS handshakes runs on one thread, on a `LocalExecutor`: no room needs a lock, and on
+//! Everything but DNS look-ups, TLS handshakes and the writing of the log runs on one thread, on a `LocalExecutor`: no room needs a lock, and on
 //! a Raspberry Pi three cores stay free.
 
 pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod edits;
 pub mod error;
 pub mod http1;
 pub mod log;

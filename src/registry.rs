@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use crate::config::Provider;
+use crate::edits::edits;
 use crate::error::Error;
 use crate::openai::Model;
 
@@ -141,23 +142,8 @@ fn likeness(a: &str, b: &str) -> Option<usize> {
         // All that is missing has to be inserted, and nothing else.
         return Some(longer - shorter);
     }
-    let distance = edit_distance(&a_chars, &b_chars);
+    let distance = edits(&a_chars, &b_chars);
     (distance <= longer / 3).then_some(distance)
-}
-
-/// Levenshtein's: the fewest insertions, deletions and replacements of one character, computed row by row.
-fn edit_distance(a: &[char], b: &[char]) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(from != to);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -301,16 +287,6 @@ mod tests {
         assert!(nearest(&registry, &long).is_empty());
     }
 
-    #[test]
-    fn edits_are_counted() {
-        for (a, b, distance) in
-            [("", "", 0), ("", "abc", 3), ("abc", "", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2), ("é", "e", 1)]
-        {
-            let chars = |text: &str| text.chars().collect::<Vec<_>>();
-            assert_eq!(edit_distance(&chars(a), &chars(b)), distance, "{a} {b}");
-        }
-    }
-
     proptest! {
         /// Two-letter names with slashes collide all the time.
         #[test]
@@ -369,7 +345,7 @@ mod tests {
 
         #[test]
         fn distance_is_a_metric(a in "[ab]{0,6}", b in "[ab]{0,6}", c in "[ab]{0,6}") {
-            let distance = |a: &str, b: &str| edit_distance(&a.chars().collect::<Vec<_>>(), &b.chars().collect::<Vec<_>>());
+            let distance = |a: &str, b: &str| edits(&a.chars().collect::<Vec<_>>(), &b.chars().collect::<Vec<_>>());
             prop_assert_eq!(distance(&a, &b), distance(&b, &a));
             prop_assert_eq!(distance(&a, &b) == 0, a == b);
             prop_assert!(distance(&a, &c) <= distance(&a, &b) + distance(&b, &c));
