@@ -3,7 +3,7 @@
 mod support;
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
 use std::thread;
@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use support::{
-    Client, Ended, Ending, Gate, Gateway, PATIENCE, Process, Reply, Response, UNSHAPED, Upstream, get, post,
-    provider_yaml, spaced, sse,
+    Client, ClosedPort, Ended, Ending, Gate, Gateway, PATIENCE, Process, Reply, Response, UNSHAPED, Upstream, get,
+    post, provider_yaml, spaced, sse,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -292,8 +292,8 @@ fn who_backs_off_when_the_gateway_goes_down_is_answered_at_once() {
 /// A pipe holds 64 KiB; what is logged here is more.
 #[test]
 fn a_standard_error_that_nobody_reads_stops_nobody() {
-    let closed = TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("it is bound");
-    let config = Process::config("", &provider_yaml("p", closed, &["m"], UNSHAPED, ""));
+    let closed = ClosedPort::new();
+    let config = Process::config("", &provider_yaml("p", closed.addr(), &["m"], UNSHAPED, ""));
     let gateway = Process::serve_unread(&config);
     let mut client = Client::connect(gateway.addr());
     for _ in 0..1000 {

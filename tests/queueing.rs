@@ -7,12 +7,12 @@
 
 mod support;
 
-use std::net::TcpListener;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use support::{
-    Client, Gateway, PATIENCE, Recorded, Reply, Upstream, burst, get, post, provider_at, provider_yaml, spaced,
+    Client, ClosedPort, Gateway, PATIENCE, Recorded, Reply, Upstream, burst, get, post, provider_at, provider_yaml,
+    spaced,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -245,8 +245,8 @@ fn the_connection_stands_before_its_slot() {
 
 #[test]
 fn a_connection_that_cannot_be_made_costs_no_slot_and_is_no_hang_up() {
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let gateway = Gateway::start(&provider_yaml("p", closed, &["m"], &spaced(NEVER_MS), ""));
+    let closed = ClosedPort::new();
+    let gateway = Gateway::start(&provider_yaml("p", closed.addr(), &["m"], &spaced(NEVER_MS), ""));
     for _ in 0..3 {
         assert_eq!(post(gateway.addr(), CHAT, BODY).status, 502);
     }

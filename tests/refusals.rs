@@ -7,7 +7,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::thread;
 
 use support::{
-    Client, Gateway, PATIENCE, Reply, Response, UNSHAPED, Upstream, get, post, provider_at, provider_yaml, spaced,
+    Client, ClosedPort, Gateway, PATIENCE, Reply, Response, UNSHAPED, Upstream, get, post, provider_at, provider_yaml,
+    spaced,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -200,8 +201,8 @@ fn without_an_auth_token_any_key_or_none_is_accepted() {
 
 #[test]
 fn a_provider_whose_port_is_closed_is_unreachable() {
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let refused = answer_of(&format!("http://{closed}/v1"), "api_key: sk-own");
+    let closed = ClosedPort::new();
+    let refused = answer_of(&format!("http://{}/v1", closed.addr()), "api_key: sk-own");
     assert_refused(&refused, 502, "upstream_unreachable", &["the-provider", "refused"]);
 }
 

@@ -3,13 +3,14 @@
 mod support;
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use limitrate::config;
 use limitrate::server::Server;
-use support::{Client, Gateway, PATIENCE, Reply, UNSHAPED, Upstream, get, post, provider_at, provider_yaml};
+use support::{
+    Client, ClosedPort, Gateway, PATIENCE, Reply, UNSHAPED, Upstream, get, post, provider_at, provider_yaml,
+};
 
 const KEY: &str = "sk-5ecret-of-the-provider";
 const HEADER: &str = "s3cret-in-a-header";
@@ -55,11 +56,11 @@ fn pages(base_url: &str) -> Vec<String> {
 
 #[test]
 fn no_page_and_no_refusal_shows_a_key() {
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = ClosedPort::new();
     let (fine, stalling) = (Upstream::start([Reply::ok()]), Upstream::start([Reply::Stall]));
     for base_url in [
-        format!("http://{closed}/v1"),
-        format!("https://{closed}/v1"),
+        format!("http://{}/v1", closed.addr()),
+        format!("https://{}/v1", closed.addr()),
         format!("http://{}.invalid/v1", "a".repeat(64)),
         format!("http://{}/v1", stalling.addr()),
         format!("http://{}/v1", fine.addr()),
@@ -122,8 +123,8 @@ fn the_faults_of_a_file_show_no_key() {
 
 #[test]
 fn the_program_prints_no_key_when_it_checks_starts_and_logs() {
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let provider = provider_at("p", &format!("http://{closed}/v1"), &["m"], UNSHAPED, EXTRAS);
+    let closed = ClosedPort::new();
+    let provider = provider_at("p", &format!("http://{}/v1", closed.addr()), &["m"], UNSHAPED, EXTRAS);
     let server = "server:\n  host: 127.0.0.1\n  port: 0\n  auth_token: ${TOKEN}\n";
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("secrets.yaml");
     std::fs::write(&file, format!("{server}providers:\n{provider}")).unwrap();

@@ -168,6 +168,7 @@ fn last_of_stack(error: &async_native_tls::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::net::{AddressFamily, SocketType};
     use std::net::TcpListener;
 
     fn address(text: &str) -> SocketAddr {
@@ -184,7 +185,10 @@ mod tests {
     #[test]
     fn a_dead_address_gives_way_to_a_living_one() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        // Bound and not listening: nobody else can be given this port meanwhile.
+        let bound = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        rustix::net::bind(&bound, &address("127.0.0.1:0")).unwrap();
+        let dead = rustix::net::getsockname(&bound).unwrap().try_into().unwrap();
         let living = listener.local_addr().unwrap();
         let tcp = smol::block_on(connect_any(vec![dead, living])).unwrap();
         assert_eq!(tcp.peer_addr().unwrap(), living);

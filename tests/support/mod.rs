@@ -8,6 +8,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod client;
+mod closed;
 mod gateway;
 mod process;
 pub mod sse;
@@ -15,6 +16,7 @@ mod upstream;
 mod wire;
 
 pub use client::{Chunk, Client, Ended, Response, get, post};
+pub use closed::ClosedPort;
 pub use gateway::{Gateway, UNSHAPED, burst, provider_at, provider_yaml, spaced};
 pub use process::Process;
 pub use upstream::{Ending, Gate, Gone, Recorded, Reply, Upstream};
