@@ -146,11 +146,10 @@ fn the_program_prints_no_key_when_it_checks_starts_and_logs() {
     let mut client = Client::connect(address.and_then(|address| address.parse().ok()).expect("the address is printed"));
     client.post_json_with("/v1/chat/completions", &format!("Authorization: Bearer {TOKEN}\r\n"), r#"{"model":"m"}"#);
     assert_eq!(client.read_response().status, 502);
-    let mut stderr = BufReader::new(serving.0.stderr.take().unwrap());
-    stderr.read_line(&mut printed).unwrap();
-    serving.0.kill().unwrap();
+    drop(client);
+    kill_process(Pid::from_child(&serving.0), Signal::TERM).unwrap();
     stdout.read_to_string(&mut printed).unwrap();
-    stderr.read_to_string(&mut printed).unwrap();
+    serving.0.stderr.take().unwrap().read_to_string(&mut printed).unwrap();
     assert!(printed.contains("cannot be reached"), "the failure was logged: {printed}");
     assert_no_secret("the program", &printed);
 }
