@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use limitrate::config;
 use limitrate::server::Server;
+use rustix::process::{Pid, Signal, kill_process};
 use support::{
     Client, ClosedPort, Gateway, PATIENCE, Reply, UNSHAPED, Upstream, get, post, provider_at, provider_yaml,
 };
