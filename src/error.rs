@@ -389,6 +389,10 @@ fn whole_seconds(wait: Duration) -> u64 {
 
 /// `90 s`, `1.5 s`: to a tenth.
 fn seconds(duration: Duration) -> String {
+    let minutes = duration.as_secs() / 60;
+    if minutes >= 60 {
+        return format!("{} h {} min", minutes / 60, minutes % 60);
+    }
     let tenths = (duration.as_millis() + 50) / 100;
     match (tenths / 10, tenths % 10) {
         (whole, 0) => format!("{whole} s"),

@@ -264,12 +264,59 @@ async fn timer(duration: Duration) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::path::Path;
+    use std::time::{Instant, SystemTime};
+
     use super::*;
+    use crate::config;
+    use crate::registry::Registry;
+    use crate::server::budget::Budget;
+    use crate::server::lifecycle::Lifecycle;
+
+    /// A gateway that knows a model and has no provider for it: asking for that model panics.
+    fn broken_gateway() -> (Rc<Gateway>, Lifecycle) {
+        let text = "providers: [{name: p, base_url: 'http://x/v1', models: [m], rate_limit: {rpm: 1}}]";
+        let config = config::parse(text, Path::new("config.yaml"), &|_| None).unwrap();
+        let (lifecycle, draining, aborting) = Lifecycle::new();
+        let gateway = Gateway {
+            registry: Registry::new(&config.providers),
+            budget: Budget::new(config.server.max_buffered_bytes),
+            config: config.server,
+            providers: Vec::new(),
+            started: Instant::now(),
+            created: SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs(),
+            draining,
+            aborting,
+        };
+        (Rc::new(gateway), lifecycle)
+    }
+
+    fn answer_of(gateway: &Rc<Gateway>, request: String) -> String {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut caller = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let stream = TcpStream::try_from(listener.accept().unwrap().0).unwrap();
+        let asking = std::thread::spawn(move || {
+            caller.write_all(request.as_bytes()).unwrap();
+            let mut answer = String::new();
+            caller.read_to_string(&mut answer).unwrap();
+            answer
+        });
+        let (alive, _open) = async_channel::bounded(1);
+        smol::block_on(serve(gateway.clone(), stream, alive));
+        asking.join().unwrap()
+    }
 
     #[test]
-    fn a_panic_is_contained() {
-        let outcome = smol::block_on(contain(async { if true { panic!("on purpose") } else { 1 } }));
-        assert!(matches!(outcome, Err(Panicked)));
-        assert!(matches!(smol::block_on(contain(async { 2 })), Ok(2)));
+    fn a_panic_is_a_500_for_its_caller_and_nothing_to_anybody_else() {
+        let (gateway, _lifecycle) = broken_gateway();
+        let body = r#"{"model":"m"}"#;
+        let chat =
+            format!("POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let answer = answer_of(&gateway, chat);
+        assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
+        assert!(answer.contains("internal_error") && answer.contains("Connection: close"), "{answer}");
+        let health = "GET /admin/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_owned();
+        assert!(answer_of(&gateway, health).starts_with("HTTP/1.1 200 "));
     }
 }
