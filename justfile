@@ -39,3 +39,7 @@ demo:
 # The small static binary, in target/<host>/release/limitrate
 release:
     RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target "$(rustc -vV | sed -n 's/^host: //p')"
+
+# Advisories, licences and sources of what is built in; needs cargo-deny
+deny:
+    cargo deny check
