@@ -12,7 +12,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::{
     Client, Ended, Ending, Gate, Gateway, PATIENCE, Recorded, Reply, Response, UNSHAPED, Upstream, post, provider_yaml,
     spaced, sse,
@@ -430,6 +430,44 @@ fn a_file_without_these_limits_shows_none_of_them() {
     assert_eq!(stats["effective_rpm"], 60.0);
     assert_eq!(post(gateway.addr(), CHAT, BODY).status, 200);
     assert_eq!(assert_held(&gateway, 0, "cadence")["observed_rpm"], 1);
+}
+
+#[test]
+fn the_statistics_show_every_limit_as_it_is_configured() {
+    let upstream = Upstream::start([Reply::ok()]);
+    let models = [
+        "plain",
+        "{id: paced, rate_limit: {mode: burst, rpm: 30, capacity: 3, strict_window: true, window_margin_ms: 250, tpm: 800}}",
+        "{id: counted, rate_limit: {rpd: 5, day_resets_at: rolling, max_concurrent: 2}}",
+    ];
+    let limits = "{mode: burst, rpm: 240, capacity: 4, max_wait_seconds: 12.5, strict_window: true, window_margin_ms: 1500, \
+                  rpd: 900, day_resets_at: \"00:00-08:00\", tpm: 70000, max_concurrent: 6, cooldown: model, \
+                  adaptive: true}";
+    let more = "max_queue: 77\nretry: {attempts: 5, statuses: [429, 502], max_cooldown_seconds: 45.5}";
+    let gateway = Gateway::start(&provider_yaml("p", upstream.addr(), &models, limits, more));
+    let stats = gateway.stats()["providers"][0].take();
+    let wanted = json!({
+        "provider": "p", "mode": "burst", "interval_seconds": 0.25, "capacity": 4, "rpm": 240.0,
+        "max_wait_seconds": 12.5, "max_queue": 77, "window": 240, "window_margin_ms": 1500, "rpd": 900,
+        "day_resets_at": "08:00", "tpm": 70000, "max_concurrent": 6, "cooldown": "model", "adaptive": true,
+        "retry": {"attempts": 5, "statuses": [429, 502], "max_cooldown_seconds": 45.5},
+        "effective_rpm": 240.0,
+        "model_limits": [
+            {
+                "model": "paced", "mode": "burst", "interval_seconds": 2.0, "capacity": 3, "rpm": 30.0,
+                "window": 30, "window_margin_ms": 250, "rpd": null, "day_resets_at": null, "tpm": 800,
+                "max_concurrent": null,
+            },
+            {
+                "model": "counted", "mode": null, "interval_seconds": null, "capacity": null, "rpm": null,
+                "window": null, "window_margin_ms": 500, "rpd": 5, "day_resets_at": "rolling", "tpm": null,
+                "max_concurrent": 2,
+            },
+        ],
+    });
+    for (key, value) in wanted.as_object().expect("an object") {
+        assert_eq!(&stats[key], value, "{key}");
+    }
 }
 
 // --- limits of a model

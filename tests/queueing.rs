@@ -10,9 +10,10 @@ mod support;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use serde_json::json;
 use support::{
-    Client, ClosedPort, Gateway, PATIENCE, Recorded, Reply, Upstream, burst, get, post, provider_at, provider_yaml,
-    spaced,
+    Client, ClosedPort, Ending, Gate, Gateway, PATIENCE, Recorded, Reply, Upstream, burst, get, post, provider_at,
+    provider_yaml, spaced,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -352,6 +353,43 @@ fn the_stats_count_the_queue_down_below_zero() {
         (&stats["queue_wait_seconds"]["count"], &stats["upstream_latency_seconds"]["count"]),
         (&1.into(), &1.into())
     );
+}
+
+#[test]
+fn the_stats_add_up_the_waits_and_the_latencies_and_keep_the_longest() {
+    let thinking = Duration::from_millis(100);
+    let gate = Gate::closed();
+    let held = Reply::pieces(&[b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"], &gate, Ending::Complete);
+    let upstream = Upstream::start([held, Reply::ok()]);
+    let gateway = gateway(&upstream, &spaced(400));
+    let zero = json!({"count": 0, "sum": 0.0, "max": 0.0});
+    let fresh = gateway.wait_queued(0);
+    assert_eq!((&fresh["queue_wait_seconds"], &fresh["upstream_latency_seconds"]), (&zero, &zero));
+
+    let start = Instant::now();
+    let mut callers = ["a", "b", "c"].map(|tag| ask(&gateway, tag));
+    upstream.wait_requests(1, PATIENCE);
+    thread::sleep(thinking);
+    gate.release(usize::MAX);
+    let told = callers.each_mut().map(|caller| {
+        let waited = caller.read_response().header("x-limitrate-queued-ms").expect("the wait is told");
+        waited.parse::<f64>().expect("milliseconds") / 1000.0
+    });
+    let took = start.elapsed().as_secs_f64();
+
+    let stats = gateway.wait_stats(|stats| stats["in_flight"] == 0, PATIENCE);
+    let summary = |name: &str| {
+        assert_eq!(stats[name]["count"], 3, "{name}");
+        ["sum", "max"].map(|part| stats[name][part].as_f64().expect("a number"))
+    };
+    // Each is told in whole milliseconds.
+    let [sum, max] = summary("queue_wait_seconds");
+    assert!((sum - told.iter().sum::<f64>()).abs() < 0.004, "{sum}, told {told:?}");
+    assert!((max - told.into_iter().fold(0.0, f64::max)).abs() < 0.002, "{max}, told {told:?}");
+    assert!(max < sum && max <= took, "{max} of {sum} within {took}");
+    let [sum, max] = summary("upstream_latency_seconds");
+    assert!(max >= thinking.as_secs_f64() && max <= took, "{max} within {took}");
+    assert!(max < sum && sum <= 3.0 * max, "{max} of {sum}");
 }
 
 #[test]

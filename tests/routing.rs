@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::Instant;
+
 use serde_json::json;
 use support::{Gateway, PATIENCE, Reply, UNSHAPED, Upstream, get, post, provider_at, provider_yaml};
 
@@ -167,6 +169,18 @@ fn the_path_and_the_query_go_to_any_base_url() {
             assert_eq!(request.header("host"), Some(upstream.addr().to_string()));
         }
     }
+}
+
+#[test]
+fn the_health_page_tells_the_version_and_the_whole_seconds_since_the_start() {
+    let before = Instant::now();
+    let Pair { gateway, .. } = pair();
+    let answer = get(gateway.addr(), "/admin/health");
+    assert_eq!((answer.status, answer.header("content-type").as_deref()), (200, Some("application/json")));
+    let mut health = answer.json();
+    let uptime = health["uptime_seconds"].take();
+    assert!(uptime.as_u64().is_some_and(|seconds| seconds <= before.elapsed().as_secs()), "{uptime}");
+    assert_eq!(health, json!({"status": "ok", "version": env!("CARGO_PKG_VERSION"), "uptime_seconds": null}));
 }
 
 #[test]

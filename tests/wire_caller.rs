@@ -474,6 +474,8 @@ fn requests_past_max_queue_are_told_so_and_room_is_used_again() {
     assert_eq!((refused.status, refused.code().as_str()), (503, "queue_full"));
     let retry_after: u64 = refused.header("retry-after").expect("says when to come back").parse().expect("seconds");
     assert!((1..=30).contains(&retry_after), "{retry_after}");
+    let stats = gateway.wait_queued(1);
+    assert_eq!((&stats["rejected_full"], &stats["rejected_wait"]), (&1.into(), &0.into()));
     drop(queued);
     gateway.wait_queued(0);
     let _queued = ask();

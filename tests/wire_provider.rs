@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use support::{
-    Client, Ended, Ending, Gate, Gateway, Gone, PATIENCE, Reply, Response, UNSHAPED, Upstream, post, provider_at,
-    provider_yaml, spaced, sse,
+    Client, Ended, Ending, Gate, Gateway, Gone, PATIENCE, Process, Reply, Response, UNSHAPED, Upstream, post,
+    provider_at, provider_yaml, spaced, sse,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -508,6 +508,30 @@ fn a_name_with_several_addresses_is_reached_at_the_one_that_answers() {
     assert_eq!(post(gateway.addr(), CHAT, BODY).status, 200);
     let host = format!("localhost:{}", upstream.addr().port());
     assert_eq!(upstream.requests()[0].header("host"), Some(host));
+}
+
+#[test]
+fn both_ends_speak_ipv6_where_the_addresses_are_of_it() {
+    let listener = match TcpListener::bind("[::1]:0") {
+        Ok(listener) => listener,
+        Err(error) => return eprintln!("not tested, ::1 can't be bound here: {error}"),
+    };
+    let addr = listener.local_addr().unwrap();
+    let provider = thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        let head = read_head(&mut stream);
+        stream.read_exact(&mut [0; BODY.len()]).unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello").unwrap();
+        String::from_utf8(head).unwrap().to_ascii_lowercase()
+    });
+    let providers = provider_yaml("p", addr, &["m"], UNSHAPED, "");
+    let text = format!("server: {{host: \"::1\", port: 0}}\nproviders:\n{providers}");
+    let gateway = Process::serve(&Process::file("config.yaml", &text));
+    assert!(gateway.addr().is_ipv6(), "{}", gateway.addr());
+    let answer = post(gateway.addr(), CHAT, BODY);
+    assert_eq!((answer.status, answer.text().as_str()), (200, "hello"), "{answer:?}");
+    let head = provider.join().unwrap();
+    assert!(head.contains(&format!("\r\nhost: {addr}\r\n")), "{head}");
 }
 
 fn read_head(stream: &mut TcpStream) -> Vec<u8> {

@@ -170,9 +170,18 @@ mod tests {
     use super::*;
     use rustix::net::{AddressFamily, SocketType};
     use std::net::TcpListener;
+    use std::os::fd::OwnedFd;
 
     fn address(text: &str) -> SocketAddr {
         text.parse().unwrap()
+    }
+
+    /// Bound and not listening: nobody else can be given this port while the socket is held.
+    fn dead_address() -> (OwnedFd, SocketAddr) {
+        let bound = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        rustix::net::bind(&bound, &address("127.0.0.1:0")).unwrap();
+        let dead = rustix::net::getsockname(&bound).unwrap().try_into().unwrap();
+        (bound, dead)
     }
 
     #[test]
@@ -185,13 +194,32 @@ mod tests {
     #[test]
     fn a_dead_address_gives_way_to_a_living_one() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        // Bound and not listening: nobody else can be given this port meanwhile.
-        let bound = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
-        rustix::net::bind(&bound, &address("127.0.0.1:0")).unwrap();
-        let dead = rustix::net::getsockname(&bound).unwrap().try_into().unwrap();
+        let (_bound, dead) = dead_address();
         let living = listener.local_addr().unwrap();
         let tcp = smol::block_on(connect_any(vec![dead, living])).unwrap();
         assert_eq!(tcp.peer_addr().unwrap(), living);
         assert!(smol::block_on(connect_any(vec![dead])).is_err());
+    }
+
+    #[test]
+    fn a_silent_address_shares_with_a_living_one_after_a_moment() {
+        // With its backlog full, the kernel drops every further SYN to this port.
+        let full = TcpListener::bind("127.0.0.1:0").unwrap();
+        let silent = full.local_addr().unwrap();
+        rustix::net::listen(&full, 0).unwrap();
+        let fill = || std::net::TcpStream::connect_timeout(&silent, Duration::from_millis(200)).ok();
+        let _filled: Vec<_> = std::iter::from_fn(fill).collect();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let living = listener.local_addr().unwrap();
+        // A dead one between them: while the first is silent, the others still give way to each other.
+        let (_bound, dead) = dead_address();
+
+        for addresses in [vec![silent, living], vec![silent, dead, living]] {
+            let start = Instant::now();
+            let tcp = smol::block_on(connect_any(addresses)).unwrap();
+            assert_eq!(tcp.peer_addr().unwrap(), living);
+            let took = start.elapsed();
+            assert!((NEXT_ADDRESS_AFTER..Duration::from_secs(10)).contains(&took), "{took:?}");
+        }
     }
 }
