@@ -17,6 +17,7 @@
 //! | 1 | [`config`] | YAML -> validated [`config::Config`]; `${ENV}`; secrets |
 //! | 0 | [`error`] | one `Error`; status and JSON are decided only there |
 //! | 0 | [`log`] | one line an event, on standard error |
+//! | 0 | [`deadline`] | work that may not take for ever |
 //! | 0 | [`edits`] | how far two words are apart |
 //!
 //! A request's way: `server` reads a head and a body through `http1`, `openai` peeks at `model`, `registry`
@@ -29,6 +30,7 @@
 pub mod admin;
 pub mod cli;
 pub mod config;
+pub mod deadline;
 pub mod demo;
 pub mod edits;
 pub mod error;

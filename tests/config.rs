@@ -12,6 +12,15 @@ use proptest::prelude::*;
 
 const FIXTURES: &str = "tests/fixtures/config";
 
+/// What a file without further limits comes to.
+const NO_BUDGET: Budget = Budget {
+    window: None,
+    window_margin: Duration::from_millis(500),
+    day: None,
+    tokens_per_minute: None,
+    max_concurrent: None,
+};
+
 /// The environment of every test here. No fault may show what a variable holds.
 fn env(name: &str) -> Option<String> {
     let value = match name {
@@ -116,13 +125,7 @@ fn defaults() {
     assert_eq!((provider.max_queue, provider.pool_max_idle), (1000, 16));
     assert_eq!(provider.pool_idle, Duration::from_secs(50));
 
-    let budget = Budget {
-        window: None,
-        window_margin: Duration::from_millis(500),
-        day: None,
-        tokens_per_minute: None,
-        max_concurrent: None,
-    };
+    let budget = NO_BUDGET;
     let pace = Pace { mode: Mode::Spaced, rpm: None, interval: Duration::from_millis(2500), capacity: 1 };
     let expected = RateLimit { pace, budget, max_wait: None, cooldown: CooldownScope::Auto, adaptive: false };
     assert_eq!(provider.rate_limit, expected);
@@ -184,13 +187,7 @@ fn every_key_arrives() {
 /// The provider's limits and its models', in the order of the file.
 #[test]
 fn limits_of_every_kind_arrive() {
-    let budget = Budget {
-        window: None,
-        window_margin: Duration::from_millis(500),
-        day: None,
-        tokens_per_minute: None,
-        max_concurrent: None,
-    };
+    let budget = NO_BUDGET;
     let config = load_valid("limits.yaml");
     let [window, strict, nothing] = config.providers.as_slice() else { panic!("{config:?}") };
 

@@ -7,13 +7,11 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::time::Duration;
 
-use async_io::Timer;
 use async_net::{Shutdown, TcpStream};
-use futures_lite::future;
 use futures_lite::io::{AsyncReadExt, AsyncWrite};
-use smol::future::FutureExt;
 
 use super::lifecycle::Phase;
+use crate::deadline::within;
 use crate::error::Error;
 use crate::http1::{self, BodyLength, FINAL_CHUNK, RequestHead};
 
@@ -122,8 +120,8 @@ impl Caller {
         self.json(error.status(), &headers, error.to_json().as_bytes()).await
     }
 
-    /// Queues the head of a relayed answer; it goes out with the first bytes of the body. `length` is the length of the
-    /// body where the provider told it. An answer without a request id gets ours.
+    /// Queues the head of a relayed answer; it goes out with the first bytes of the body. `length` is how the body comes; a
+    /// caller that knows no chunks gets it until the close.
     pub fn begin<'a>(
         &mut self,
         status: u16,
@@ -182,12 +180,8 @@ impl Caller {
             self.began = true;
             let (stream, bytes) = (&mut self.stream, &self.out[from..]);
             let write = poll_fn(|cx| Pin::new(&mut *stream).poll_write(cx, bytes));
-            let stalled = async {
-                Timer::after(self.write_timeout).await;
-                Err(std::io::ErrorKind::TimedOut.into())
-            };
-            match future::or(write, stalled).await {
-                Ok(written) if written > 0 => from += written,
+            match within(self.write_timeout, write).await {
+                Some(Ok(written @ 1..)) => from += written,
                 _ => return Err(Gone),
             }
         }
@@ -210,10 +204,7 @@ impl Caller {
                 }
             }
         };
-        let enough = async {
-            Timer::after(LINGER).await;
-        };
-        drain.or(enough).await;
+        within(LINGER, drain).await;
     }
 
     /// The id of the answer under way.

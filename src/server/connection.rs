@@ -6,14 +6,12 @@
 //! caller who has sent more than a head's worth of those ahead is watched by our writes alone.
 
 use std::convert::Infallible;
-use std::io;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_channel::Sender;
-use async_io::{Async, Timer};
+use async_io::Async;
 use async_net::TcpStream;
 use futures_lite::FutureExt;
 use futures_lite::future;
@@ -21,6 +19,7 @@ use futures_lite::future;
 use super::budget::Body;
 use super::caller::{Caller, Gone};
 use super::{Gateway, routes};
+use crate::deadline::within;
 use crate::error::Error;
 use crate::http1::{self, BodyDecoder, Framing, ReadError, Reader, RequestHead};
 use crate::log;
@@ -109,27 +108,24 @@ impl Connection {
             }
             true
         };
-        let nothing = async {
-            future::or(timer(patience), self.gateway.draining.begins()).await;
+        let going_down = async {
+            self.gateway.draining.begins().await;
             false
         };
-        future::or(filled, nothing).await
+        within(patience, future::or(filled, going_down)).await.unwrap_or(false)
     }
 
     async fn head(&mut self) -> Result<Option<RequestHead>, Error> {
         let config = &self.gateway.config;
         let read = http1::read_request_head(&mut self.reader, config.max_head_bytes);
-        let late = async {
-            timer(config.header_timeout).await;
-            Err(ReadError::Refused(Error::RequestTimeout { part: "head", waited: config.header_timeout }))
-        };
-        match future::or(read, late).await {
-            Ok(head) => Ok(head),
-            Err(ReadError::Refused(error)) => Err(error),
-            Err(ReadError::Eof) => {
+        match within(config.header_timeout, read).await {
+            Some(Ok(head)) => Ok(head),
+            Some(Err(ReadError::Refused(error))) => Err(error),
+            Some(Err(ReadError::Eof)) => {
                 Err(Error::MalformedRequest { detail: "the connection ended inside the request head".into() })
             }
-            Err(ReadError::Io(_)) => Ok(None),
+            Some(Err(ReadError::Io(_))) => Ok(None),
+            None => Err(Error::RequestTimeout { part: "head", waited: config.header_timeout }),
         }
     }
 
@@ -165,20 +161,14 @@ impl Connection {
 
     async fn more_body(&mut self, decoder: &BodyDecoder) -> Result<(), Stopped> {
         let waited = self.gateway.config.body_timeout;
-        let late = async {
-            timer(waited).await;
-            Err(io::ErrorKind::TimedOut.into())
-        };
-        match future::or(self.reader.fill(), late).await {
-            Ok(0) => {
+        match within(waited, self.reader.fill()).await {
+            Some(Ok(0)) => {
                 let came = decoder.payload_so_far();
                 Err(malformed(format!("the connection ended inside the request body, after {came} bytes")))
             }
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                Err(Stopped::Refuse(Error::RequestTimeout { part: "body", waited }))
-            }
-            Err(_) => Err(Stopped::Gone),
+            Some(Ok(_)) => Ok(()),
+            Some(Err(_)) => Err(Stopped::Gone),
+            None => Err(Stopped::Refuse(Error::RequestTimeout { part: "body", waited })),
         }
     }
 
@@ -256,10 +246,6 @@ async fn contain<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
         ));
         Panicked
     })
-}
-
-async fn timer(duration: Duration) {
-    Timer::after(duration).await;
 }
 
 #[cfg(test)]

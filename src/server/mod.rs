@@ -25,6 +25,7 @@ use futures_lite::{FutureExt, future};
 use smol::LocalExecutor;
 
 use crate::config::{self, Config};
+use crate::deadline::within;
 use crate::error::Error;
 use crate::log;
 use crate::provider::Provider;
@@ -162,10 +163,7 @@ async fn serve(
     let all_gone = async {
         let _ = gone.recv().await;
     };
-    let enough = async {
-        Timer::after(ABORT_GRACE).await;
-    };
-    future::or(all_gone, enough).await;
+    within(ABORT_GRACE, all_gone).await;
 }
 
 #[derive(PartialEq, Eq)]

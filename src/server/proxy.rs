@@ -31,11 +31,7 @@ pub async fn forward(gateway: &Gateway, head: &RequestHead, body: Body, caller: 
         };
         provider.exchange(head, body, ask).await
     };
-    let cut_off = async {
-        gateway.aborting.begins().await;
-        Err(Error::ShuttingDown)
-    };
-    let outcome = future::or(exchange, cut_off).await;
+    let outcome = unless_aborted(gateway, exchange).await;
     drop(reserved);
     match outcome {
         Ok(answer) => relay(gateway, answer, caller).await,
@@ -78,12 +74,17 @@ async fn relay(gateway: &Gateway, mut answer: Answer, caller: &mut Caller) -> Re
             unshared = 0;
             future::yield_now().await;
         }
-        let cut_off = async {
-            gateway.aborting.begins().await;
-            Err(Error::ShuttingDown)
-        };
-        waited = future::or(answer.wait(), cut_off).await;
+        waited = unless_aborted(gateway, answer.wait()).await;
     }
+}
+
+/// Waits for the provider for as long as the gateway lets running requests go on.
+async fn unless_aborted<T>(gateway: &Gateway, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let cut_off = async {
+        gateway.aborting.begins().await;
+        Err(Error::ShuttingDown)
+    };
+    future::or(work, cut_off).await
 }
 
 /// Queues the head: the provider's, less what belongs to its connection, plus what happened here.

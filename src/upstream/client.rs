@@ -3,16 +3,13 @@
 //! The permit is consumed here, so that a send without one does not compile. A connection returns to the pool only at
 //! the proven end of the response body.
 
-use std::io;
 use std::rc::Rc;
 use std::time::Duration;
-
-use async_io::Timer;
-use futures_lite::future;
 
 use super::Failure;
 use super::forward::Outgoing;
 use super::pool::{Connection, Pool};
+use crate::deadline::within;
 use crate::http1::{self, BodyDecoder, ReadFault, ResponseHead};
 use crate::shaping::scheduler::{InFlight, Permit};
 
@@ -50,12 +47,8 @@ pub async fn send(
 ) -> Result<Response, SendFailure> {
     let rested = connection.has_rested();
     connection.reader.get_mut().send(permit, request);
-    let head = async { http1::read_response_head(&mut connection.reader, false).await.map_err(Ending::Fault) };
-    let late = async {
-        Timer::after(timeout).await;
-        Err(Ending::Late)
-    };
-    let head = future::or(head, late).await;
+    let head = within(timeout, http1::read_response_head(&mut connection.reader, false)).await;
+    let head = head.map_or(Err(Ending::Late), |read| read.map_err(Ending::Fault));
     let sent = connection.reader.get_mut().take_sent();
     let (head, sent) = match (head, sent) {
         (Ok(head), Some(sent)) => (head, sent),
@@ -121,12 +114,8 @@ impl Body {
     /// Waits for more bytes, for up to `idle`. Cancel-safe.
     pub async fn wait(&mut self, idle: Duration) -> Result<(), Failure> {
         let Some(connection) = &mut self.connection else { return Ok(()) };
-        let late = async {
-            Timer::after(idle).await;
-            Err(io::ErrorKind::TimedOut.into())
-        };
-        match future::or(connection.reader.fill(), late).await {
-            Ok(0) => match self.decoder.at_eof() {
+        match within(idle, connection.reader.fill()).await {
+            Some(Ok(0)) => match self.decoder.at_eof() {
                 Ok(()) => {
                     self.pool = None;
                     self.finish();
@@ -134,11 +123,9 @@ impl Body {
                 }
                 Err(fault) => Err(self.broken(&fault)),
             },
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                Err(self.broken(&format_args!("it sent nothing for {} s", idle.as_secs_f64())))
-            }
-            Err(error) => Err(self.broken(&error)),
+            Some(Ok(_)) => Ok(()),
+            Some(Err(error)) => Err(self.broken(&error)),
+            None => Err(self.broken(&format_args!("it sent nothing for {} s", idle.as_secs_f64()))),
         }
     }
 

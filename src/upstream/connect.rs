@@ -8,7 +8,6 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use async_io::Timer;
 use async_native_tls::{Certificate, Protocol, TlsConnector};
 use async_net::TcpStream;
 use futures_lite::future::{self, Boxed};
@@ -17,6 +16,7 @@ use smol::lock::Semaphore;
 use super::Failure;
 use super::stream::{Stream, Transport};
 use crate::config::{self, BaseUrl};
+use crate::deadline::within;
 
 /// RFC 8305 section 5: how long an address may take before the next one is tried beside it.
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(300);
@@ -53,12 +53,8 @@ impl Connector {
     /// A fresh connection, within `connect_timeout_seconds` for all steps together.
     pub async fn connect(&self) -> Result<Stream, Failure> {
         let _turn = self.connecting.acquire().await;
-        let work = self.all_steps();
-        let deadline = async {
-            Timer::after(self.timeout).await;
-            Err(format!("no connection to {} within {} s", self.target(), self.timeout.as_secs_f64()))
-        };
-        future::or(work, deadline).await.map_err(Failure::Unreachable)
+        let late = || Err(format!("no connection to {} within {} s", self.target(), self.timeout.as_secs_f64()));
+        within(self.timeout, self.all_steps()).await.unwrap_or_else(late).map_err(Failure::Unreachable)
     }
 
     async fn all_steps(&self) -> Result<Stream, String> {
@@ -135,11 +131,7 @@ fn connect_any(mut addresses: Vec<SocketAddr>) -> Boxed<io::Result<TcpStream>> {
         if addresses.is_empty() {
             return attempt.await;
         }
-        let answered = future::or(async { Some((&mut attempt).await) }, async {
-            Timer::after(NEXT_ADDRESS_AFTER).await;
-            None
-        });
-        match answered.await {
+        match within(NEXT_ADDRESS_AFTER, &mut attempt).await {
             Some(Ok(tcp)) => Ok(tcp),
             Some(Err(_)) => connect_any(addresses).await,
             None => first_success(attempt, connect_any(addresses)).await,
