@@ -1,5 +1,7 @@
 //! Work that may not take for ever.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::time::Duration;
 
 use async_io::Timer;
@@ -7,11 +9,13 @@ use futures_lite::future;
 
 /// What `work` brings within `limit`; `None` if it takes longer, and then it is dropped.
 pub async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    // Polled where it is: wrapping it in another future would hold its state twice, in every connection.
+    let mut work = pin!(work);
     let late = async {
         Timer::after(limit).await;
         None
     };
-    future::or(async { Some(work.await) }, late).await
+    future::or(poll_fn(|cx| work.as_mut().poll(cx).map(Some)), late).await
 }
 
 #[cfg(test)]

@@ -195,7 +195,8 @@ impl Caller {
             return;
         }
         let drain = async {
-            let mut sink = [0; 4096];
+            // On the heap: in the future it would weigh on every connection that has not come to its end yet.
+            let mut sink = vec![0; 4096];
             let mut left = LINGER_BYTES;
             while let Ok(bytes @ 1..) = self.stream.read(&mut sink).await {
                 left = left.saturating_sub(bytes);
