@@ -1,6 +1,7 @@
 //! Everything that limitrate itself refuses or reports to a caller, in one enum.
 //!
-//! Status, JSON and extra headers of a refusal are decided here and nowhere else. Does not know about sockets.
+//! Status, JSON and extra headers of a refusal are decided here and nowhere else, in the shapes of the API that the caller
+//! speaks. Does not know about sockets.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,6 +18,26 @@ const OBEYED_RETRY_AFTER_SECONDS: u64 = 60;
 const CONNECTION_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// About the time that a supervisor takes to start the successor.
 const RESTART_RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// In whose shapes a caller is spoken to: those of the API that it called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// `{"error":{"message","type","param","code"}}`, and events without a name.
+    OpenAi,
+    /// `{"type":"error","error":{"type","message"}}`, and named events.
+    Anthropic,
+}
+
+impl Dialect {
+    /// That of a request with this target: Anthropic's for `/v1/messages` and everything below it.
+    pub fn of(target: &str) -> Dialect {
+        let path = target.split(['?', '#']).next().unwrap_or_default();
+        match path.strip_prefix("/v1/messages") {
+            Some(rest) if rest.is_empty() || rest.starts_with('/') => Dialect::Anthropic,
+            _ => Dialect::OpenAi,
+        }
+    }
+}
 
 /// A refusal or a failure, as the caller gets to see it. No variant may hold a secret.
 #[derive(Debug, Clone, PartialEq)]
@@ -221,7 +242,9 @@ impl Error {
                 format!("The method {} is not allowed here. Use {allow}.", quote(method))
             }
             Error::InvalidApiKey => {
-                "The API key is missing or wrong. Send the gateway's own key as `Authorization: Bearer KEY`.".into()
+                "The API key is missing or wrong. Send the gateway's own key as `Authorization: Bearer KEY` or \
+                 `x-api-key: KEY`."
+                    .into()
             }
             Error::QueueWaitExceeded { provider, position, expected_wait, max_wait, .. } => format!(
                 "The queue of {} is too long: at position {position} the wait would be {}, and max_wait_seconds allows {}. \
@@ -265,18 +288,28 @@ impl Error {
         }
     }
 
-    /// The response body: `{"error":{"message","type","param","code"}}`.
-    pub fn to_json(&self) -> String {
-        let body = Body {
-            error: Object { message: self.message(), kind: self.kind(), param: self.param(), code: self.code() },
+    /// The response body, in the shape of the dialect.
+    pub fn to_json(&self, dialect: Dialect) -> String {
+        let message = self.message();
+        let body = match dialect {
+            Dialect::OpenAi => Body::OpenAi {
+                error: OpenAiError { message, kind: self.kind(), param: self.param(), code: self.code() },
+            },
+            Dialect::Anthropic => {
+                Body::Anthropic { kind: "error", error: AnthropicError { kind: self.anthropic_kind(), message } }
+            }
         };
         serde_json::to_string(&body).expect("a struct of strings has a JSON form")
     }
 
-    /// The same object as one whole event, for a stream whose head is out already. Both OpenAI SDKs raise an
-    /// `APIError` on it. It has to start at an event boundary.
-    pub fn to_sse_event(&self) -> String {
-        format!("data: {}\n\n", self.to_json())
+    /// The same object as one whole event, for a stream whose head is out already. The SDKs raise an `APIError` on it:
+    /// OpenAI's by the `error` in the data, Anthropic's by the event's name. It has to start at an event boundary.
+    pub fn to_sse_event(&self, dialect: Dialect) -> String {
+        let name = match dialect {
+            Dialect::OpenAi => "",
+            Dialect::Anthropic => "event: error\n",
+        };
+        format!("{name}data: {}\n\n", self.to_json(dialect))
     }
 
     /// The response headers that this error needs beyond Content-Type, Content-Length and Connection.
@@ -347,6 +380,20 @@ impl Error {
             Error::Internal => (500, API, "internal_error"),
         }
     }
+
+    /// `error.type` in Anthropic's dialect, which has no `code`: more types, each with its status
+    /// (<https://docs.anthropic.com/en/api/errors>). A status that it does not list takes the type of its class there.
+    fn anthropic_kind(&self) -> &'static str {
+        match (self.status(), self) {
+            (404, _) => "not_found_error",
+            (413, _) => "request_too_large",
+            (504, _) => "timeout_error",
+            (503, Error::DailyLimit { .. }) => "rate_limit_error",
+            // Not for this caller's doing, and soon over: what the 529 says there.
+            (503, _) => "overloaded_error",
+            _ => self.kind(),
+        }
+    }
 }
 
 /// `Retry-After` in whole seconds, at least one, and where that is longer than SDKs wait, the word not to try by themselves.
@@ -368,17 +415,32 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 #[derive(Serialize)]
-struct Body {
-    error: Object,
+#[serde(untagged)]
+enum Body {
+    OpenAi {
+        error: OpenAiError,
+    },
+    Anthropic {
+        #[serde(rename = "type")]
+        kind: &'static str,
+        error: AnthropicError,
+    },
 }
 
 #[derive(Serialize)]
-struct Object {
+struct OpenAiError {
     message: String,
     #[serde(rename = "type")]
     kind: &'static str,
     param: Option<&'static str>,
     code: &'static str,
+}
+
+#[derive(Serialize)]
+struct AnthropicError {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    message: String,
 }
 
 /// A duration as Retry-After takes it: whole seconds, rounded up so that nobody comes early, and never 0.
@@ -466,9 +528,23 @@ mod tests {
         assert!(message.contains("é…`"), "{message}");
         assert!(message.chars().count() < QUOTE_LIMIT_CHARS + 100, "{message}");
 
-        let json: serde_json::Value = serde_json::from_str(&error.to_json()).unwrap();
-        assert_eq!(json["error"]["message"], message, "the quote is escaped");
-        assert_eq!(error.to_sse_event().lines().count(), 2, "one data line and a blank one");
+        for (dialect, lines) in [(Dialect::OpenAi, 2), (Dialect::Anthropic, 3)] {
+            let json: serde_json::Value = serde_json::from_str(&error.to_json(dialect)).unwrap();
+            assert_eq!(json["error"]["message"], message, "the quote is escaped");
+            assert_eq!(error.to_sse_event(dialect).lines().count(), lines, "one data line and a blank one");
+        }
+    }
+
+    #[test]
+    fn the_path_tells_the_dialect() {
+        for target in ["/v1/messages", "/v1/messages/", "/v1/messages?beta=true", "/v1/messages/count_tokens?a=/b"] {
+            assert_eq!(Dialect::of(target), Dialect::Anthropic, "{target}");
+        }
+        for target in
+            ["/v1/messagesx", "/v1/message", "/v1", "*", "", "/v1/chat/completions?/v1/messages", "/x/v1/messages"]
+        {
+            assert_eq!(Dialect::of(target), Dialect::OpenAi, "{target}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Each error as a caller gets it, byte by byte, against `tests/golden/errors/CODE.json`.
+//! Each error as a caller gets it in either dialect, byte by byte, against `tests/golden/errors/CODE.json`.
 //!
 //! `UPDATE_GOLDEN=1 cargo test --test golden_errors` writes the files anew; the diff is then to be read.
 
@@ -7,7 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use limitrate::error::Error;
+use limitrate::error::{Dialect, Error};
 
 /// One sample of each variant. The match makes a variant without a sample a compile error.
 macro_rules! samples {
@@ -81,18 +81,23 @@ fn every_error_looks_like_its_golden_file_and_no_file_is_left_over() {
 }
 
 #[test]
-fn every_body_is_an_openai_error_object() {
+fn every_body_is_an_error_object_of_its_dialect() {
+    let fields = |object: &serde_json::Value| -> Vec<String> {
+        object.as_object().unwrap_or_else(|| panic!("{object} is no object")).keys().cloned().collect()
+    };
     for error in samples() {
-        let body: serde_json::Value = serde_json::from_str(&error.to_json()).expect("the body is JSON");
-        let object = body["error"].as_object().expect("error is an object");
-        let fields: Vec<&str> = object.keys().map(String::as_str).collect();
-        assert_eq!(fields, ["code", "message", "param", "type"], "{error}");
-        assert_eq!(object["message"], error.to_string());
         assert!(matches!(error.status(), 400..=599));
-
-        let event = error.to_sse_event();
-        let data = event.strip_prefix("data: ").and_then(|rest| rest.strip_suffix("\n\n"));
-        assert_eq!(data, Some(error.to_json().as_str()));
+        for (dialect, name, outer, inner) in [
+            (Dialect::OpenAi, "", &["error"][..], &["code", "message", "param", "type"][..]),
+            (Dialect::Anthropic, "event: error\n", &["error", "type"], &["message", "type"]),
+        ] {
+            let json = error.to_json(dialect);
+            let body: serde_json::Value = serde_json::from_str(&json).expect("the body is JSON");
+            assert_eq!(fields(&body), outer, "{error}");
+            assert_eq!(fields(&body["error"]), inner, "{error}");
+            assert_eq!(body["error"]["message"], error.to_string());
+            assert_eq!(error.to_sse_event(dialect), format!("{name}data: {json}\n\n"));
+        }
     }
 }
 
@@ -100,14 +105,15 @@ fn folder() -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "errors"].iter().collect()
 }
 
-/// The body stands in it as it goes out, byte by byte.
+/// The bodies stand in it as they go out, byte by byte.
 fn render(error: &Error) -> String {
     let headers: Vec<String> = error.headers().iter().map(|(name, value)| format!("{name:?}: {value:?}")).collect();
     let connection = if error.closes_connection() { "close" } else { "keep-alive" };
     format!(
-        "{{\n  \"status\": {},\n  \"headers\": {{{}}},\n  \"connection\": \"{connection}\",\n  \"body\": {}\n}}\n",
+        "{{\n  \"status\": {},\n  \"headers\": {{{}}},\n  \"connection\": \"{connection}\",\n  \"openai\": {},\n  \"anthropic\": {}\n}}\n",
         error.status(),
         headers.join(", "),
-        error.to_json()
+        error.to_json(Dialect::OpenAi),
+        error.to_json(Dialect::Anthropic)
     )
 }

@@ -12,7 +12,7 @@ use futures_lite::io::{AsyncReadExt, AsyncWrite};
 
 use super::lifecycle::Phase;
 use crate::deadline::within;
-use crate::error::Error;
+use crate::error::{Dialect, Error};
 use crate::http1::{self, BodyLength, FINAL_CHUNK, RequestHead};
 
 /// How long and for how many bytes a caller may go on sending after our last word. Closing on unread bytes makes
@@ -34,6 +34,7 @@ pub struct Caller {
     write_timeout: Duration,
     draining: Phase,
     request_id: String,
+    dialect: Dialect,
     http_10: bool,
     head_only: bool,
     keep_alive: bool,
@@ -51,6 +52,7 @@ impl Caller {
             write_timeout,
             draining,
             request_id: new_request_id(),
+            dialect: Dialect::OpenAi,
             http_10: false,
             head_only: false,
             keep_alive: false,
@@ -63,6 +65,7 @@ impl Caller {
     /// Before a head is read: whatever is answered now closes the connection.
     pub fn expect_request(&mut self) {
         self.request_id = new_request_id();
+        self.dialect = Dialect::OpenAi;
         (self.http_10, self.head_only, self.keep_alive, self.began) = (false, false, false, false);
         // An idle connection holds next to no memory.
         self.out.shrink_to(IDLE_BUFFER_BYTES);
@@ -70,6 +73,7 @@ impl Caller {
 
     /// The answer that follows is for this request.
     pub fn answer_to(&mut self, head: &RequestHead) {
+        self.dialect = Dialect::of(&head.target);
         self.http_10 = head.http_10;
         self.head_only = head.method == "HEAD";
         self.keep_alive = head.keep_alive;
@@ -117,7 +121,7 @@ impl Caller {
         }
         let headers = error.headers();
         let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        self.json(error.status(), &headers, error.to_json().as_bytes()).await
+        self.json(error.status(), &headers, error.to_json(self.dialect).as_bytes()).await
     }
 
     /// Queues the head of a relayed answer; it goes out with the first bytes of the body. `length` is how the body comes; a
@@ -206,6 +210,11 @@ impl Caller {
             }
         };
         within(LINGER, drain).await;
+    }
+
+    /// In whose shapes the request under way is answered.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
     }
 
     /// The id of the answer under way.

@@ -149,7 +149,7 @@ async fn broken_off(error: &Error, answer: &Answer, caller: &mut Caller) -> Resu
     }
     if answer.is_event_stream() {
         caller.body(b"\n\n");
-        caller.body(error.to_sse_event().as_bytes());
+        caller.body(error.to_sse_event(caller.dialect()).as_bytes());
     }
     caller.flush().await?;
     Err(caller.abort())
