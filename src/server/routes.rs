@@ -74,20 +74,26 @@ pub async fn answer(
     }
 }
 
-/// `server.auth_token`, if one is set. Every byte is compared whatever the first ones are.
+/// `server.auth_token`, if one is set: as OpenAI's clients send it or as Anthropic's do. Where both fields came, one of them
+/// has to be right.
 fn authorize(gateway: &Gateway, head: &RequestHead) -> Result<(), Error> {
     let Some(token) = &gateway.config.auth_token else { return Ok(()) };
-    let sent = head.headers.get("authorization").unwrap_or_default();
-    let bearer = match sent.split_at_checked(7) {
-        Some((scheme, rest)) if scheme.eq_ignore_ascii_case(b"bearer ") => rest.trim_ascii(),
-        _ => b"",
-    };
-    let want = token.reveal().as_bytes();
-    let mut difference = want.len() ^ bearer.len();
+    let bearer = head.headers.get("authorization").and_then(|sent| {
+        let (scheme, rest) = sent.split_at_checked(7)?;
+        scheme.eq_ignore_ascii_case(b"bearer ").then_some(rest)
+    });
+    let sent = [bearer, head.headers.get("x-api-key")].map(|key| key.unwrap_or_default().trim_ascii());
+    let [bearer, api_key] = sent.map(|key| is_same(token.reveal().as_bytes(), key));
+    if bearer | api_key { Ok(()) } else { Err(Error::InvalidApiKey) }
+}
+
+/// Compares every byte whatever the first ones are.
+fn is_same(want: &[u8], sent: &[u8]) -> bool {
+    let mut difference = want.len() ^ sent.len();
     for (at, byte) in want.iter().enumerate() {
-        difference |= usize::from(byte ^ bearer.get(at).unwrap_or(&0));
+        difference |= usize::from(byte ^ sent.get(at).unwrap_or(&0));
     }
-    if std::hint::black_box(difference) == 0 { Ok(()) } else { Err(Error::InvalidApiKey) }
+    std::hint::black_box(difference) == 0
 }
 
 /// Whether a path has dot segments, however written: they could lead out of the provider's base_url with the provider's

@@ -4,6 +4,7 @@
 //! 7.6.1) and whatever identifies the caller to the gateway: the provider sees the operator's key, never the caller's.
 
 use crate::config::Provider;
+use crate::error::Dialect;
 use crate::http1::{self, RequestHead};
 
 /// The caller's headers that stop here, beside the hop-by-hop ones.
@@ -24,8 +25,8 @@ impl Outgoing {
         let base = &provider.base_url;
         let below = request.target.strip_prefix("/v1").unwrap_or(&request.target);
         let target = format!("{}{below}", base.path);
-        let bearer = provider.api_key.as_ref().map(|key| format!("Bearer {}", key.reveal()));
         let ours = |name: &str| provider.headers.iter().any(|(own, _)| own.eq_ignore_ascii_case(name));
+        let key = provider.api_key.as_ref().and_then(|key| key_field(Dialect::of(&request.target), key.reveal(), ours));
 
         let passed = request.headers.iter().filter(|(name, _)| {
             let kept_back = KEPT_BACK.iter().any(|kept| kept.eq_ignore_ascii_case(name))
@@ -33,8 +34,7 @@ impl Outgoing {
             !kept_back && !http1::is_hop_by_hop(name, &request.headers) && !ours(name)
         });
         let own = provider.headers.iter().map(|(name, value)| (name.as_str(), value.reveal().as_bytes()));
-        let key = bearer.as_deref().filter(|_| !ours("authorization"));
-        let key = key.map(|bearer| ("Authorization", bearer.as_bytes()));
+        let key = key.as_ref().map(|(name, value)| (*name, value.as_bytes()));
 
         let mut head = Vec::with_capacity(1024);
         let length = Some(body.len() as u64);
@@ -47,5 +47,37 @@ impl Outgoing {
             length,
         );
         Outgoing { head, body }
+    }
+}
+
+/// The field that shows `key` to a provider as the API of the request has it; none where the provider's own headers, asked
+/// for by name, do that already.
+fn key_field(dialect: Dialect, key: &str, ours: impl Fn(&str) -> bool) -> Option<(&'static str, String)> {
+    match dialect {
+        _ if ours("authorization") => None,
+        Dialect::OpenAi => Some(("Authorization", format!("Bearer {key}"))),
+        Dialect::Anthropic if ours("x-api-key") => None,
+        Dialect::Anthropic => Some(("x-api-key", key.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_goes_where_the_api_has_it_unless_the_operator_put_one_there() {
+        let bearer = Some(("Authorization", "Bearer k".to_owned()));
+        let plain = Some(("x-api-key", "k".to_owned()));
+        for (own, openai, anthropic) in [
+            (&[][..], &bearer, &plain),
+            (&["x-team"], &bearer, &plain),
+            (&["x-api-key"], &bearer, &None),
+            (&["authorization"], &None, &None),
+        ] {
+            let ours = |name: &str| own.contains(&name);
+            assert_eq!(&key_field(Dialect::OpenAi, "k", ours), openai, "{own:?}");
+            assert_eq!(&key_field(Dialect::Anthropic, "k", ours), anthropic, "{own:?}");
+        }
     }
 }
