@@ -88,6 +88,15 @@ pub enum Error {
     },
     /// The body has no string `model`: 400.
     MissingModel,
+    /// A header of ours has a value that it can't have: 400.
+    InvalidHeader {
+        /// The header.
+        name: &'static str,
+        /// As sent.
+        value: String,
+        /// What it may be.
+        wanted: &'static str,
+    },
     /// No provider lists this model: 404.
     ModelNotFound {
         /// As asked for.
@@ -128,6 +137,30 @@ pub enum Error {
         provider: String,
         /// The limit.
         max_queue: usize,
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// As many of the client's requests wait as its `max_queue` allows: 503.
+    ClientQueueFull {
+        /// The provider's name.
+        provider: String,
+        /// The client's name.
+        client: String,
+        /// The limit.
+        max_queue: usize,
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// The caller gives up, as it said, before its slot comes (or gave up): 503.
+    DeadlineExceeded {
+        /// The provider's name.
+        provider: String,
+        /// Place in the queue, from 1.
+        position: usize,
+        /// How long the wait would be.
+        expected_wait: Duration,
+        /// How long the caller waits.
+        patience: Duration,
         /// When to come back.
         retry_after: Duration,
     },
@@ -176,6 +209,15 @@ pub enum Error {
         /// The provider's name.
         provider: String,
         /// What is wrong with it.
+        detail: String,
+    },
+    /// The provider's answer was no stream, and the caller's stream had begun already: 502, as an event.
+    UpstreamRefused {
+        /// The provider's name.
+        provider: String,
+        /// Its status.
+        status: u16,
+        /// What its body says.
         detail: String,
     },
     /// A fault of limitrate's own: 500.
@@ -231,6 +273,9 @@ impl Error {
             Error::MissingModel => {
                 "The request body has no `model` that is a string. GET /v1/models lists the names.".into()
             }
+            Error::InvalidHeader { name, value, wanted } => {
+                format!("The header {name} has to be {wanted}, not {}.", quote(value))
+            }
             Error::ModelNotFound { model, nearest } => {
                 format!("The model {} does not exist. {}", quote(model), suggest(nearest))
             }
@@ -256,6 +301,18 @@ impl Error {
             Error::QueueFull { provider, max_queue, .. } => format!(
                 "The queue of {} is full: {max_queue} requests wait already (max_queue). Try again later.",
                 quote(provider)
+            ),
+            Error::ClientQueueFull { provider, client, max_queue, .. } => format!(
+                "{max_queue} requests of the client {} wait for {} already (its max_queue). Try again later.",
+                quote(client),
+                quote(provider)
+            ),
+            Error::DeadlineExceeded { provider, position, expected_wait, patience, .. } => format!(
+                "The queue of {} is too long for this caller's timeout: at position {position} the wait would be {}, and the \
+                 caller waits {}. Try again later, or with a longer timeout.",
+                quote(provider),
+                seconds(*expected_wait),
+                seconds(*patience)
             ),
             Error::DailyLimit { provider, resets_in } => format!(
                 "The budget of {} for this day (rpd) is spent; there is a new one in {}.",
@@ -283,6 +340,9 @@ impl Error {
             ),
             Error::UpstreamInvalidResponse { provider, detail } => {
                 format!("The answer of the provider {} is not valid HTTP/1.1: {}.", quote(provider), clip(detail))
+            }
+            Error::UpstreamRefused { provider, status, detail } => {
+                format!("The provider {} answered {status}: {}.", quote(provider), clip(detail))
             }
             Error::Internal => "The gateway failed on this request; its log says why.".into(),
         }
@@ -315,7 +375,10 @@ impl Error {
     /// The response headers that this error needs beyond Content-Type, Content-Length and Connection.
     pub fn headers(&self) -> Vec<(&'static str, String)> {
         let retry_after = match self {
-            Error::QueueWaitExceeded { retry_after, .. } | Error::QueueFull { retry_after, .. } => *retry_after,
+            Error::QueueWaitExceeded { retry_after, .. }
+            | Error::QueueFull { retry_after, .. }
+            | Error::ClientQueueFull { retry_after, .. }
+            | Error::DeadlineExceeded { retry_after, .. } => *retry_after,
             Error::DailyLimit { resets_in, .. } => *resets_in,
             Error::TooManyConnections { .. } | Error::BuffersFull { .. } => CONNECTION_RETRY_AFTER,
             Error::ShuttingDown => RESTART_RETRY_AFTER,
@@ -363,12 +426,15 @@ impl Error {
             Error::RequestTimeout { .. } => (408, INVALID, "request_timeout"),
             Error::InvalidJson { .. } => (400, INVALID, "invalid_json"),
             Error::MissingModel => (400, INVALID, "missing_model"),
+            Error::InvalidHeader { .. } => (400, INVALID, "invalid_header"),
             Error::ModelNotFound { .. } => (404, INVALID, "model_not_found"),
             Error::UnknownPath { .. } => (404, INVALID, "unknown_path"),
             Error::MethodNotAllowed { .. } => (405, INVALID, "method_not_allowed"),
             Error::InvalidApiKey => (401, AUTH, "invalid_api_key"),
             Error::QueueWaitExceeded { .. } => (503, RATE, "queue_wait_exceeded"),
             Error::QueueFull { .. } => (503, RATE, "queue_full"),
+            Error::ClientQueueFull { .. } => (503, RATE, "client_queue_full"),
+            Error::DeadlineExceeded { .. } => (503, RATE, "deadline_exceeded"),
             Error::DailyLimit { .. } => (503, RATE, "daily_limit_reached"),
             Error::TooManyConnections { .. } => (503, RATE, "too_many_connections"),
             Error::BuffersFull { .. } => (503, RATE, "buffers_full"),
@@ -377,6 +443,7 @@ impl Error {
             Error::UpstreamTimeout { .. } => (504, API, "upstream_timeout"),
             Error::UpstreamDisconnected { .. } => (502, API, "upstream_disconnected"),
             Error::UpstreamInvalidResponse { .. } => (502, API, "upstream_invalid_response"),
+            Error::UpstreamRefused { .. } => (502, API, "upstream_refused"),
             Error::Internal => (500, API, "internal_error"),
         }
     }

@@ -6,7 +6,8 @@
 //! |---|---|---|
 //! | 7 | [`cli`] | the command line: serve, check, demo; exit codes |
 //! | 6 | [`server`] | the front: listener, connection loop, routes, relay to the caller, shutdown |
-//! | 5 | [`admin`] | `/admin/health`, `/admin/stats` |
+//! | 5 | [`admin`] | `/admin/health`, `/admin/stats`, `/admin/queue` |
+//! | 5 | [`dispatch`] | which of several providers does a request |
 //! | 5 | [`demo`] | the built-in provider of `limitrate demo` |
 //! | 4 | [`provider`] | one provider: waiting, sending, repeating; its answers, its counters |
 //! | 3 | [`registry`] | model name -> provider; the merged model list |
@@ -21,7 +22,7 @@
 //! | 0 | [`edits`] | how far two words are apart |
 //!
 //! A request's way: `server` reads a head and a body through `http1`, `openai` peeks at `model`, `registry`
-//! names the provider, `provider` waits for a permit of its scheduler and spends it on `upstream`, and `server`
+//! names the providers, `dispatch` chooses one, `provider` waits for a permit of its scheduler and spends it on `upstream`, and `server`
 //! relays the answer as it comes.
 //!
 //! Everything but DNS look-ups, TLS handshakes and the writing of the log runs on one thread, on a `LocalExecutor`: no room needs a lock, and on
@@ -32,6 +33,7 @@ pub mod cli;
 pub mod config;
 pub mod deadline;
 pub mod demo;
+pub mod dispatch;
 pub mod edits;
 pub mod error;
 pub mod http1;

@@ -1,7 +1,7 @@
 //! Which provider serves a model name, and which names there are.
 //!
-//! Knows providers by their index in the configuration. Does not know how they fare: a name leads to the same provider
-//! whatever the provider's state.
+//! Knows providers by their index in the configuration. Does not know how they fare: a name leads to the same providers
+//! whatever their state.
 
 use std::collections::HashMap;
 
@@ -19,14 +19,15 @@ const CONTAINED_MIN_CHARS: usize = 3;
 
 /// Every name that a caller may use.
 ///
-/// A name is looked up as it stands first, and the first provider that lists it owns it. Only then is it read as
-/// `<provider>/<model>`: names contain slashes themselves (`z-ai/glm-5.1`), providers' names do not.
+/// A name is looked up as it stands first; the first provider that lists it owns it, and the others can stand in. Only then
+/// is it read as `<provider>/<model>`, which is that provider's alone: names contain slashes themselves (`z-ai/glm-5.1`),
+/// providers' names do not.
 #[derive(Debug)]
 pub struct Registry {
     /// By index.
     providers: Vec<String>,
-    /// All names, `<provider>/<model>` for each model included.
-    targets: HashMap<String, Target>,
+    /// All names, `<provider>/<model>` for each model included, each with whom it leads to, the owner first.
+    targets: HashMap<String, Vec<Target>>,
     /// The names to show, in order; each is a key of `targets`.
     listed: Vec<String>,
 }
@@ -64,27 +65,41 @@ impl Registry {
                 })
             })
         };
-        let mut shared: HashMap<String, bool> = HashMap::new();
         for (target, _, id) in models() {
-            let provider = target.provider;
-            let owner = registry.add(id.clone(), target, true);
-            // The owner comes first, so the last to list a name tells whether there are others.
-            shared.insert(id, owner != provider);
+            let targets = registry.targets.entry(id.clone()).or_default();
+            if targets.is_empty() {
+                registry.listed.push(id);
+            }
+            if targets.iter().all(|other| other.provider != target.provider) {
+                targets.push(target);
+            }
         }
         // Only now, so that a plain name beats a prefixed one of any provider.
         for (target, provider, id) in models() {
-            registry.add(format!("{provider}/{id}"), target, shared[&id]);
+            let shared = registry.targets[&id].len() > 1;
+            let name = format!("{provider}/{id}");
+            if registry.targets.contains_key(&name) {
+                continue;
+            }
+            if shared {
+                registry.listed.push(name.clone());
+            }
+            registry.targets.insert(name, vec![target]);
         }
         registry
     }
 
-    /// Where a request for `model` goes.
+    /// Where a request for `model` can go, in the order of the configuration.
     ///
     /// # Errors
     /// [`Error::ModelNotFound`] with the names that look most like it.
-    pub fn resolve(&self, model: &str) -> Result<Route<'_>, Error> {
-        let (_, target) = self.find(model)?;
-        Ok(Route { provider: target.provider, model: target.model, upstream: &target.upstream })
+    pub fn resolve(&self, model: &str) -> Result<impl Iterator<Item = Route<'_>>, Error> {
+        let (_, targets) = self.find(model)?;
+        Ok(targets.iter().map(|target| Route {
+            provider: target.provider,
+            model: target.model,
+            upstream: &target.upstream,
+        }))
     }
 
     /// What `GET /v1/models/{id}` shows: any name that [`resolve`](Self::resolve) takes.
@@ -92,31 +107,22 @@ impl Registry {
     /// # Errors
     /// [`Error::ModelNotFound`] with the names that look most like it.
     pub fn get(&self, id: &str) -> Result<Model<'_>, Error> {
-        let (id, target) = self.find(id)?;
-        Ok(Model { id, owned_by: &self.providers[target.provider] })
+        let (id, targets) = self.find(id)?;
+        Ok(Model { id, owned_by: self.owner(targets) })
     }
 
     /// What `GET /v1/models` shows: each plain name once, owned by the provider it leads to, in the order of the
     /// configuration; then `<provider>/<model>` for each provider of a name that several list.
     pub fn models(&self) -> impl Iterator<Item = Model<'_>> {
-        self.listed.iter().map(|id| Model { id, owned_by: &self.providers[self.targets[id].provider] })
+        self.listed.iter().map(|id| Model { id, owned_by: self.owner(&self.targets[id]) })
     }
 
-    /// Adds a name unless it is taken, and returns the provider it leads to.
-    fn add(&mut self, name: String, target: Target, list: bool) -> usize {
-        if let Some(taken) = self.targets.get(&name) {
-            return taken.provider;
-        }
-        if list {
-            self.listed.push(name.clone());
-        }
-        let provider = target.provider;
-        self.targets.insert(name, target);
-        provider
+    fn owner(&self, targets: &[Target]) -> &str {
+        &self.providers[targets[0].provider]
     }
 
-    fn find(&self, model: &str) -> Result<(&str, &Target), Error> {
-        let found = self.targets.get_key_value(model).map(|(name, target)| (name.as_str(), target));
+    fn find(&self, model: &str) -> Result<(&str, &[Target]), Error> {
+        let found = self.targets.get_key_value(model).map(|(name, targets)| (name.as_str(), targets.as_slice()));
         found.ok_or_else(|| Error::ModelNotFound { model: model.to_owned(), nearest: self.nearest(model) })
     }
 
@@ -164,7 +170,7 @@ mod tests {
         Provider {
             name: name.into(),
             base_url: BaseUrl { tls: false, host: "127.0.0.1".into(), port: 80, path: String::new() },
-            api_key: None,
+            api_keys: Vec::new(),
             headers: Vec::new(),
             ca_pem: None,
             models: models.collect(),
@@ -200,7 +206,7 @@ mod tests {
     }
 
     fn nearest(registry: &Registry, asked: &str) -> Vec<String> {
-        match registry.resolve(asked) {
+        match registry.resolve(asked).map(Iterator::count) {
             Err(Error::ModelNotFound { model, nearest }) if model == asked => nearest,
             other => panic!("{asked}: {other:?}"),
         }
@@ -226,13 +232,14 @@ mod tests {
             ("a/b/c", 2, 0, "a/b/c"),
             ("x/a/b/c", 2, 0, "a/b/c"),
         ] {
-            assert_eq!(registry.resolve(asked), Ok(Route { provider, model, upstream }), "{asked}");
+            assert_eq!(registry.resolve(asked).unwrap().next(), Some(Route { provider, model, upstream }), "{asked}");
             let owner = ["nim", "z-ai", "x"][provider];
             assert_eq!(registry.get(asked), Ok(Model { id: asked, owned_by: owner }), "{asked}");
         }
         for asked in ["", "/", "nim/", "/both", "x/both", "meta/llama-3.1-8b", "nim/nim/fast", "Both", "both "] {
-            assert!(matches!(registry.resolve(asked), Err(Error::ModelNotFound { .. })), "{asked}");
-            assert_eq!(registry.get(asked).map(drop), registry.resolve(asked).map(drop), "{asked}");
+            let refused = registry.resolve(asked).map(drop);
+            assert!(matches!(refused, Err(Error::ModelNotFound { .. })), "{asked}");
+            assert_eq!(registry.get(asked).map(drop), refused, "{asked}");
         }
     }
 
@@ -303,14 +310,16 @@ mod tests {
             let registry = Registry::new(&providers);
 
             let lists = |provider: usize, name: &str| models[provider].iter().any(|model| model == name);
-            let exact = (0..models.len()).find(|&at| lists(at, &asked)).map(|at| (at, asked.as_str()));
+            let exact: Vec<_> = (0..models.len()).filter(|&at| lists(at, &asked)).map(|at| (at, asked.as_str())).collect();
             let prefixed = || {
                 let (name, model) = asked.split_once('/')?;
                 let at = names[..models.len()].iter().position(|known| *known == name)?;
                 lists(at, model).then_some((at, model))
             };
-            let expected = exact.or_else(prefixed);
-            prop_assert_eq!(registry.resolve(&asked).ok().map(|route| (route.provider, route.upstream)), expected);
+            let expected = if exact.is_empty() { prefixed().into_iter().collect() } else { exact };
+            let found = registry.resolve(&asked).into_iter().flatten();
+            let found: Vec<_> = found.map(|route| (route.provider, route.upstream)).collect();
+            prop_assert_eq!(found, expected);
         }
 
         #[test]

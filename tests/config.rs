@@ -116,7 +116,7 @@ fn defaults() {
     assert_eq!(provider.name, "a");
     assert_eq!((provider.base_url.host.as_str(), provider.base_url.port), ("::1", 11434));
     assert_eq!((provider.base_url.path.as_str(), provider.base_url.tls), ("", false));
-    assert_eq!(provider.api_key, None);
+    assert_eq!(provider.api_keys, []);
     assert!(provider.headers.is_empty());
     assert_eq!(provider.ca_pem, None);
     assert_eq!(provider.connect_timeout, Duration::from_secs(10));
@@ -153,7 +153,7 @@ fn every_key_arrives() {
     assert_eq!(first.name, "月之暗面");
     assert_eq!((first.base_url.host.as_str(), first.base_url.port), ("api.example.com", 443));
     assert_eq!((first.base_url.path.as_str(), first.base_url.tls), ("/api/paas/v4", true));
-    assert_eq!(first.api_key.as_ref().map(|key| key.reveal()), env("ODD_KEY").as_deref());
+    assert_eq!(first.api_keys.first().map(|key| key.reveal()), env("ODD_KEY").as_deref());
     let headers: Vec<_> = first.headers.iter().map(|(name, value)| (name.as_str(), value.reveal())).collect();
     assert_eq!(headers, [("x-api-key", "${literal} $5"), ("X-Empty", "")]);
     assert_eq!(first.ca_pem, Some(fs::read(format!("{FIXTURES}/valid/ca.pem")).unwrap()));
@@ -237,7 +237,7 @@ fn the_example_works_as_it_stands_and_needs_no_variable() {
     let config = config::load(Path::new("config.example.yaml"), &|_| None).unwrap_or_else(|faults| panic!("{faults}"));
     let [ollama] = config.providers.as_slice() else { panic!("{config:?}") };
     assert_eq!((ollama.base_url.host.as_str(), ollama.base_url.port), ("localhost", 11434));
-    assert_eq!(ollama.api_key, None);
+    assert_eq!(ollama.api_keys, []);
 }
 
 /// A `#` switches a setting off unless exactly one space follows; switched on, all of them together are a valid file.

@@ -35,6 +35,7 @@ samples! {
     RequestTimeout { part: "body", waited: Duration::from_secs(60) }
     InvalidJson { detail: "expected `,` or `}` at line 1 column 14".into() }
     MissingModel {}
+    InvalidHeader { name: "X-Limitrate-Priority", value: "urgent".into(), wanted: "high, normal or low" }
     ModelNotFound { model: "gpt4\"o\n".into(), nearest: vec!["gpt-4o".into(), "openai/gpt-4o".into()] }
     UnknownPath { path: "/v2/chat".into() }
     MethodNotAllowed { method: "PUT".into(), allow: "GET, HEAD" }
@@ -47,6 +48,19 @@ samples! {
         retry_after: Duration::from_millis(61_500),
     }
     QueueFull { provider: "nim".into(), max_queue: 1000, retry_after: Duration::from_millis(1_001) }
+    ClientQueueFull {
+        provider: "nim".into(),
+        client: "batch".into(),
+        max_queue: 20,
+        retry_after: Duration::from_millis(900),
+    }
+    DeadlineExceeded {
+        provider: "nim".into(),
+        position: 9,
+        expected_wait: Duration::from_millis(25_000),
+        patience: Duration::from_secs(10),
+        retry_after: Duration::from_millis(15_000),
+    }
     DailyLimit { provider: "openrouter".into(), resets_in: Duration::from_secs(3_661) }
     TooManyConnections { max_connections: 1024 }
     BuffersFull { limit_bytes: 268_435_456 }
@@ -55,6 +69,7 @@ samples! {
     UpstreamTimeout { provider: "nim".into(), waited: Duration::from_secs(600) }
     UpstreamDisconnected { provider: "nim".into(), detail: "it closed after 512 bytes of the body".into() }
     UpstreamInvalidResponse { provider: "nim".into(), detail: "the status line is broken".into() }
+    UpstreamRefused { provider: "nim".into(), status: 404, detail: "<html>no such page</html>".into() }
     Internal {}
 }
 

@@ -12,7 +12,7 @@ const FLOORS: [&[&str]; 8] = [
     &["http1", "openai", "shaping"],
     &["registry", "upstream"],
     &["provider"],
-    &["admin", "demo"],
+    &["admin", "demo", "dispatch"],
     &["server"],
     &["cli"],
 ];

@@ -99,7 +99,7 @@ fn debug_output_shows_no_key() {
     let provider = provider_at("p", "https://127.0.0.1:1/v1", &["m"], UNSHAPED, EXTRAS);
     let yaml = format!("server:\n  port: 0\n  host: 127.0.0.1\n  auth_token: ${{TOKEN}}\nproviders:\n{provider}");
     let config = config::parse(&yaml, Path::new("config.yaml"), &lookup).unwrap_or_else(|faults| panic!("{faults}"));
-    assert_eq!(config.providers[0].api_key.as_ref().unwrap().reveal(), KEY);
+    assert_eq!(config.providers[0].api_keys[0].reveal(), KEY);
     assert_no_secret("the configuration", &format!("{config:?} {config:#?}"));
     assert_no_secret("the server", &format!("{:?}", Server::bind(&config).unwrap()));
 }

@@ -1,4 +1,4 @@
-//! `/admin/health` and `/admin/stats`: how the gateway stands, as JSON.
+//! `/admin/health`, `/admin/stats` and `/admin/queue`: how the gateway stands, as JSON.
 //!
 //! Reads; changes nothing. Shows no key and no header.
 
@@ -7,9 +7,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
-use crate::config::{Budget, Model};
+use crate::config::{self, Budget, Model};
 use crate::provider::Provider;
-use crate::shaping::scheduler::Timing;
+use crate::shaping::line::{LaneSnapshot, Timing, Waiting};
 
 /// `{"status":"ok","version":...,"uptime_seconds":...}`
 pub fn health(started: Instant) -> Vec<u8> {
@@ -21,18 +21,70 @@ pub fn health(started: Instant) -> Vec<u8> {
     health.to_string().into_bytes()
 }
 
-/// Every provider's queue and counters.
-pub async fn stats(providers: &[Rc<Provider>]) -> Vec<u8> {
+/// Every provider's queue and counters, and the settings that concern them all.
+pub async fn stats(server: &config::Server, providers: &[Rc<Provider>]) -> Vec<u8> {
     let mut rows = Vec::with_capacity(providers.len());
     for provider in providers {
         rows.extend(row(provider).await);
     }
-    serde_json::to_vec(&Stats { providers: rows }).expect("numbers and strings always serialize")
+    serde_json::to_vec(&Stats { server: server_row(server), providers: rows })
+        .expect("numbers and strings always serialize")
+}
+
+/// Everybody who waits, provider by provider, each line from its head.
+pub async fn queue(providers: &[Rc<Provider>]) -> Vec<u8> {
+    let (wall, mono) = (SystemTime::now(), Instant::now());
+    let mut rows = Vec::new();
+    for provider in providers {
+        let waiting = provider.waiting().await.unwrap_or_default();
+        rows.extend(waiting.into_iter().map(|waiting| queue_row(provider, waiting, wall, mono)));
+    }
+    serde_json::to_vec(&Queue { queue: rows }).expect("numbers and strings always serialize")
 }
 
 #[derive(Serialize)]
 struct Stats {
+    server: ServerRow,
     providers: Vec<Row>,
+}
+
+/// The settings about who goes where, and who goes first.
+#[derive(Serialize)]
+struct ServerRow {
+    routing: &'static str,
+    fallback: bool,
+    fairness: &'static str,
+    clients: Vec<ClientRow>,
+    heartbeat_after_seconds: Option<f64>,
+    heartbeat_json: bool,
+    state_file: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ClientRow {
+    name: String,
+    priority: &'static str,
+    max_queue: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct Queue {
+    queue: Vec<QueueRow>,
+}
+
+/// One who waits.
+#[derive(Serialize)]
+struct QueueRow {
+    provider: String,
+    position: usize,
+    /// A configured client's name, or an address.
+    client: String,
+    priority: &'static str,
+    model: String,
+    /// Unix time.
+    since: f64,
+    waited_seconds: f64,
+    eta_seconds: f64,
 }
 
 /// One provider. The first eight fields are those of LimitRateAPI, with its names and meanings.
@@ -72,13 +124,35 @@ struct Row {
     upstream_5xx: u64,
     upstream_errors: u64,
     rejected_wait: u64,
+    rejected_deadline: u64,
     rejected_full: u64,
     rejected_day: u64,
     cooldowns: u64,
     cancelled_in_queue: u64,
+    /// Callers who came back to their place, and requests that went to another provider.
+    returned_to_place: u64,
+    moved_elsewhere: u64,
+    /// Places that are kept for callers who left.
+    kept_places: usize,
+    /// One for each API key.
+    lanes: Vec<LaneRow>,
     idle_connections: usize,
     queue_wait_seconds: Summary,
     upstream_latency_seconds: Summary,
+}
+
+/// One API key.
+#[derive(Serialize)]
+struct LaneRow {
+    key: String,
+    available: u32,
+    held_by: &'static str,
+    in_flight: usize,
+    effective_rpm: f64,
+    observed_rpm: u32,
+    sent: u64,
+    cooldowns: u64,
+    last_send_time: Option<f64>,
 }
 
 /// The limits beside the cadence, those that are set.
@@ -121,15 +195,17 @@ async fn row(provider: &Provider) -> Option<Row> {
     let (config, counters, now) = (provider.config(), provider.counters(), provider.snapshot().await?);
     let (rate, tally) = (&config.rate_limit, now.tally);
     let pace = &rate.pace;
+    let lanes: Vec<LaneRow> =
+        now.lanes.iter().enumerate().map(|(index, lane)| lane_row(provider, index, lane)).collect();
     Some(Row {
         provider: config.name.clone(),
         mode: pace.mode.name(),
         interval_seconds: pace.interval.as_secs_f64(),
         capacity: pace.capacity,
-        tokens: f64::from(now.available) - now.queued as f64,
+        tokens: lanes.iter().map(|lane| f64::from(lane.available)).sum::<f64>() - now.queued as f64,
         queued_ahead: now.queued,
         waiting_in_acquire: now.preparing,
-        last_send_time: tally.last_send.map(unix_seconds),
+        last_send_time: now.lanes.iter().filter_map(|lane| lane.last_send).max().map(unix_seconds),
         rpm: pace.rpm,
         max_wait_seconds: rate.max_wait.map(|wait| wait.as_secs_f64()),
         max_queue: config.max_queue,
@@ -142,25 +218,77 @@ async fn row(provider: &Provider) -> Option<Row> {
             max_cooldown_seconds: config.retry.max_cooldown.as_secs_f64(),
         },
         model_limits: config.models.iter().filter_map(model_row).collect(),
-        effective_rpm: 60.0 / now.learned_interval.unwrap_or(pace.interval).as_secs_f64(),
-        observed_rpm: now.sent_last_minute,
+        effective_rpm: lanes.iter().map(|lane| lane.effective_rpm).sum(),
+        observed_rpm: lanes.iter().map(|lane| lane.observed_rpm).sum(),
         held_by: now.held_by.name(),
-        in_flight: now.in_flight,
+        in_flight: lanes.iter().map(|lane| lane.in_flight).sum(),
         estimated_wait_seconds: now.estimated_wait.as_secs_f64(),
-        sent: tally.sent,
+        sent: lanes.iter().map(|lane| lane.sent).sum(),
         succeeded: counters.succeeded,
         upstream_4xx: counters.upstream_4xx,
         upstream_5xx: counters.upstream_5xx,
         upstream_errors: counters.upstream_errors,
         rejected_wait: tally.rejected_wait,
+        rejected_deadline: tally.rejected_deadline,
         rejected_full: tally.rejected_full,
         rejected_day: tally.rejected_day,
-        cooldowns: tally.cooldowns,
+        cooldowns: lanes.iter().map(|lane| lane.cooldowns).sum(),
         cancelled_in_queue: tally.cancelled,
+        returned_to_place: tally.returned,
+        moved_elsewhere: tally.moved,
+        kept_places: now.kept,
+        lanes,
         idle_connections: provider.idle_connections(),
         queue_wait_seconds: tally.queue_wait.into(),
         upstream_latency_seconds: counters.latency.into(),
     })
+}
+
+fn server_row(server: &config::Server) -> ServerRow {
+    let client = |client: &config::Client| ClientRow {
+        name: client.name.clone(),
+        priority: client.priority.name(),
+        max_queue: client.max_queue,
+    };
+    ServerRow {
+        routing: server.routing.name(),
+        fallback: server.fallback,
+        fairness: server.fairness.name(),
+        clients: server.clients.iter().map(client).collect(),
+        heartbeat_after_seconds: server.heartbeat_after.map(|after| after.as_secs_f64()),
+        heartbeat_json: server.heartbeat_json,
+        state_file: server.state_file.as_ref().map(|path| path.display().to_string()),
+    }
+}
+
+fn queue_row(provider: &Provider, waiting: Waiting, wall: SystemTime, mono: Instant) -> QueueRow {
+    let Waiting { terms, model, since, position, eta } = waiting;
+    let waited = mono.saturating_duration_since(since);
+    QueueRow {
+        provider: provider.config().name.clone(),
+        position,
+        client: terms.client.to_string(),
+        priority: terms.urgency.name(),
+        model: provider.config().models[model].id.clone(),
+        since: unix_seconds(wall.checked_sub(waited).unwrap_or(SystemTime::UNIX_EPOCH)),
+        waited_seconds: waited.as_secs_f64(),
+        eta_seconds: eta.as_secs_f64(),
+    }
+}
+
+fn lane_row(provider: &Provider, index: usize, lane: &LaneSnapshot) -> LaneRow {
+    let interval = lane.learned_interval.unwrap_or(provider.config().rate_limit.pace.interval);
+    LaneRow {
+        key: provider.key_label(index),
+        available: lane.available,
+        held_by: lane.held_by.name(),
+        in_flight: lane.in_flight,
+        effective_rpm: 60.0 / interval.as_secs_f64(),
+        observed_rpm: lane.sent_last_minute,
+        sent: lane.sent,
+        cooldowns: lane.cooldowns,
+        last_send_time: lane.last_send.map(unix_seconds),
+    }
 }
 
 fn budget_row(budget: &Budget) -> BudgetRow {

@@ -10,6 +10,7 @@
 //! | `section` | typed reading of the keys of one mapping, gathering faults |
 //! | `read` | which keys there are, their defaults and bounds |
 //! | `limits` | the same for `rate_limit:` and `retry:` |
+//! | `sharing` | the same for `clients:`, `api_keys:` and what else is shared |
 //! | `base_url`, `expand`, `day_reset` | the small grammars inside values |
 //! | `faults` | how faults are printed |
 
@@ -21,12 +22,13 @@ mod limits;
 mod nearest;
 mod read;
 mod section;
+mod sharing;
 mod tree;
 
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use faults::Faults;
@@ -113,6 +115,94 @@ pub struct Server {
     pub drain: Duration,
     /// Whether queued requests are still sent after SIGTERM; default: no, they get 503.
     pub drain_queue: bool,
+    /// Which of several providers that list a model gets a request for it; default: the first.
+    pub routing: Routing,
+    /// Whether a request moves on when its provider is down or out of its budget of the day; default: no.
+    pub fallback: bool,
+    /// How callers share a line; default: clients in turn.
+    pub fairness: Fairness,
+    /// Callers who are known by a token of their own; names and tokens are unique, and no token is `auth_token`.
+    pub clients: Vec<Client>,
+    /// How long a streaming caller waits before it hears from the gateway, default 15 s; `None`: it never does.
+    pub heartbeat_after: Option<Duration>,
+    /// Whether plain callers get white space in front of their answer; default: no.
+    pub heartbeat_json: bool,
+    /// What a restart has to know; `None` keeps nothing.
+    pub state_file: Option<PathBuf>,
+}
+
+/// A caller who is known by a token.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// Shown in logs and pages.
+    pub name: String,
+    /// Sent by it as its API key.
+    pub token: Secret,
+    /// Its priority among clients; default normal.
+    pub priority: Priority,
+    /// How many of its requests may wait at one provider; `None`: as many as anybody's.
+    pub max_queue: Option<usize>,
+}
+
+/// A step of priority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Priority {
+    /// After the others.
+    Low,
+    /// As most.
+    #[default]
+    Normal,
+    /// Before the others.
+    High,
+}
+
+impl Priority {
+    /// The word in the file and in the header.
+    pub fn name(self) -> &'static str {
+        match self {
+            Priority::Low => "low",
+            Priority::Normal => "normal",
+            Priority::High => "high",
+        }
+    }
+}
+
+/// Which of several providers that list a model gets a request for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Routing {
+    /// The first in the file.
+    First,
+    /// The one whose slot comes first.
+    Earliest,
+}
+
+impl Routing {
+    /// The word in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Routing::First => "first",
+            Routing::Earliest => "earliest",
+        }
+    }
+}
+
+/// How callers share a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fairness {
+    /// Clients take turns; first come, first served within one.
+    Client,
+    /// First come, first served over all.
+    Fifo,
+}
+
+impl Fairness {
+    /// The word in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Fairness::Client => "client",
+            Fairness::Fifo => "fifo",
+        }
+    }
 }
 
 /// One entry of `providers:`.
@@ -122,10 +212,11 @@ pub struct Provider {
     pub name: String,
     /// Where `/v1` of the gateway leads to.
     pub base_url: BaseUrl,
-    /// Sent as `Authorization: Bearer ...`; `None` sends no Authorization.
-    pub api_key: Option<Secret>,
+    /// Sent as `Authorization: Bearer ...`, or `x-api-key` below `/v1/messages`; each has the limits for itself, and no two
+    /// are the same. Without any, none is sent.
+    pub api_keys: Vec<Secret>,
     /// Extra request headers, name and value, each name once; a name given here replaces the caller's. Never a
-    /// hop-by-hop or framing header, and no Authorization beside an `api_key`.
+    /// hop-by-hop or framing header, and no Authorization beside an API key.
     pub headers: Vec<(String, Secret)>,
     /// Extra trusted CA certificates: the PEM text of `ca_file`.
     pub ca_pem: Option<Vec<u8>>,

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::section::{Found, SECONDS_MIN, Section, Walk, join};
 use super::tree::{Kind, Node};
-use super::{BaseUrl, Config, Model, Provider, Secret, Server, base_url, limits, read_bounded};
+use super::{BaseUrl, Config, Model, Provider, Secret, Server, base_url, limits, read_bounded, sharing};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -41,11 +41,14 @@ pub(super) fn config(walk: &mut Walk<'_>, root: &Node) -> Option<Config> {
 }
 
 fn server(mut keys: Section<'_, '_, '_>) -> Server {
+    let auth_token =
+        keys.secret("auth_token", "write the token that callers send, or remove the key to accept everybody");
+    let clients = sharing::clients(&mut keys, auth_token.as_ref());
+    let (heartbeat_after, heartbeat_json) = sharing::heartbeats(&mut keys);
     let server = Server {
         host: host(&mut keys),
         port: keys.integer("port", 8080, 0..=u16::MAX),
-        auth_token: keys
-            .secret("auth_token", "write the token that callers send, or remove the key to accept everybody"),
+        auth_token,
         max_body_bytes: keys.integer("max_body_bytes", 32 * MIB, 1..=KIB * MIB),
         max_buffered_bytes: keys.integer("max_buffered_bytes", 256 * MIB, 1..=KIB * KIB * MIB),
         max_head_bytes: keys.integer("max_head_bytes", 32 << 10, 1 << 10..=1 << 20),
@@ -56,6 +59,13 @@ fn server(mut keys: Section<'_, '_, '_>) -> Server {
         write_timeout: keys.seconds("write_timeout_seconds", 60.0, SECONDS_MIN),
         drain: keys.seconds("drain_seconds", 30.0, 0.0),
         drain_queue: keys.flag("drain_queue", false),
+        routing: sharing::routing(&mut keys),
+        fallback: keys.flag("fallback", false),
+        fairness: sharing::fairness(&mut keys),
+        clients,
+        heartbeat_after,
+        heartbeat_json,
+        state_file: sharing::state_file(&mut keys),
     };
     if server.max_buffered_bytes < server.max_body_bytes
         && let Some(found) = keys.optional("max_buffered_bytes").or_else(|| keys.optional("max_body_bytes"))
@@ -93,9 +103,9 @@ fn provider(walk: &mut Walk<'_>, item: &Found<'_>, names: &mut Vec<String>) -> O
     let name = name.and_then(|found| provider_name(keys.walk, &found, names));
     let base_url = keys.required("base_url", "write where the API is, e.g. base_url: https://api.example.com/v1");
     let base_url = base_url.and_then(|found| base_url_of(keys.walk, &found));
-    let api_key = keys.secret("api_key", "write the key, or remove api_key for a provider without one");
+    let api_keys = sharing::api_keys(&mut keys);
     let headers =
-        keys.optional("headers").map(|found| headers(keys.walk, &found, api_key.is_some())).unwrap_or_default();
+        keys.optional("headers").map(|found| headers(keys.walk, &found, !api_keys.is_empty())).unwrap_or_default();
     let ca_pem = keys.optional("ca_file").and_then(|found| ca_pem(keys.walk, &found));
     let models = models(&mut keys);
     let rate_limit = keys.section("rate_limit").and_then(limits::provider);
@@ -110,7 +120,7 @@ fn provider(walk: &mut Walk<'_>, item: &Found<'_>, names: &mut Vec<String>) -> O
     Some(Provider {
         name: name?,
         base_url: base_url?,
-        api_key,
+        api_keys,
         headers,
         ca_pem,
         models,
@@ -135,7 +145,7 @@ fn provider_name(walk: &mut Walk<'_>, found: &Found<'_>, names: &mut Vec<String>
 }
 
 /// Notes `name` as seen, or a fault if it was.
-fn once(walk: &mut Walk<'_>, found: &Found<'_>, name: &str, seen: &mut Vec<String>, problem: &str) {
+pub(super) fn once(walk: &mut Walk<'_>, found: &Found<'_>, name: &str, seen: &mut Vec<String>, problem: &str) {
     if seen.iter().any(|other| other == name) {
         walk.fault(found, problem);
     }
@@ -143,7 +153,7 @@ fn once(walk: &mut Walk<'_>, found: &Found<'_>, name: &str, seen: &mut Vec<Strin
 }
 
 /// A name that shows on one line: not empty, no control characters.
-fn word(walk: &mut Walk<'_>, found: &Found<'_>) -> Option<String> {
+pub(super) fn word(walk: &mut Walk<'_>, found: &Found<'_>) -> Option<String> {
     let text = walk.text(found)?;
     let problem = if text.value.is_empty() {
         "is empty; write a name"

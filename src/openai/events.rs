@@ -1,6 +1,9 @@
 //! Watching a server-sent event stream go by (WHATWG HTML, section 9.2). Looks, and never changes a byte.
 
+use serde_json::Value;
+
 use super::usage::usage_total;
+use crate::error::Dialect;
 
 /// A longer line is not searched for `usage`; nothing more of a line is ever kept.
 const LINE_LIMIT_BYTES: usize = 64 * 1024;
@@ -71,6 +74,23 @@ impl Default for EventScanner {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// A JSON body as one event; `None` where it is no JSON.
+pub fn event(body: &[u8]) -> Option<String> {
+    let value: Value = serde_json::from_slice(body).ok()?;
+    // Written anew, since a line break in it would end the line.
+    Some(format!("data: {value}\n\n"))
+}
+
+/// A provider's error object as the event that makes an SDK raise it; `None` where the body is none.
+pub fn error_event(dialect: Dialect, body: &[u8]) -> Option<String> {
+    let value: Value = serde_json::from_slice(body).ok()?;
+    value.get("error").filter(|error| error.is_object())?;
+    Some(match dialect {
+        Dialect::OpenAi => format!("data: {value}\n\n"),
+        Dialect::Anthropic => format!("event: error\ndata: {value}\n\n"),
+    })
 }
 
 /// The value of a `data` field; one space after the colon is not part of it.

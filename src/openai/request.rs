@@ -19,6 +19,8 @@ pub struct Peek {
     /// The most tokens that the answer may have: `max_completion_tokens` (chat), `max_output_tokens` (responses) or
     /// `max_tokens` (legacy); 0 where none of them is a whole number.
     pub max_tokens: u64,
+    /// Whether `stream` is `true`.
+    pub stream: bool,
 }
 
 impl Peek {
@@ -32,7 +34,7 @@ impl Peek {
 /// OpenAI's rule of thumb for English text.
 const BYTES_PER_TOKEN: u64 = 4;
 
-/// Reads `model` and the limit on the answer of a JSON object without building a tree. One pass, no recursion: nesting may be of any depth.
+/// Reads `model`, `stream` and the limit on the answer of a JSON object without building a tree. One pass, no recursion: nesting may be of any depth.
 ///
 /// Of duplicate keys the last one counts, as for most JSON parsers, so that the gateway and the provider see the same.
 ///
@@ -53,6 +55,7 @@ pub fn peek(body: &[u8]) -> Result<Peek, Error> {
         model: serde_json::from_str(raw).map_err(|error| invalid_json(format_args!("in `model`: {error}")))?,
         model_span: start..start + raw.len(),
         max_tokens: fields.max_tokens.and_then(|raw| raw.get().parse().ok()).unwrap_or(0),
+        stream: fields.stream.is_some_and(|raw| raw.get() == "true"),
     })
 }
 
@@ -72,6 +75,7 @@ fn invalid_json(detail: impl fmt::Display) -> Error {
 struct Fields<'a> {
     model: Option<&'a RawValue>,
     max_tokens: Option<&'a RawValue>,
+    stream: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -80,6 +84,7 @@ enum Key {
     Model,
     #[serde(alias = "max_completion_tokens", alias = "max_output_tokens")]
     MaxTokens,
+    Stream,
     #[serde(other)]
     Other,
 }
@@ -106,6 +111,7 @@ impl<'de> Visitor<'de> for FieldsVisitor {
             match key {
                 Key::Model => fields.model = Some(map.next_value()?),
                 Key::MaxTokens => fields.max_tokens = Some(map.next_value()?),
+                Key::Stream => fields.stream = Some(map.next_value()?),
                 Key::Other => drop(map.next_value::<IgnoredAny>()?),
             }
         }

@@ -35,6 +35,7 @@ pub struct Answer {
     body: Body,
     in_flight: Option<InFlight>,
     waited: Duration,
+    lane: usize,
     meter: Option<Meter>,
     provider: Rc<Provider>,
 }
@@ -67,6 +68,7 @@ impl Answer {
             prefix: Vec::new(),
             body,
             waited: in_flight.waited(),
+            lane: in_flight.lane(),
             in_flight: Some(in_flight),
             provider: provider.clone(),
         }
@@ -75,6 +77,11 @@ impl Answer {
     /// The provider's name.
     pub fn provider(&self) -> &str {
         &self.provider.config.name
+    }
+
+    /// The API key that it was sent with, by index.
+    pub(super) fn lane(&self) -> usize {
+        self.lane
     }
 
     /// How long the request waited for its slot.

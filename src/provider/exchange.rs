@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_io::Timer;
 use futures_lite::future;
 
+use super::progress::Progress;
 use super::{Advice, Answer, Provider};
 use crate::config::CooldownScope;
 use crate::error::Error;
@@ -17,7 +18,8 @@ use crate::http1::RequestHead;
 use crate::log;
 use crate::shaping::books::{Ask, Scope};
 use crate::shaping::limiter::backoff;
-use crate::shaping::scheduler::{Permit, Place, Refusal};
+use crate::shaping::line::{Refusal, Terms};
+use crate::shaping::scheduler::{NoSlot, Permit, Place};
 use crate::upstream::Failure;
 use crate::upstream::client::{self, SendFailure};
 use crate::upstream::forward::Outgoing;
@@ -34,16 +36,65 @@ const MAX_LOST_CONNECTIONS: usize = 5;
 /// Before the next connection is made when the last one was lost while waiting.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(250);
 
+/// How long others are asked first once no connection could be made.
+const DOWN: Duration = Duration::from_secs(5);
+
 /// A longer body is no refusal that could be understood.
 const JUDGED_BODY_BYTES: usize = 64 * 1024;
+
+/// A request and what its caller asks for: the same for every provider that it is offered to.
+pub struct Errand<'r> {
+    /// As the caller sent it.
+    pub head: &'r RequestHead,
+    /// On which terms it waits.
+    pub terms: Rc<Terms>,
+    /// When it was complete.
+    pub since: Instant,
+    /// Whether the answer's body may not come compressed: the gateway has something to say in it, or to read from it.
+    pub plain: bool,
+    /// For those who want to know how far it is.
+    pub progress: Progress,
+}
+
+/// A request as one provider gets it.
+pub struct Offer {
+    /// For the limits.
+    pub ask: Ask,
+    /// The body under the provider's own name for the model.
+    pub body: Rc<Vec<u8>>,
+    /// How often this provider was sent it already.
+    pub attempts: u32,
+    /// When another provider would take it, from now; without one it stays here.
+    pub elsewhere: Option<Duration>,
+    /// Whether another provider takes it over if this one can't be reached.
+    pub fallback: bool,
+}
+
+/// What came of an offer.
+#[expect(clippy::large_enum_variant, reason = "it is taken apart where it is made; a box would only cost")]
+pub enum Exchanged {
+    /// An answer for the caller, or a reason why there is none.
+    Final(Result<Answer, Error>),
+    /// This provider can't do it at present; another may.
+    Unable(Result<Answer, Error>),
+    /// Another provider would do it sooner. So many times it was sent here.
+    Moved {
+        /// Sends so far.
+        attempts: u32,
+    },
+}
 
 /// How one attempt went.
 #[expect(clippy::large_enum_variant, reason = "it is taken apart where it is made; a box would only cost")]
 enum Attempt {
     /// No slot: the scheduler takes this request no more.
     Refused(Refusal),
+    /// Another provider's slot comes sooner.
+    Moved,
     /// Nobody saw the request: its connection was closed.
     Unseen(Failure),
+    /// There is no connection to be had.
+    Down(Error),
     /// Sent and answered, or failed for good or ill.
     Done(Result<Answer, Error>, Judgement),
 }
@@ -52,74 +103,100 @@ enum Attempt {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Judgement {
     PassOn,
+    /// For the caller, unless another provider takes it.
+    Unable,
     /// Send again; the scheduler knows for how long the provider pauses.
     Again,
     /// Send again after a pause of this request's own.
     AgainAfterBackoff,
 }
 
-/// Why there is no slot.
-enum NoSlot {
-    Refused(Refusal),
-    Failed(Failure),
+/// Why there is no permit with a connection.
+enum Lost {
+    Slot(NoSlot),
+    Connection(Failure),
 }
 
 impl Provider {
     /// Waits for a slot, sends, and returns the answer once its head is there. Dropping the future at any moment leaves
     /// the queue or ends the provider's work.
-    pub async fn exchange(self: &Rc<Self>, request: &RequestHead, body: Vec<u8>, ask: Ask) -> Result<Answer, Error> {
-        let metered = self.is_metered(ask.model);
-        let outgoing = Rc::new(Outgoing::new(&self.config, request, body, metered));
-        let mut place = self.scheduler.join(ask);
-        let since = place.since();
+    pub async fn exchange(self: &Rc<Self>, errand: &Errand<'_>, offer: Offer) -> Exchanged {
+        let Offer { mut attempts, fallback, elsewhere, ask, .. } = offer;
+        let join = |again| match again {
+            false => self.scheduler.join(ask, &errand.terms, errand.since, elsewhere),
+            true => self.scheduler.rejoin(ask, &errand.terms, errand.since, elsewhere),
+        };
+        let mut place = join(attempts > 0);
         let mut last = None;
-        let (mut attempts, mut repeats) = (0, 0);
+        let mut repeats = 0;
         loop {
-            let (outcome, judgement) = match self.attempt(place, &outgoing, ask, repeats > 0).await {
+            let (outcome, judgement) = match self.attempt(place, errand, &offer, repeats > 0).await {
                 Attempt::Refused(refusal) => return self.given_up(last, refusal),
-                Attempt::Unseen(failure) if repeats == MAX_REPEATS => return Err(self.failed(failure)),
+                Attempt::Moved => return Exchanged::Moved { attempts },
+                Attempt::Unseen(failure) if repeats == MAX_REPEATS => {
+                    return Exchanged::Unable(Err(self.failed(failure)));
+                }
                 Attempt::Unseen(_) => {
                     repeats += 1;
-                    place = self.scheduler.rejoin(ask, since);
+                    place = join(true);
                     continue;
                 }
+                Attempt::Down(error) if fallback => return Exchanged::Unable(Err(error)),
+                Attempt::Down(error) => (Err(error), Judgement::AgainAfterBackoff),
                 Attempt::Done(outcome, judgement) => (outcome, judgement),
             };
             attempts += 1;
-            if judgement == Judgement::PassOn || attempts >= self.config.retry.attempts {
-                return outcome;
+            if judgement == Judgement::PassOn {
+                return Exchanged::Final(outcome);
             }
-            if judgement == Judgement::AgainAfterBackoff && !self.back_off(attempts, since).await {
-                return outcome;
+            let pauses = judgement == Judgement::AgainAfterBackoff;
+            if judgement == Judgement::Unable
+                || attempts >= self.config.retry.attempts
+                || pauses && !self.back_off(attempts, errand).await
+            {
+                return Exchanged::Unable(outcome);
+            }
+            if elsewhere.is_some() {
+                return Exchanged::Moved { attempts };
             }
             last = Some(outcome);
-            place = self.scheduler.rejoin(ask, since);
+            place = join(true);
         }
     }
 
     /// The provider's last answer, or ours where there is none.
-    fn given_up(&self, last: Option<Result<Answer, Error>>, refusal: Refusal) -> Result<Answer, Error> {
-        let Some(mut outcome) = last else { return Err(self.refused(refusal)) };
-        if let Ok(Answer { advice: Some(Advice::ComeBack(at)), .. }) = &mut outcome {
-            // Others may have been told to wait for longer since.
-            *at = (*at).max(refusal.retry_after().map(|wait| Instant::now() + wait));
-        }
-        outcome
-    }
-
-    async fn attempt(self: &Rc<Self>, place: Place, outgoing: &Rc<Outgoing>, ask: Ask, fresh: bool) -> Attempt {
-        let (permit, connection) = match self.slot(place, fresh).await {
-            Ok(slot) => slot,
-            Err(NoSlot::Refused(refusal)) => return Attempt::Refused(refusal),
-            Err(NoSlot::Failed(failure)) => {
-                return Attempt::Done(Err(self.failed(failure)), Judgement::AgainAfterBackoff);
+    fn given_up(&self, last: Option<Result<Answer, Error>>, refusal: Refusal) -> Exchanged {
+        let spent = matches!(refusal, Refusal::Day { .. });
+        let outcome = match last {
+            None => Err(self.refused(refusal)),
+            Some(mut outcome) => {
+                if let Ok(Answer { advice: Some(Advice::ComeBack(at)), .. }) = &mut outcome {
+                    // Others may have been told to wait for longer since.
+                    *at = (*at).max(refusal.retry_after().map(|wait| Instant::now() + wait));
+                }
+                outcome
             }
         };
+        if spent { Exchanged::Unable(outcome) } else { Exchanged::Final(outcome) }
+    }
+
+    async fn attempt(self: &Rc<Self>, place: Place, errand: &Errand<'_>, offer: &Offer, fresh: bool) -> Attempt {
+        errand.progress.queued(self, place.ticket());
+        let (permit, connection) = match self.slot(place, errand, fresh).await {
+            Ok(slot) => slot,
+            Err(Lost::Slot(NoSlot::Refused(refusal))) => return Attempt::Refused(refusal),
+            Err(Lost::Slot(NoSlot::Moved)) => return Attempt::Moved,
+            Err(Lost::Connection(failure)) => return Attempt::Down(self.failed(failure)),
+        };
+        errand.progress.sent();
+        let metered = self.is_metered(offer.ask.model);
+        let plain = errand.plain || metered;
+        let outgoing = Outgoing::new(&self.config, permit.lane(), errand.head, offer.body.clone(), plain);
         let timeout = self.config.request_timeout;
-        match client::send(permit, connection, &self.pool, outgoing.clone(), timeout).await {
+        match client::send(permit, connection, &self.pool, outgoing, timeout).await {
             Ok(response) => {
-                let mut answer = Answer::new(self, response, self.is_metered(ask.model));
-                let judgement = self.judge(&mut answer, ask).await;
+                let mut answer = Answer::new(self, response, metered);
+                let judgement = self.judge(&mut answer, offer.ask).await;
                 Attempt::Done(Ok(answer), judgement)
             }
             Err(SendFailure { failure, repeatable: true }) => Attempt::Unseen(failure),
@@ -129,13 +206,18 @@ impl Provider {
     }
 
     /// Pauses before another attempt; says no where the whole wait would get too long.
-    async fn back_off(&self, attempts: u32, since: Instant) -> bool {
+    async fn back_off(&self, attempts: u32, errand: &Errand<'_>) -> bool {
         let pause = backoff(attempts, fastrand::f64());
-        if self.config.rate_limit.max_wait.is_some_and(|limit| since.elapsed() + pause > limit) {
+        let ends = Instant::now() + pause;
+        let max_wait = self.config.rate_limit.max_wait;
+        if max_wait.is_some_and(|limit| ends > errand.since + limit)
+            || errand.terms.deadline.is_some_and(|deadline| ends > deadline)
+        {
             return false;
         }
+        errand.progress.pausing();
         let pause = async {
-            Timer::after(pause).await;
+            Timer::at(ends).await;
             true
         };
         let closed = async {
@@ -146,13 +228,13 @@ impl Provider {
     }
 
     /// A permit and a connection to use it on.
-    async fn slot(&self, mut place: Place, fresh: bool) -> Result<(Permit, Connection), NoSlot> {
+    async fn slot(&self, mut place: Place, errand: &Errand<'_>, fresh: bool) -> Result<(Permit, Connection), Lost> {
         place.near().await?;
         let mut lost = 0;
         while lost < MAX_LOST_CONNECTIONS {
-            let connect = async { self.connection(fresh).await.map_err(NoSlot::Failed) };
-            let refused = async { Err(NoSlot::Refused(place.refused().await)) };
-            let mut connection = match future::or(connect, refused).await {
+            let connect = async { self.connection(fresh).await.map_err(Lost::Connection) };
+            let taken_away = async { Err(Lost::Slot(place.taken_away().await)) };
+            let mut connection = match future::or(connect, taken_away).await {
                 Ok(connection) => connection,
                 Err(no_slot) => {
                     place.leave();
@@ -168,6 +250,7 @@ impl Provider {
                 return Ok((permit?, connection));
             }
             place = place.lost_connection(&self.scheduler)?;
+            errand.progress.queued_as(place.ticket());
             if !connection.has_rested() {
                 lost += 1;
                 Timer::after(RECONNECT_PAUSE).await;
@@ -175,14 +258,16 @@ impl Provider {
         }
         place.leave();
         let detail = "it closes every connection before a request is sent on it".into();
-        Err(NoSlot::Failed(Failure::Disconnected(detail)))
+        Err(Lost::Connection(Failure::Disconnected(detail)))
     }
 
     async fn connection(&self, fresh: bool) -> Result<Connection, Failure> {
         if !fresh && let Some(connection) = self.pool.take().await {
             return Ok(connection);
         }
-        self.connector.connect().await.map(Connection::fresh)
+        let connected = self.connector.connect().await;
+        self.down_until.set(connected.is_err().then(|| Instant::now() + DOWN));
+        connected.map(Connection::fresh)
     }
 
     /// Whether an answer is the caller's, or a refusal that waiting may overcome. Tells the scheduler what the provider
@@ -191,7 +276,7 @@ impl Provider {
         let (status, retry) = (answer.head.status, &self.config.retry);
         let listed = retry.statuses.contains(&status);
         if !listed && !verdict::may_be_refusal(status) {
-            self.scheduler.accepted(ask.model);
+            self.scheduler.accepted(answer.lane(), ask.model);
             return Judgement::PassOn;
         }
         if !answer.read_ahead(JUDGED_BODY_BYTES).await {
@@ -204,11 +289,20 @@ impl Provider {
                 let scope = self.scope(scope);
                 self.cool_down(answer, ask, scope, wait);
                 let too_long = wait.is_some_and(|wait| wait > retry.max_cooldown);
-                if listed && !too_long { Judgement::Again } else { Judgement::PassOn }
+                match (listed, too_long) {
+                    (true, false) => Judgement::Again,
+                    (true, true) => Judgement::Unable,
+                    (false, _) => Judgement::PassOn,
+                }
             }
             Verdict::Exhausted => {
                 answer.advice = Some(Advice::StayAway);
-                Judgement::PassOn
+                if self.config.api_keys.len() > 1 && listed {
+                    // This key has had its fill; the others have not said so.
+                    self.scheduler.refused(answer.lane(), ask.model, Scope::Provider, None);
+                    return Judgement::Again;
+                }
+                if listed { Judgement::Unable } else { Judgement::PassOn }
             }
             Verdict::Repeat | Verdict::PassOn if listed => Judgement::AgainAfterBackoff,
             Verdict::Repeat | Verdict::PassOn => Judgement::PassOn,
@@ -217,13 +311,13 @@ impl Provider {
 
     fn cool_down(&self, answer: &mut Answer, ask: Ask, scope: Scope, wait: Option<Duration>) {
         let pause = wait.map(|wait| wait.min(self.config.retry.max_cooldown));
-        self.scheduler.refused(ask.model, scope, pause);
+        self.scheduler.refused(answer.lane(), ask.model, scope, pause);
         answer.advice = Some(Advice::ComeBack(wait.map(|wait| Instant::now() + wait)));
         let who = match scope {
             Scope::Provider => "all its models",
             Scope::Model => &self.config.models[ask.model].id,
         };
-        let (name, status) = (&self.config.name, answer.head.status);
+        let (name, status) = (self.with_key(answer.lane()), answer.head.status);
         match wait {
             Some(wait) => log::line(format_args!("{name} answered {status}: {who} pause for {} s", wait.as_secs_f64())),
             None => log::line(format_args!("{name} answered {status} and no time: {who} back off")),
@@ -238,8 +332,8 @@ impl Provider {
     }
 }
 
-impl From<Refusal> for NoSlot {
-    fn from(refusal: Refusal) -> NoSlot {
-        NoSlot::Refused(refusal)
+impl From<NoSlot> for Lost {
+    fn from(no_slot: NoSlot) -> Lost {
+        Lost::Slot(no_slot)
     }
 }

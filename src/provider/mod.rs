@@ -5,25 +5,33 @@
 
 mod answer;
 mod exchange;
+mod progress;
 
 pub use answer::{Advice, Answer};
+pub use exchange::{Errand, Exchanged, Offer};
+pub use progress::{Progress, Whereabouts};
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_io::Timer;
 use futures_lite::future;
 
-use crate::config::{self, Budget, DayReset, Mode, Pace};
+use crate::config::{self, Budget, DayReset, Fairness, Mode, Pace};
 use crate::error::Error;
 use crate::log;
+use crate::shaping::books::Ask;
 use crate::shaping::limiter::{Cadence, Day, Limits, Reset};
-use crate::shaping::scheduler::{Refusal, Rules, Scheduler, Snapshot, Timing};
+use crate::shaping::line::{Estimate, Refusal, Rules, Snapshot, Terms, Timing, Waiting};
+use crate::shaping::scheduler::Scheduler;
 use crate::upstream::Failure;
 use crate::upstream::connect::Connector;
 use crate::upstream::pool::Pool;
+
+/// A shorter key is shown by its place alone.
+const SHOWN_KEY_BYTES: usize = 12;
 
 /// What has come back so far.
 #[derive(Debug, Clone, Copy, Default)]
@@ -47,12 +55,14 @@ pub struct Provider {
     connector: Connector,
     pool: Rc<Pool>,
     counters: RefCell<Counters>,
+    /// No connection could be made; until then others are asked first.
+    down_until: Cell<Option<Instant>>,
 }
 
 impl Provider {
     /// The provider and its task (scheduler and housekeeping), which the caller spawns.
-    pub fn new(config: &config::Provider) -> (Rc<Provider>, impl Future<Output = ()> + use<>) {
-        let (scheduler, schedule) = Scheduler::new(rules(config));
+    pub fn new(config: &config::Provider, fairness: Fairness) -> (Rc<Provider>, impl Future<Output = ()> + use<>) {
+        let (scheduler, schedule) = Scheduler::new(rules(config, fairness));
         let pool = Rc::new(Pool::new(config.pool_max_idle, config.pool_idle));
         let provider = Provider {
             config: config.clone(),
@@ -60,6 +70,7 @@ impl Provider {
             connector: Connector::new(config),
             pool: pool.clone(),
             counters: RefCell::default(),
+            down_until: Cell::default(),
         };
         let every = (config.pool_idle / 2).max(Duration::from_millis(100));
         let sweep = async move {
@@ -89,6 +100,37 @@ impl Provider {
     /// The queue as it stands; `None` only while the gateway goes down.
     pub async fn snapshot(&self) -> Option<Snapshot> {
         self.scheduler.snapshot().await
+    }
+
+    /// Everybody in line, head first; `None` only while the gateway goes down.
+    pub async fn waiting(&self) -> Option<Vec<Waiting>> {
+        self.scheduler.waiting().await
+    }
+
+    /// When the slot of a newcomer would come; `None` where it would be refused.
+    pub async fn estimate(&self, ask: Ask, terms: &Rc<Terms>) -> Option<Estimate> {
+        self.scheduler.estimate(ask, terms).await
+    }
+
+    /// Whether no connection could be made a moment ago.
+    pub fn is_down(&self) -> bool {
+        self.down_until.get().is_some_and(|until| Instant::now() < until)
+    }
+
+    /// How an API key is called where people read: by its place, or by its end where that gives nothing away.
+    pub fn key_label(&self, lane: usize) -> String {
+        match self.config.api_keys.get(lane).map(|key| key.reveal()) {
+            Some(key) if key.len() > SHOWN_KEY_BYTES => format!("...{}", &key[key.len() - 4..]),
+            _ => format!("#{}", lane + 1),
+        }
+    }
+
+    /// The name, with the key where there are several.
+    fn with_key(&self, lane: usize) -> String {
+        match self.config.api_keys.len() {
+            0 | 1 => self.config.name.clone(),
+            _ => format!("{} (key {})", self.config.name, self.key_label(lane)),
+        }
     }
 
     /// Refuses everybody who waits for this provider and everybody who comes.
@@ -126,24 +168,32 @@ impl Provider {
             Refusal::Full { retry_after } => {
                 Error::QueueFull { provider, max_queue: self.config.max_queue, retry_after }
             }
+            Refusal::Deadline { position, expected_wait, patience, retry_after } => {
+                Error::DeadlineExceeded { provider, position, expected_wait, patience, retry_after }
+            }
+            Refusal::ClientFull { client, max_queue, retry_after } => {
+                Error::ClientQueueFull { provider, client: client.to_string(), max_queue, retry_after }
+            }
             Refusal::Day { resets_in } => Error::DailyLimit { provider, resets_in },
             Refusal::Closed => Error::ShuttingDown,
         }
     }
 }
 
-fn rules(config: &config::Provider) -> Rules {
+fn rules(config: &config::Provider, fairness: Fairness) -> Rules {
     let rate = &config.rate_limit;
     let of_model = |model: &config::Model| match &model.rate_limit {
         Some(limit) => limits(limit.pace.as_ref(), &limit.budget),
         None => Limits::default(),
     };
     Rules {
+        lanes: config.api_keys.len().max(1),
         limits: limits(Some(&rate.pace), &rate.budget),
         models: config.models.iter().map(of_model).collect(),
         adaptive: rate.adaptive,
         max_wait: rate.max_wait,
         max_queue: config.max_queue,
+        fairness,
     }
 }
 

@@ -6,6 +6,7 @@
 //! caller who has sent more than a head's worth of those ahead is watched by our writes alone.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,9 +26,10 @@ use crate::http1::{self, BodyDecoder, Framing, ReadError, Reader, RequestHead};
 use crate::log;
 
 /// Serves until the connection ends. `_alive` counts it as open.
-pub async fn serve(gateway: Rc<Gateway>, stream: TcpStream, _alive: Sender<Infallible>) {
+pub async fn serve(gateway: Rc<Gateway>, stream: TcpStream, peer: IpAddr, _alive: Sender<Infallible>) {
     let caller = Caller::new(stream.clone(), gateway.config.write_timeout, gateway.draining.clone());
-    let mut connection = Connection { reader: Reader::new(stream), caller, gateway, first: true };
+    let peer = peer.to_canonical().to_string().into();
+    let mut connection = Connection { reader: Reader::new(stream), caller, gateway, peer, first: true };
     let ending = loop {
         let next = match contain(connection.one_request()).await {
             Ok(next) => next,
@@ -57,6 +59,8 @@ struct Connection {
     reader: Reader<TcpStream>,
     caller: Caller,
     gateway: Rc<Gateway>,
+    /// Where the caller comes from.
+    peer: Rc<str>,
     first: bool,
 }
 
@@ -176,7 +180,7 @@ impl Connection {
     async fn answer(&mut self, route: routes::Route, head: &RequestHead, body: Body) -> Result<(), Gone> {
         let surplus = self.gateway.config.max_head_bytes;
         // Boxed, so that a connection without a request does not hold the room for one.
-        let work = Box::pin(routes::answer(&self.gateway, route, head, body, &mut self.caller));
+        let work = Box::pin(routes::answer(&self.gateway, route, &self.peer, head, body, &mut self.caller));
         let gone = async {
             hang_up(&mut self.reader, surplus).await;
             Err(Gone)
@@ -250,6 +254,7 @@ async fn contain<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
 
 #[cfg(test)]
 mod tests {
+    use std::hash::RandomState;
     use std::io::{Read, Write};
     use std::path::Path;
     use std::time::{Instant, SystemTime};
@@ -267,6 +272,8 @@ mod tests {
         let (lifecycle, draining, aborting) = Lifecycle::new();
         let gateway = Gateway {
             registry: Registry::new(&config.providers),
+            client_names: Vec::new(),
+            fingerprints: RandomState::new(),
             budget: Budget::new(config.server.max_buffered_bytes),
             config: config.server,
             providers: Vec::new(),
@@ -289,7 +296,7 @@ mod tests {
             answer
         });
         let (alive, _open) = async_channel::bounded(1);
-        smol::block_on(serve(gateway.clone(), stream, alive));
+        smol::block_on(serve(gateway.clone(), stream, IpAddr::from([127, 0, 0, 1]), alive));
         asking.join().unwrap()
     }
 

@@ -1,17 +1,21 @@
 //! The front: what a caller connects to.
 //!
 //! [`Server`] listens, keeps to `max_connections` and goes down in order; [`connection`] is one caller's connection,
-//! [`routes`] decides what a request is for, [`proxy`] sends it on and relays the answer, [`caller`] writes.
+//! [`routes`] decides what a request is for, [`terms`] what it asks for beside its answer,
+//! [`proxy`] sends it on and relays the answer, [`heartbeat`] keeps its caller patient meanwhile, [`caller`] writes.
 //! Knows nothing of how a provider is reached or shaped.
 
 mod budget;
 mod caller;
 mod connection;
+mod heartbeat;
 mod lifecycle;
 mod proxy;
 mod routes;
+mod terms;
 
 use std::convert::Infallible;
+use std::hash::RandomState;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
@@ -67,6 +71,10 @@ struct Gateway {
     config: config::Server,
     registry: Registry,
     providers: Vec<Rc<Provider>>,
+    /// Of the configured clients.
+    client_names: Vec<Rc<str>>,
+    /// Makes fingerprints that nobody outside can foresee.
+    fingerprints: RandomState,
     budget: Rc<Budget>,
     started: Instant,
     /// When every model was "created": Unix seconds of the start.
@@ -96,13 +104,15 @@ impl Server {
         let (lifecycle, draining, aborting) = Lifecycle::new();
         let mut providers = Vec::new();
         for config in &self.config.providers {
-            let (provider, task) = Provider::new(config);
+            let (provider, task) = Provider::new(config, self.config.server.fairness);
             executor.spawn(or_abort(task)).detach();
             providers.push(provider);
         }
         let gateway = Rc::new(Gateway {
             registry: Registry::new(&self.config.providers),
             budget: Budget::new(self.config.server.max_buffered_bytes),
+            client_names: self.config.server.clients.iter().map(|client| client.name.as_str().into()).collect(),
+            fingerprints: RandomState::new(),
             config: self.config.server,
             providers,
             started: Instant::now(),
@@ -181,8 +191,8 @@ async fn accept<T>(
 ) -> T {
     let mut complained = false;
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 if !complained {
                     log::line(format_args!("cannot accept connections, trying on: {error}"));
@@ -197,7 +207,7 @@ async fn accept<T>(
         let open = alive.sender_count() - 1;
         let limit = gateway.config.max_connections;
         if open < limit {
-            let connection = connection::serve(gateway.clone(), stream, alive.clone());
+            let connection = connection::serve(gateway.clone(), stream, peer.ip(), alive.clone());
             executor.spawn(connection).detach();
         } else {
             let patient = open < limit + MAX_TURNED_AWAY;

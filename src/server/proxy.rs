@@ -1,6 +1,7 @@
 //! Sending a request on and relaying the answer as it comes: one write per read, the head together with the first bytes
 //! of the body, and never a tidy end for a body that broke off.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use futures_lite::future;
@@ -8,39 +9,102 @@ use futures_lite::future;
 use super::Gateway;
 use super::budget::Body;
 use super::caller::{Caller, Gone};
+use super::heartbeat::{Form, keep_company};
+use super::terms::{self, Wishes};
+use crate::dispatch::Dispatch;
 use crate::error::{self, Error};
 use crate::http1::{self, BodyLength, Framing, RequestHead};
 use crate::openai;
-use crate::provider::{Advice, Answer};
-use crate::shaping::books::Ask;
+use crate::provider::{Advice, Answer, Errand, Progress};
 
 /// What one stream may relay before others get a turn.
 const FAIR_SHARE_BYTES: usize = 256 * 1024;
 
-/// Routes by the `model` in the body, waits for the provider's slot, and relays.
-pub async fn forward(gateway: &Gateway, head: &RequestHead, body: Body, caller: &mut Caller) -> Result<(), Gone> {
+/// The largest answer that becomes one event of a stream that had begun already.
+const LATE_ANSWER_BYTES: usize = 1024 * 1024;
+
+/// Routes by the `model` in the body, waits for a provider's slot, and relays.
+pub async fn forward(
+    gateway: &Gateway,
+    peer: &Rc<str>,
+    head: &RequestHead,
+    body: Body,
+    caller: &mut Caller,
+) -> Result<(), Gone> {
+    let since = Instant::now();
     let Body { bytes: body, reserved } = body;
-    let exchange = async {
-        let peek = openai::peek(&body)?;
-        let route = gateway.registry.resolve(&peek.model)?;
-        let provider = &gateway.providers[route.provider];
-        let ask = Ask { model: route.model, tokens: peek.estimated_tokens(&body) };
-        let body = match route.upstream == peek.model {
-            true => body,
-            false => openai::splice_model(body, peek.model_span, route.upstream),
-        };
-        provider.exchange(head, body, ask).await
+    let prepared =
+        openai::peek(&body).and_then(|peek| Ok((terms::wishes(gateway, peer, head, &body, &peek, since)?, peek)));
+    let (Wishes { terms, heartbeat }, peek) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => return caller.error(&error).await,
     };
-    let outcome = unless_aborted(gateway, exchange).await;
+    let form = heartbeat.map(|heartbeat| heartbeat.form());
+    let errand = Errand { head, terms, since, plain: form.is_some(), progress: Progress::default() };
+    let dispatch = Dispatch {
+        providers: &gateway.providers,
+        registry: &gateway.registry,
+        routing: gateway.config.routing,
+        fallback: gateway.config.fallback,
+    };
+    let work = unless_aborted(gateway, dispatch.run(&errand, body, peek));
+    let outcome = keep_company(heartbeat, &errand.progress, caller, work).await?;
     drop(reserved);
-    match outcome {
-        Ok(answer) => relay(gateway, answer, caller).await,
-        Err(error) => caller.error(&error).await,
+    match (outcome, form.filter(|_| caller.began())) {
+        (Ok(answer), None) => relay(gateway, answer, caller).await,
+        (Err(error), None) => caller.error(&error).await,
+        (outcome, Some(form)) => relay_late(gateway, outcome, form, caller).await,
     }
 }
 
-async fn relay(gateway: &Gateway, mut answer: Answer, caller: &mut Caller) -> Result<(), Gone> {
+/// The answer to a caller whose own answer has begun with a heartbeat.
+async fn relay_late(
+    gateway: &Gateway,
+    outcome: Result<Answer, Error>,
+    form: Form,
+    caller: &mut Caller,
+) -> Result<(), Gone> {
+    let dialect = caller.dialect();
+    let rest = match (outcome, form) {
+        (Ok(answer), Form::WhiteSpace) => return relay_body(gateway, answer, caller).await,
+        (Ok(answer), Form::Events) if answer.is_event_stream() && answer.head.status < 400 => {
+            return relay_body(gateway, answer, caller).await;
+        }
+        (Ok(answer), Form::Events) => as_event(gateway, answer, caller).await,
+        (Err(error), Form::Events) => error.to_sse_event(dialect),
+        (Err(error), Form::WhiteSpace) => error.to_json(dialect),
+    };
+    caller.body(rest.as_bytes());
+    caller.end();
+    caller.flush().await
+}
+
+/// An answer that is no stream, as one event: an error under its own words, if they have the shape of one.
+async fn as_event(gateway: &Gateway, mut answer: Answer, caller: &Caller) -> String {
+    let (dialect, status, provider) = (caller.dialect(), answer.head.status, answer.provider().to_owned());
+    let mut body = Vec::new();
+    let read = unless_aborted(gateway, async {
+        while !answer.take_buffered(&mut body)? && body.len() <= LATE_ANSWER_BYTES {
+            answer.wait().await?;
+        }
+        Ok(())
+    });
+    if let Err(error) = read.await {
+        return error.to_sse_event(dialect);
+    }
+    let said = if status < 400 { openai::event(&body) } else { openai::error_event(dialect, &body) };
+    said.unwrap_or_else(|| {
+        let detail = String::from_utf8_lossy(&body).into_owned();
+        Error::UpstreamRefused { provider, status, detail }.to_sse_event(dialect)
+    })
+}
+
+async fn relay(gateway: &Gateway, answer: Answer, caller: &mut Caller) -> Result<(), Gone> {
     begin(&answer, caller);
+    relay_body(gateway, answer, caller).await
+}
+
+async fn relay_body(gateway: &Gateway, mut answer: Answer, caller: &mut Caller) -> Result<(), Gone> {
     let mut payload = Vec::new();
     let mut waited = Ok(());
     let mut head_alone = true;

@@ -1,10 +1,13 @@
 //! What a request is for: one match on method and path, after the gateway's own authorization.
 
+use std::rc::Rc;
+
 use super::Gateway;
 use super::budget::Body;
 use super::caller::{Caller, Gone};
 use super::proxy;
 use crate::admin;
+use crate::config::Secret;
 use crate::error::Error;
 use crate::http1::RequestHead;
 use crate::openai;
@@ -22,6 +25,8 @@ pub enum Route {
     Health,
     /// `GET /admin/stats`
     Stats,
+    /// `GET /admin/queue`
+    Queue,
 }
 
 /// Decides from the head alone, so that a refusal comes before the body.
@@ -33,6 +38,7 @@ pub fn route(gateway: &Gateway, head: &RequestHead) -> Result<Route, Error> {
     let (route, allow) = match path {
         "/admin/health" => (Route::Health, "GET, HEAD"),
         "/admin/stats" => (Route::Stats, "GET, HEAD"),
+        "/admin/queue" => (Route::Queue, "GET, HEAD"),
         "/v1/models" | "/v1/models/" => (Route::Models, "GET, HEAD"),
         _ => match path.strip_prefix("/v1/models/") {
             Some(id) => (Route::Model(percent_decode(id)), "GET, HEAD"),
@@ -53,6 +59,7 @@ pub fn route(gateway: &Gateway, head: &RequestHead) -> Result<Route, Error> {
 pub async fn answer(
     gateway: &Gateway,
     route: Route,
+    peer: &Rc<str>,
     head: &RequestHead,
     body: Body,
     caller: &mut Caller,
@@ -62,29 +69,39 @@ pub async fn answer(
     match route {
         Route::Health => caller.json(200, &[], &admin::health(gateway.started)).await,
         Route::Stats => {
-            let stats = admin::stats(&gateway.providers).await;
+            let stats = admin::stats(&gateway.config, &gateway.providers).await;
             caller.json(200, &[("Cache-Control", "no-store")], &stats).await
+        }
+        Route::Queue => {
+            let queue = admin::queue(&gateway.providers).await;
+            caller.json(200, &[("Cache-Control", "no-store")], &queue).await
         }
         Route::Models => caller.json(200, &[], &openai::model_list(models(), created)).await,
         Route::Model(id) => match gateway.registry.get(&id) {
             Ok(model) => caller.json(200, &[], &openai::model_object(model, created)).await,
             Err(error) => caller.error(&error).await,
         },
-        Route::Forward => proxy::forward(gateway, head, body, caller).await,
+        Route::Forward => proxy::forward(gateway, peer, head, body, caller).await,
     }
 }
 
-/// `server.auth_token`, if one is set: as OpenAI's clients send it or as Anthropic's do. Where both fields came, one of them
-/// has to be right.
+/// `server.auth_token`, if one is set, or the token of a client.
 fn authorize(gateway: &Gateway, head: &RequestHead) -> Result<(), Error> {
     let Some(token) = &gateway.config.auth_token else { return Ok(()) };
+    let mut tokens = std::iter::once(token).chain(gateway.config.clients.iter().map(|client| &client.token));
+    if tokens.any(|token| presents(head, token)) { Ok(()) } else { Err(Error::InvalidApiKey) }
+}
+
+/// Whether a token was sent, as OpenAI's clients send it or as Anthropic's do. Where both fields came, one of them has to be
+/// right.
+pub(super) fn presents(head: &RequestHead, token: &Secret) -> bool {
     let bearer = head.headers.get("authorization").and_then(|sent| {
         let (scheme, rest) = sent.split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then_some(rest)
     });
     let sent = [bearer, head.headers.get("x-api-key")].map(|key| key.unwrap_or_default().trim_ascii());
     let [bearer, api_key] = sent.map(|key| is_same(token.reveal().as_bytes(), key));
-    if bearer | api_key { Ok(()) } else { Err(Error::InvalidApiKey) }
+    bearer | api_key
 }
 
 /// Compares every byte whatever the first ones are.

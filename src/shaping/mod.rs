@@ -1,13 +1,25 @@
-//! Shaping: when may the next request of one provider leave?
+//! Shaping: when may the next request of one provider leave, and whose is it?
 //!
-//! [`limiter`], [`books`] and [`queue`] are pure: they take `now` and say what to do. [`scheduler`] is the thin driver around
-//! them, and the only code in this room that sleeps.
+//! | file | owns |
+//! |---|---|
+//! | [`limiter`] | the limits of one scope: when the next send may go |
+//! | [`books`] | the limiters of one API key together, the provider's and its models' |
+//! | [`queue`] | the order in which waiters go: clients in turn, priority, ageing, places kept |
+//! | [`line`] | the queue and the lanes: who goes next, when, on which lane, and who waits in vain |
+//! | `walk` | when each waiter can go at the earliest |
+//! | [`observed`] | how many really went |
+//! | [`scheduler`] | the thin driver around them: the task, its mailbox, its timer |
+//!
+//! All but the scheduler are pure: they take `now` and say what to do.
 //!
 //! Words: a *waiter* stands in the queue; a *grant* tells it that its slot is open; the *permit* it gets with that is
-//! spent when the request head is on the wire. A permit that is dropped unspent costs nothing.
+//! spent when the request head is on the wire. A permit that is dropped unspent costs nothing. A *lane* is one API key
+//! with its own count of everything.
 
 pub mod books;
 pub mod limiter;
+pub mod line;
 pub mod observed;
 pub mod queue;
 pub mod scheduler;
+mod walk;

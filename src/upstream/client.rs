@@ -42,7 +42,7 @@ pub async fn send(
     permit: Permit,
     mut connection: Connection,
     pool: &Rc<Pool>,
-    request: Rc<Outgoing>,
+    request: Outgoing,
     timeout: Duration,
 ) -> Result<Response, SendFailure> {
     let rested = connection.has_rested();

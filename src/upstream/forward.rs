@@ -3,6 +3,8 @@
 //! The path after `/v1`, the query, the body and every header go on, but for hop-by-hop headers (RFC 9110 section
 //! 7.6.1) and whatever identifies the caller to the gateway: the provider sees the operator's key, never the caller's.
 
+use std::rc::Rc;
+
 use crate::config::Provider;
 use crate::error::Dialect;
 use crate::http1::{self, RequestHead};
@@ -10,27 +12,31 @@ use crate::http1::{self, RequestHead};
 /// The caller's headers that stop here, beside the hop-by-hop ones.
 const KEPT_BACK: [&str; 7] = ["host", "content-length", "expect", "authorization", "x-api-key", "api-key", "cookie"];
 
-/// A request as it goes on the wire; may be sent more than once. Not `Debug`: its head holds the provider's key.
+const OURS: &str = "x-limitrate-";
+
+/// A request as it goes on the wire. Not `Debug`: its head holds the provider's key.
 pub struct Outgoing {
     /// The request head, complete.
     pub head: Vec<u8>,
     /// The body, already under the provider's own model name.
-    pub body: Vec<u8>,
+    pub body: Rc<Vec<u8>>,
 }
 
 impl Outgoing {
-    /// Builds what `provider` gets for a caller's request below `/v1`. Where `metered`, no compressed answer is asked for,
-    /// since its usage could not be read.
-    pub fn new(provider: &Provider, request: &RequestHead, body: Vec<u8>, metered: bool) -> Outgoing {
+    /// Builds what `provider` gets for a caller's request below `/v1`, with its API key number `lane`. Where the answer has
+    /// to come `plain`, no compression is asked for.
+    pub fn new(provider: &Provider, lane: usize, request: &RequestHead, body: Rc<Vec<u8>>, plain: bool) -> Outgoing {
         let base = &provider.base_url;
         let below = request.target.strip_prefix("/v1").unwrap_or(&request.target);
         let target = format!("{}{below}", base.path);
         let ours = |name: &str| provider.headers.iter().any(|(own, _)| own.eq_ignore_ascii_case(name));
-        let key = provider.api_key.as_ref().and_then(|key| key_field(Dialect::of(&request.target), key.reveal(), ours));
+        let key =
+            provider.api_keys.get(lane).and_then(|key| key_field(Dialect::of(&request.target), key.reveal(), ours));
 
         let passed = request.headers.iter().filter(|(name, _)| {
             let kept_back = KEPT_BACK.iter().any(|kept| kept.eq_ignore_ascii_case(name))
-                || metered && name.eq_ignore_ascii_case("accept-encoding");
+                || is_ours(name)
+                || plain && name.eq_ignore_ascii_case("accept-encoding");
             !kept_back && !http1::is_hop_by_hop(name, &request.headers) && !ours(name)
         });
         let own = provider.headers.iter().map(|(name, value)| (name.as_str(), value.reveal().as_bytes()));
@@ -48,6 +54,11 @@ impl Outgoing {
         );
         Outgoing { head, body }
     }
+}
+
+/// What is said to the gateway alone: `X-Limitrate-...`.
+fn is_ours(name: &str) -> bool {
+    name.get(..OURS.len()).is_some_and(|prefix| prefix.eq_ignore_ascii_case(OURS))
 }
 
 /// The field that shows `key` to a provider as the API of the request has it; none where the provider's own headers, asked

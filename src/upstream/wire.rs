@@ -7,7 +7,6 @@
 use std::fmt;
 use std::io;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -27,7 +26,7 @@ pub struct Wire {
 }
 
 struct Sending {
-    request: Rc<Outgoing>,
+    request: Outgoing,
     /// The head and the beginning of the body, in one piece.
     first: Vec<u8>,
     written: usize,
@@ -53,7 +52,7 @@ impl Wire {
     }
 
     /// Hands over a request; reading sends it.
-    pub fn send(&mut self, permit: Permit, request: Rc<Outgoing>) {
+    pub fn send(&mut self, permit: Permit, request: Outgoing) {
         let begin = &request.body[..request.body.len().min(FIRST_WRITE_BYTES)];
         let first = [request.head.as_slice(), begin].concat();
         self.sending = Some(Sending { request, first, written: 0, permit: Some(permit), sent: None, broken: false });

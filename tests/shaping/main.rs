@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // these are tests, helpers included
 
+mod line;
 mod oracle;
 mod properties;
 

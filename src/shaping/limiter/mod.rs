@@ -135,6 +135,16 @@ impl Next {
             _ => self,
         }
     }
+
+    /// The limiters' answers for two ways to send: the one that opens first.
+    #[must_use]
+    pub fn earliest(self, other: Next) -> Next {
+        match (self.at, other.at) {
+            (Some(ours), Some(theirs)) if theirs < ours => other,
+            (None, Some(_)) => other,
+            _ => self,
+        }
+    }
 }
 
 /// What a send waits for.

@@ -1,7 +1,9 @@
 //! The task on its own, without a socket: who gets which slot, and what comes back.
 
 use super::*;
-use crate::shaping::limiter::{Cadence, Day, Reset};
+use crate::config::{Fairness, Priority};
+use crate::shaping::limiter::{Cadence, Day, Held, Limits, Reset};
+use crate::shaping::line::MAX_PREPARED;
 
 const ANY: Ask = Ask { model: 0, tokens: 0 };
 const OTHER: Ask = Ask { model: 1, tokens: 0 };
@@ -25,9 +27,42 @@ fn one_at_a_time() -> Limits {
     Limits { concurrent: Some(1), ..Limits::default() }
 }
 
-/// Two models without limits of their own, and nobody is turned away.
+/// One lane and two models without limits of their own, and nobody is turned away.
 fn rules(limits: Limits) -> Rules {
-    Rules { limits, models: vec![Limits::default(); 2], adaptive: false, max_wait: None, max_queue: 100 }
+    Rules {
+        lanes: 1,
+        limits,
+        models: vec![Limits::default(); 2],
+        adaptive: false,
+        max_wait: None,
+        max_queue: 100,
+        fairness: Fairness::Client,
+    }
+}
+
+/// Anybody's request, without a deadline.
+fn terms() -> Rc<Terms> {
+    Rc::new(Terms {
+        client: "somebody".into(),
+        class: Priority::Normal,
+        urgency: Priority::Normal,
+        max_queue: None,
+        deadline: None,
+        fingerprint: None,
+        repeated: false,
+    })
+}
+
+fn join(scheduler: &Scheduler, ask: Ask) -> Place {
+    scheduler.join(ask, &terms(), Instant::now(), None)
+}
+
+fn rejoin(scheduler: &Scheduler, ask: Ask, since: Instant) -> Place {
+    scheduler.rejoin(ask, &terms(), since, None)
+}
+
+fn sent(now: &Snapshot) -> u64 {
+    now.lanes.iter().map(|lane| lane.sent).sum()
 }
 
 /// Runs a test beside the scheduler's task.
@@ -77,37 +112,38 @@ async fn turn(scheduler: &Scheduler, place: &Place) -> InFlight {
 #[test]
 fn a_slot_is_spent_by_the_send_and_counted() {
     run_with(rules(every(NEVER)), async |scheduler| {
-        let first = scheduler.join(ANY);
+        let first = join(scheduler, ANY);
         let in_flight = send(&first).await;
         assert!(in_flight.waited() < NEVER);
-        let second = scheduler.join(ANY);
+        let second = join(scheduler, ANY);
         let now = settled(scheduler).await;
-        assert_eq!((now.tally.sent, now.in_flight, now.queued, now.available), (1, 1, 1, 0));
-        assert_eq!((now.held_by, now.sent_last_minute, now.preparing), (Held::Cadence, 1, 0));
+        let lane = &now.lanes[0];
+        assert_eq!((lane.sent, lane.in_flight, now.queued, lane.available), (1, 1, 1, 0));
+        assert_eq!((now.held_by, lane.sent_last_minute, now.preparing), (Held::Cadence, 1, 0));
         assert!(now.estimated_wait > NEVER, "one waits for an hour already");
         drop((in_flight, second));
         let now = settled(scheduler).await;
-        assert_eq!((now.in_flight, now.queued, now.tally.cancelled), (0, 0, 1));
+        assert_eq!((now.lanes[0].in_flight, now.queued, now.tally.cancelled), (0, 0, 1));
     });
 }
 
 #[test]
 fn an_unspent_permit_gives_its_slot_back() {
     run_with(rules(every(NEVER)), async |scheduler| {
-        let (first, second) = (scheduler.join(ANY), scheduler.join(ANY));
+        let (first, second) = (join(scheduler, ANY), join(scheduler, ANY));
         first.near().await.unwrap();
         let permit = first.granted().await.unwrap();
         assert!(!is_granted(scheduler, &second).await, "one grant is open at a time");
         drop(permit);
         assert!(is_granted(scheduler, &second).await);
-        assert_eq!(settled(scheduler).await.tally.sent, 0);
+        assert_eq!(sent(&settled(scheduler).await), 0);
     });
 }
 
 #[test]
 fn a_permit_for_somebody_who_has_left_comes_back_too() {
     run_with(rules(every(NEVER)), async |scheduler| {
-        let (first, second) = (scheduler.join(ANY), scheduler.join(ANY));
+        let (first, second) = (join(scheduler, ANY), join(scheduler, ANY));
         ready(scheduler, &first).await;
         drop(first);
         assert!(is_granted(scheduler, &second).await);
@@ -117,7 +153,7 @@ fn a_permit_for_somebody_who_has_left_comes_back_too() {
 #[test]
 fn who_is_not_ready_holds_up_nobody_and_keeps_its_place() {
     run_with(rules(one_at_a_time()), async |scheduler| {
-        let [slow, quick, last] = [(); 3].map(|()| scheduler.join(ANY));
+        let [slow, quick, last] = [(); 3].map(|()| join(scheduler, ANY));
         let sent = send(&quick).await;
         ready(scheduler, &last).await;
         ready(scheduler, &slow).await;
@@ -132,8 +168,8 @@ fn nobody_overtakes_where_the_limit_is_shared() {
     let limits = Limits { tokens: Some(100), ..Limits::default() };
     let ask = |tokens| Ask { model: 0, tokens };
     run_with(rules(limits), async |scheduler| {
-        let _sent = send(&scheduler.join(ask(60))).await;
-        let (large, small) = (scheduler.join(ask(90)), scheduler.join(ask(10)));
+        let _sent = send(&join(scheduler, ask(60))).await;
+        let (large, small) = (join(scheduler, ask(90)), join(scheduler, ask(10)));
         ready(scheduler, &large).await;
         assert!(!is_granted(scheduler, &small).await);
         assert_eq!(settled(scheduler).await.held_by, Held::Tokens);
@@ -147,12 +183,12 @@ fn what_was_settled_makes_room_for_the_next() {
     let limits = Limits { tokens: Some(100), concurrent: Some(2), ..Limits::default() };
     let ask = Ask { model: 0, tokens: 60 };
     run_with(rules(limits), async |scheduler| {
-        let first = send(&scheduler.join(ask)).await;
-        let next = scheduler.join(ask);
+        let first = send(&join(scheduler, ask)).await;
+        let next = join(scheduler, ask);
         ready(scheduler, &next).await;
         first.settle(40);
         let _second = send(&next).await;
-        let third = scheduler.join(ANY);
+        let third = join(scheduler, ANY);
         ready(scheduler, &third).await;
         assert_eq!(settled(scheduler).await.held_by, Held::Concurrency);
         drop(first);
@@ -164,15 +200,15 @@ fn what_was_settled_makes_room_for_the_next() {
 fn a_model_that_is_held_leaves_the_others_going() {
     let rules = Rules { models: vec![every(NEVER), Limits::default()], ..rules(Limits::default()) };
     run_with(rules, async |scheduler| {
-        let _sent = send(&scheduler.join(ANY)).await;
-        let held = scheduler.join(ANY);
+        let _sent = send(&join(scheduler, ANY)).await;
+        let held = join(scheduler, ANY);
         assert!(!is_granted(scheduler, &held).await);
         for _ in 0..3 {
-            let _sent = send(&scheduler.join(OTHER)).await;
+            let _sent = send(&join(scheduler, OTHER)).await;
         }
-        scheduler.refused(1, Scope::Model, Some(NEVER));
-        assert!(!is_granted(scheduler, &scheduler.join(OTHER)).await);
-        assert_eq!(settled(scheduler).await.tally.cooldowns, 1);
+        scheduler.refused(0, 1, Scope::Model, Some(NEVER));
+        assert!(!is_granted(scheduler, &join(scheduler, OTHER)).await);
+        assert_eq!(settled(scheduler).await.lanes[0].cooldowns, 1);
     });
 }
 
@@ -180,8 +216,8 @@ fn a_model_that_is_held_leaves_the_others_going() {
 fn a_lost_connection_keeps_the_place_or_gives_the_permit_back() {
     for granted_meanwhile in [false, true] {
         run_with(rules(one_at_a_time()), async |scheduler| {
-            let running = send(&scheduler.join(ANY)).await;
-            let [first, second, third] = [(); 3].map(|()| scheduler.join(ANY));
+            let running = send(&join(scheduler, ANY)).await;
+            let [first, second, third] = [(); 3].map(|()| join(scheduler, ANY));
             for place in [&first, &second] {
                 place.near().await.unwrap();
             }
@@ -214,9 +250,9 @@ fn a_lost_connection_keeps_the_place_or_gives_the_permit_back() {
 #[test]
 fn leaving_is_a_hang_up_unless_it_is_said_not_to_be() {
     run_with(rules(every(NEVER)), async |scheduler| {
-        scheduler.join(ANY).leave();
+        join(scheduler, ANY).leave();
         assert_eq!(settled(scheduler).await.tally.cancelled, 0);
-        drop(scheduler.join(ANY));
+        drop(join(scheduler, ANY));
         let now = settled(scheduler).await;
         assert_eq!((now.tally.cancelled, now.queued), (1, 0));
     });
@@ -226,9 +262,9 @@ fn leaving_is_a_hang_up_unless_it_is_said_not_to_be() {
 fn those_who_come_back_stand_in_front_in_the_order_of_their_first_join() {
     run_with(rules(one_at_a_time()), async |scheduler| {
         let start = Instant::now();
-        let mut sent = send(&scheduler.join(ANY)).await;
-        let fresh = scheduler.join(ANY);
-        let [second, first, third] = [2, 1, 3].map(|n| scheduler.rejoin(ANY, start + Duration::from_nanos(n)));
+        let mut sent = send(&join(scheduler, ANY)).await;
+        let fresh = join(scheduler, ANY);
+        let [second, first, third] = [2, 1, 3].map(|n| rejoin(scheduler, ANY, start + Duration::from_nanos(n)));
         for place in [&fresh, &third, &second, &first] {
             ready(scheduler, place).await;
         }
@@ -242,8 +278,10 @@ fn those_who_come_back_stand_in_front_in_the_order_of_their_first_join() {
 #[test]
 fn a_spent_day_turns_newcomers_away_at_once() {
     run_with(rules(daily(1)), async |scheduler| {
-        let _sent = send(&scheduler.join(ANY)).await;
-        let Err(Refusal::Day { resets_in }) = scheduler.join(ANY).near().await else { panic!("it may wait for a day") };
+        let _sent = send(&join(scheduler, ANY)).await;
+        let Err(NoSlot::Refused(Refusal::Day { resets_in })) = join(scheduler, ANY).near().await else {
+            panic!("it may wait for a day")
+        };
         assert!(DAY - ms(10_000) < resets_in && resets_in <= DAY, "{resets_in:?}");
         assert_eq!(settled(scheduler).await.tally.rejected_day, 1);
     });
@@ -253,12 +291,12 @@ fn a_spent_day_turns_newcomers_away_at_once() {
 fn max_wait_says_whether_tomorrow_is_waited_for() {
     for (max_wait, waits) in [(DAY, true), (DAY - ms(60_000), false)] {
         run_with(Rules { max_wait: Some(max_wait), ..rules(daily(1)) }, async |scheduler| {
-            let _sent = send(&scheduler.join(ANY)).await;
-            let place = scheduler.join(ANY);
+            let _sent = send(&join(scheduler, ANY)).await;
+            let place = join(scheduler, ANY);
             let now = settled(scheduler).await;
             assert_eq!((now.queued, now.tally.rejected_day), if waits { (1, 0) } else { (0, 1) });
             if !waits {
-                assert!(matches!(place.near().await, Err(Refusal::Day { .. })));
+                assert!(matches!(place.near().await, Err(NoSlot::Refused(Refusal::Day { .. }))));
             }
         });
     }
@@ -268,10 +306,10 @@ fn max_wait_says_whether_tomorrow_is_waited_for() {
 fn who_would_wait_too_long_is_told_where_it_stood_and_when_to_come_back() {
     let rules = Rules { max_wait: Some(ms(150_000)), ..rules(every(ms(100_000))) };
     run_with(rules, async |scheduler| {
-        let _sent = send(&scheduler.join(ANY)).await;
-        let _waits = scheduler.join(ANY);
-        let refused = scheduler.join(ANY).near().await.unwrap_err();
-        let Refusal::WaitExceeded { position, expected_wait, max_wait, retry_after } = refused else {
+        let _sent = send(&join(scheduler, ANY)).await;
+        let _waits = join(scheduler, ANY);
+        let refused = join(scheduler, ANY).near().await.unwrap_err();
+        let NoSlot::Refused(Refusal::WaitExceeded { position, expected_wait, max_wait, retry_after }) = refused else {
             panic!("{refused:?}");
         };
         assert_eq!((position, max_wait), (2, ms(150_000)));
@@ -284,25 +322,28 @@ fn who_would_wait_too_long_is_told_where_it_stood_and_when_to_come_back() {
 #[test]
 fn the_deadline_counts_from_the_first_join() {
     run_with(Rules { max_wait: Some(ms(60_000)), ..rules(one_at_a_time()) }, async |scheduler| {
-        let _sent = send(&scheduler.join(ANY)).await;
+        let _sent = send(&join(scheduler, ANY)).await;
         let now = Instant::now();
-        let place = scheduler.rejoin(ANY, now - ms(59_900));
+        let place = rejoin(scheduler, ANY, now - ms(59_900));
         place.near().await.unwrap();
-        assert!(matches!(place.refused().await, Refusal::WaitExceeded { position: 1, .. }));
+        assert!(matches!(place.taken_away().await, NoSlot::Refused(Refusal::WaitExceeded { position: 1, .. })));
         assert!(now.elapsed() >= ms(100) && now.elapsed() < ms(30_000), "after {:?}", now.elapsed());
-        let late = scheduler.rejoin(ANY, now - ms(60_000));
-        assert!(matches!(late.near().await, Err(Refusal::WaitExceeded { .. })));
+        let late = rejoin(scheduler, ANY, now - ms(60_000));
+        assert!(matches!(late.near().await, Err(NoSlot::Refused(Refusal::WaitExceeded { .. }))));
     });
 }
 
 #[test]
 fn a_full_line_takes_only_those_who_come_back() {
     run_with(Rules { max_queue: 1, ..rules(every(NEVER)) }, async |scheduler| {
-        let _sent = send(&scheduler.join(ANY)).await;
-        let _waits = scheduler.join(ANY);
-        let refused = scheduler.join(ANY).near().await;
-        assert!(matches!(refused, Err(Refusal::Full { retry_after }) if retry_after <= NEVER), "{refused:?}");
-        let _again = scheduler.rejoin(ANY, Instant::now());
+        let _sent = send(&join(scheduler, ANY)).await;
+        let _waits = join(scheduler, ANY);
+        let refused = join(scheduler, ANY).near().await;
+        assert!(
+            matches!(refused, Err(NoSlot::Refused(Refusal::Full { retry_after })) if retry_after <= NEVER),
+            "{refused:?}"
+        );
+        let _again = rejoin(scheduler, ANY, Instant::now());
         let now = settled(scheduler).await;
         assert_eq!((now.queued, now.tally.rejected_full), (2, 1));
     });
@@ -311,13 +352,13 @@ fn a_full_line_takes_only_those_who_come_back() {
 #[test]
 fn a_closed_scheduler_refuses_everybody() {
     run_with(rules(every(NEVER)), async |scheduler| {
-        let sent = send(&scheduler.join(ANY)).await;
-        let waiting = scheduler.join(ANY);
+        let sent = send(&join(scheduler, ANY)).await;
+        let waiting = join(scheduler, ANY);
         scheduler.close();
-        assert_eq!(waiting.near().await, Err(Refusal::Closed));
-        assert_eq!(scheduler.join(ANY).near().await, Err(Refusal::Closed));
-        assert_eq!(scheduler.rejoin(ANY, Instant::now()).near().await, Err(Refusal::Closed));
-        assert_eq!(settled(scheduler).await.in_flight, 1, "what was sent goes on");
+        assert_eq!(waiting.near().await, Err(NoSlot::Refused(Refusal::Closed)));
+        assert_eq!(join(scheduler, ANY).near().await, Err(NoSlot::Refused(Refusal::Closed)));
+        assert_eq!(rejoin(scheduler, ANY, Instant::now()).near().await, Err(NoSlot::Refused(Refusal::Closed)));
+        assert_eq!(settled(scheduler).await.lanes[0].in_flight, 1, "what was sent goes on");
         drop(sent);
     });
 }
@@ -325,7 +366,7 @@ fn a_closed_scheduler_refuses_everybody() {
 #[test]
 fn the_task_ends_with_the_last_handle() {
     let (scheduler, task) = Scheduler::new(rules(every(NEVER)));
-    let place = scheduler.join(ANY);
+    let place = join(&scheduler, ANY);
     drop(scheduler);
     smol::block_on(async {
         let mut task = Box::pin(task);
@@ -338,8 +379,8 @@ fn the_task_ends_with_the_last_handle() {
 #[test]
 fn connections_are_made_for_those_whose_slot_is_near() {
     run_with(rules(every(ms(1500))), async |scheduler| {
-        let _sent = send(&scheduler.join(ANY)).await;
-        let places = [(); 3].map(|()| scheduler.join(ANY));
+        let _sent = send(&join(scheduler, ANY)).await;
+        let places = [(); 3].map(|()| join(scheduler, ANY));
         // 1.5 s away, 3 s away, 4.5 s away.
         let now = settled(scheduler).await;
         assert_eq!((now.queued, now.preparing), (3, 1));
@@ -350,27 +391,8 @@ fn connections_are_made_for_those_whose_slot_is_near() {
 #[test]
 fn a_burst_starts_no_more_handshakes_than_its_bound() {
     run_with(Rules { max_queue: 1000, ..rules(Limits::default()) }, async |scheduler| {
-        let places: Vec<_> = (0..MAX_PREPARED + 10).map(|_| scheduler.join(ANY)).collect();
+        let places: Vec<_> = (0..MAX_PREPARED + 10).map(|_| join(scheduler, ANY)).collect();
         assert_eq!(settled(scheduler).await.preparing, MAX_PREPARED);
         drop(places);
     });
-}
-
-/// Model 0 goes every 5 s, model 1 as the provider does: every second.
-#[test]
-fn a_walk_down_the_line_sees_who_is_in_whose_way() {
-    let now = clocks(Instant::now());
-    let books = Books::new(&every(ms(1000)), &[every(ms(5000)), Limits::default()], false, now);
-    let seconds = |next: Next| (next.at.unwrap() - now.mono).as_secs();
-    for (granted, line, slots, ends, going) in [
-        (None, [0, 0, 1, 1], [0, 5, 1, 2], [10, 3], 3),
-        (None, [1, 1, 1, 1], [0, 1, 2, 3], [4, 4], 4),
-        (Some(0), [0, 1, 0, 1], [5, 1, 10, 2], [15, 3], 3),
-        (Some(1), [0, 1, 1, 0], [1, 2, 3, 5], [10, 4], 4),
-    ] {
-        let mut walk = Walk::new(2, granted);
-        assert_eq!(line.map(|model| seconds(walk.step(&books, now, model))), slots, "{granted:?} {line:?}");
-        assert_eq!([0, 1].map(|model| seconds(walk.slot(&books, now, model))), ends, "{granted:?} {line:?}");
-        assert_eq!(walk.ahead, going, "{granted:?} {line:?}");
-    }
 }

@@ -1,0 +1,121 @@
+//! Which provider does a request: the first that lists its model or the one whose slot comes first, and the next one where
+//! it can't.
+//!
+//! Owns the choice and the body's name for the model. Does not know how a provider waits or sends.
+
+use std::cmp::Reverse;
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::config::Routing;
+use crate::error::Error;
+use crate::openai::{self, Peek};
+use crate::provider::{Answer, Errand, Exchanged, Offer, Provider};
+use crate::registry::{Registry, Route};
+use crate::shaping::books::Ask;
+
+/// How often the choice is made anew because others were quicker; after that, any wait will do.
+const MAX_CHOICES: usize = 5;
+
+/// All providers, and how one is chosen.
+pub struct Dispatch<'g> {
+    /// By the index that the registry knows.
+    pub providers: &'g [Rc<Provider>],
+    /// Who lists what.
+    pub registry: &'g Registry,
+    /// Who comes first.
+    pub routing: Routing,
+    /// Whether a request moves on from a provider that can't do it.
+    pub fallback: bool,
+}
+
+/// A provider that has not been tried in vain.
+struct Candidate<'g> {
+    provider: &'g Rc<Provider>,
+    route: Route<'g>,
+    attempts: u32,
+}
+
+impl Dispatch<'_> {
+    /// Has a request done. The body's `model` says by whom.
+    pub async fn run(&self, errand: &Errand<'_>, body: Vec<u8>, peek: Peek) -> Result<Answer, Error> {
+        let tokens = peek.estimated_tokens(&body);
+        let mut candidates = self.candidates(&peek.model)?;
+        let mut payload = Payload { body: Rc::new(body), model: peek.model, span: peek.model_span };
+        let mut choices = 0;
+        loop {
+            let (at, elsewhere) = self.choose(&candidates, errand, tokens).await;
+            choices += 1;
+            let elsewhere = elsewhere.map(|wait| if choices < MAX_CHOICES { wait } else { Duration::MAX });
+            let Candidate { provider, route, attempts } = candidates[at];
+            let offer = Offer {
+                ask: Ask { model: route.model, tokens },
+                body: payload.under(route.upstream),
+                attempts,
+                elsewhere,
+                fallback: self.fallback && candidates.len() > 1,
+            };
+            match provider.exchange(errand, offer).await {
+                Exchanged::Unable(_) if self.fallback && candidates.len() > 1 => drop(candidates.remove(at)),
+                Exchanged::Final(outcome) | Exchanged::Unable(outcome) => return outcome,
+                Exchanged::Moved { attempts } => candidates[at].attempts = attempts,
+            }
+        }
+    }
+
+    fn candidates(&self, model: &str) -> Result<Vec<Candidate<'_>>, Error> {
+        let any = self.fallback || self.routing == Routing::Earliest;
+        let routes = self.registry.resolve(model)?.take(if any { usize::MAX } else { 1 });
+        Ok(routes.map(|route| Candidate { provider: &self.providers[route.provider], route, attempts: 0 }).collect())
+    }
+
+    /// Whom to ask, and after which wait somebody else would do it.
+    async fn choose(
+        &self,
+        candidates: &[Candidate<'_>],
+        errand: &Errand<'_>,
+        tokens: u64,
+    ) -> (usize, Option<Duration>) {
+        let is_up = |candidate: &Candidate<'_>| !(self.fallback && candidate.provider.is_down());
+        if self.routing == Routing::First || candidates.len() == 1 {
+            return (candidates.iter().position(is_up).unwrap_or(0), None);
+        }
+        let mut ranked = Vec::with_capacity(candidates.len());
+        for (at, Candidate { provider, route, .. }) in candidates.iter().enumerate() {
+            let estimate = provider.estimate(Ask { model: route.model, tokens }, &errand.terms).await;
+            // The first of equals stays in front; who would refuse comes last, and says so.
+            ranked.extend(estimate.map(|estimate| (Reverse(is_up(&candidates[at])), estimate, at)));
+        }
+        ranked.sort();
+        match ranked[..] {
+            [] => (0, None),
+            [(.., at)] => (at, None),
+            [(.., at), (_, second, _), ..] => {
+                (at, Some(if second.waits_for_an_end { Duration::MAX } else { second.wait }))
+            }
+        }
+    }
+}
+
+/// The body, and the name for the model that stands in it.
+struct Payload {
+    body: Rc<Vec<u8>>,
+    model: String,
+    span: Range<usize>,
+}
+
+impl Payload {
+    /// The body with this name.
+    fn under(&mut self, model: &str) -> Rc<Vec<u8>> {
+        if self.model != model {
+            let body = Rc::unwrap_or_clone(std::mem::take(&mut self.body));
+            let (before, start) = (body.len(), self.span.start);
+            let body = openai::splice_model(body, self.span.clone(), model);
+            self.span = start..self.span.end + body.len() - before;
+            self.model = model.to_owned();
+            self.body = Rc::new(body);
+        }
+        self.body.clone()
+    }
+}

@@ -1,0 +1,171 @@
+//! Keeping a caller company while its request waits, so that neither it nor anything on the way gives up.
+//!
+//! A stream gets comments, which every reader of events skips (WHATWG HTML, section 9.2.6); Anthropic's have the event
+//! `ping` for it. A plain answer gets white space, which JSON allows in front (RFC 8259 section 2). Either way the head
+//! is out with the first beat, under status 200: so they start late, and end with the provider's first byte.
+
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use async_io::Timer;
+use futures_lite::future;
+
+use super::caller::{Caller, Gone};
+use crate::error::Dialect;
+use crate::http1::BodyLength;
+use crate::provider::{Progress, Whereabouts};
+
+/// Between two beats, if the caller does not need them more often.
+const EVERY: Duration = Duration::from_secs(15);
+
+/// Beats are never closer, whatever a caller announces.
+const AT_LEAST: Duration = Duration::from_millis(100);
+
+/// White space costs a plain caller the true status of an error, so it starts so many times as late.
+const PATIENCE_OF_PLAIN_CALLERS: u32 = 4;
+
+/// What is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// Into an event stream.
+    Events,
+    /// In front of JSON.
+    WhiteSpace,
+}
+
+/// When what is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heartbeat {
+    form: Form,
+    first: Instant,
+    every: Duration,
+}
+
+impl Heartbeat {
+    /// Begins `after` so long a wait from `since` on, or early enough for a caller who gives up after `patience` without a
+    /// byte.
+    pub fn new(form: Form, after: Duration, patience: Option<Duration>, since: Instant) -> Heartbeat {
+        let after = match form {
+            Form::Events => after,
+            Form::WhiteSpace => after.saturating_mul(PATIENCE_OF_PLAIN_CALLERS),
+        };
+        let patience = patience.unwrap_or(Duration::MAX);
+        let first = after.min(patience / 3 * 2).max(AT_LEAST);
+        let every = EVERY.min(patience / 3).max(AT_LEAST);
+        Heartbeat { form, first: since + first, every }
+    }
+
+    /// What is sent.
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
+    async fn beat(&self, progress: &Progress, caller: &mut Caller) -> Result<(), Gone> {
+        let text = match self.form {
+            Form::Events => comment(caller.dialect(), progress.whereabouts().await),
+            Form::WhiteSpace => "\n".to_owned(),
+        };
+        if !caller.began() {
+            commit(self.form, caller);
+        }
+        caller.body(text.as_bytes());
+        caller.flush().await
+    }
+}
+
+/// Does the work, with a beat now and then. Dropped with the work's result still to come when the caller is gone.
+pub async fn keep_company<T>(
+    heartbeat: Option<Heartbeat>,
+    progress: &Progress,
+    caller: &mut Caller,
+    work: impl Future<Output = T>,
+) -> Result<T, Gone> {
+    let Some(heartbeat) = heartbeat else { return Ok(work.await) };
+    let mut work = pin!(work);
+    let mut next = heartbeat.first;
+    loop {
+        let due = async {
+            Timer::at(next).await;
+            None
+        };
+        if let Some(done) = future::or(async { Some(work.as_mut().await) }, due).await {
+            return Ok(done);
+        }
+        // The work goes on meanwhile: a caller that does not read must not keep a slot open. But a beat is never cut.
+        let mut beat = pin!(heartbeat.beat(progress, caller));
+        let done = future::or(async { Ok(work.as_mut().await) }, async { Err(beat.as_mut().await) }).await;
+        match done {
+            Ok(done) => {
+                beat.await?;
+                return Ok(done);
+            }
+            Err(flushed) => flushed?,
+        }
+        next = Instant::now() + heartbeat.every;
+    }
+}
+
+/// Queues the head of an answer that is not there yet.
+fn commit(form: Form, caller: &mut Caller) {
+    let request_id = caller.request_id().to_owned();
+    let mut headers = vec![("x-request-id", request_id.as_bytes()), ("Cache-Control", b"no-cache".as_slice())];
+    match form {
+        Form::Events => {
+            headers.extend([("Content-Type", b"text/event-stream".as_slice()), ("X-Accel-Buffering", b"no")]);
+        }
+        Form::WhiteSpace => headers.push(("Content-Type", b"application/json")),
+    }
+    caller.begin(200, b"", headers.into_iter(), BodyLength::Chunked);
+}
+
+fn comment(dialect: Dialect, whereabouts: Whereabouts) -> String {
+    let text = match whereabouts {
+        Whereabouts::Queued { position, eta } => {
+            format!("queued position={position} eta={}s", eta.as_millis().div_ceil(1000))
+        }
+        Whereabouts::Pausing => "queued".to_owned(),
+        Whereabouts::Sent => "sent".to_owned(),
+    };
+    match dialect {
+        Dialect::OpenAi => format!(": {text}\n\n"),
+        Dialect::Anthropic => format!(": {text}\nevent: ping\ndata: {{\"type\": \"ping\"}}\n\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beats_start_late_and_soon_enough_for_who_would_give_up() {
+        let since = Instant::now();
+        let seconds = Duration::from_secs_f64;
+        for (form, after, patience, first, every) in [
+            (Form::Events, 15.0, None, 15.0, 15.0),
+            (Form::Events, 15.0, Some(600.0), 15.0, 15.0),
+            (Form::Events, 15.0, Some(30.0), 15.0, 10.0),
+            (Form::Events, 15.0, Some(6.0), 4.0, 2.0),
+            (Form::Events, 15.0, Some(0.001), 0.1, 0.1),
+            (Form::WhiteSpace, 15.0, None, 60.0, 15.0),
+            (Form::WhiteSpace, 15.0, Some(30.0), 20.0, 10.0),
+        ] {
+            let heartbeat = Heartbeat::new(form, seconds(after), patience.map(seconds), since);
+            let want = Heartbeat { form, first: since + seconds(first), every: seconds(every) };
+            assert_eq!(heartbeat, want, "{form:?} after {after} s for {patience:?}");
+        }
+    }
+
+    #[test]
+    fn a_comment_says_where_the_request_is_in_the_words_of_the_dialect() {
+        let eta = Duration::from_millis(11_001);
+        for (whereabouts, text) in [
+            (Whereabouts::Queued { position: 3, eta }, "queued position=3 eta=12s"),
+            (Whereabouts::Pausing, "queued"),
+            (Whereabouts::Sent, "sent"),
+        ] {
+            assert_eq!(comment(Dialect::OpenAi, whereabouts), format!(": {text}\n\n"));
+            let ping = format!(": {text}\nevent: ping\ndata: {{\"type\": \"ping\"}}\n\n");
+            assert_eq!(comment(Dialect::Anthropic, whereabouts), ping);
+        }
+    }
+}

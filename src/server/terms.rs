@@ -1,0 +1,131 @@
+//! Who a caller is and what it asks for beside the answer, from its address, its token and its headers.
+//!
+//! What an SDK announces of itself is believed where it can be read and passed over where not; a header of ours with a value
+//! that it can't have is refused.
+
+use std::hash::BuildHasher;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::Gateway;
+use super::heartbeat::{Form, Heartbeat};
+use super::routes::presents;
+use crate::config::{self, Priority};
+use crate::error::Error;
+use crate::http1::RequestHead;
+use crate::openai::Peek;
+use crate::shaping::line::Terms;
+
+const PRIORITY: &str = "X-Limitrate-Priority";
+const DEADLINE: &str = "X-Limitrate-Deadline-Ms";
+const HEARTBEAT: &str = "X-Limitrate-Heartbeat";
+
+/// How long the SDKs wait between two bytes (openai-python and anthropic, `_base_client.py`) or for the head
+/// (openai-node, `client.ts`), in seconds.
+const SDK_TIMEOUTS: [&str; 2] = ["x-stainless-read-timeout", "x-stainless-timeout"];
+
+/// How often the SDK has sent this request before; sent with every request, 0 the first time.
+const SDK_RETRIES: &str = "x-stainless-retry-count";
+
+/// What a request asks for beside its answer.
+pub struct Wishes {
+    /// How it waits.
+    pub terms: Rc<Terms>,
+    /// What keeps its caller patient.
+    pub heartbeat: Option<Heartbeat>,
+}
+
+/// Reads a request that was complete at `since`, from the address `peer`.
+pub fn wishes(
+    gateway: &Gateway,
+    peer: &Rc<str>,
+    head: &RequestHead,
+    body: &[u8],
+    peek: &Peek,
+    since: Instant,
+) -> Result<Wishes, Error> {
+    let client = client(&gateway.config, head);
+    let patience = SDK_TIMEOUTS.iter().filter_map(|name| seconds(head, name)).min();
+    let heartbeat = heartbeat(&gateway.config, head, peek.stream, patience, since)?;
+    // Who hears from us does not give up.
+    let gives_up = patience.filter(|_| heartbeat.is_none()).and_then(|patience| since.checked_add(patience));
+    let deadline = deadline(head, since)?;
+    let retries = text(head, SDK_RETRIES).and_then(|count| count.parse::<u32>().ok());
+    let terms = Terms {
+        client: client.map_or_else(|| peer.clone(), |at| gateway.client_names[at].clone()),
+        class: client.map_or(Priority::Normal, |at| gateway.config.clients[at].priority),
+        urgency: priority(head)?,
+        max_queue: client.and_then(|at| gateway.config.clients[at].max_queue),
+        deadline: [gives_up, deadline].into_iter().flatten().min(),
+        fingerprint: retries.map(|_| gateway.fingerprints.hash_one((&head.target, body))),
+        repeated: retries.is_some_and(|count| count > 0),
+    };
+    Ok(Wishes { terms: Rc::new(terms), heartbeat })
+}
+
+/// The configured client whose token was sent, by index.
+fn client(config: &config::Server, head: &RequestHead) -> Option<usize> {
+    config.clients.iter().position(|client| presents(head, &client.token))
+}
+
+fn priority(head: &RequestHead) -> Result<Priority, Error> {
+    word(head, PRIORITY, "high, normal or low", |word| match word {
+        "high" => Some(Priority::High),
+        "normal" => Some(Priority::Normal),
+        "low" => Some(Priority::Low),
+        _ => None,
+    })
+    .map(Option::unwrap_or_default)
+}
+
+fn deadline(head: &RequestHead, since: Instant) -> Result<Option<Instant>, Error> {
+    let patience = word(head, DEADLINE, "a whole number of milliseconds", |word| {
+        let digits = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
+        digits.then(|| Duration::from_millis(word.parse().unwrap_or(u64::MAX)))
+    })?;
+    Ok(patience.and_then(|patience| since.checked_add(patience)))
+}
+
+fn heartbeat(
+    config: &config::Server,
+    head: &RequestHead,
+    stream: bool,
+    patience: Option<Duration>,
+    since: Instant,
+) -> Result<Option<Heartbeat>, Error> {
+    let wanted = word(head, HEARTBEAT, "on or off", |word| match word {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
+    })?;
+    let Some(after) = config.heartbeat_after.filter(|_| wanted != Some(false)) else { return Ok(None) };
+    let form = match stream {
+        true => Form::Events,
+        false if config.heartbeat_json => Form::WhiteSpace,
+        false => return Ok(None),
+    };
+    Ok(Some(Heartbeat::new(form, after, patience, since)))
+}
+
+fn word<T>(
+    head: &RequestHead,
+    name: &'static str,
+    wanted: &'static str,
+    read: impl Fn(&str) -> Option<T>,
+) -> Result<Option<T>, Error> {
+    let Some(value) = head.headers.get(name) else { return Ok(None) };
+    let value = String::from_utf8_lossy(value);
+    match read(value.trim().to_ascii_lowercase().as_str()) {
+        Some(read) => Ok(Some(read)),
+        None => Err(Error::InvalidHeader { name, value: value.into_owned(), wanted }),
+    }
+}
+
+fn seconds(head: &RequestHead, name: &str) -> Option<Duration> {
+    let seconds: f64 = text(head, name)?.parse().ok()?;
+    Duration::try_from_secs_f64(seconds).ok().filter(|patience| !patience.is_zero())
+}
+
+fn text<'h>(head: &'h RequestHead, name: &str) -> Option<&'h str> {
+    std::str::from_utf8(head.headers.get(name)?).ok().map(str::trim)
+}

@@ -1,0 +1,783 @@
+//! One provider's line and what its lanes allow: who goes next, when, and on which lane.
+//!
+//! Pure: takes `now`, and answers with [`Decision`]s. A *lane* is one API key with its own books; all of a provider's lanes
+//! serve one [`Queue`]. At most one grant is open on each lane: the next one counts from the instant at which that send
+//! really went.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::books::{Ask, Books, Entry, Scope, is_day};
+use super::limiter::{Held, Limits, Next, Now};
+use super::observed::Observed;
+use super::queue::{Queue, Standing};
+use super::walk::Walk;
+use crate::config::{Fairness, Priority};
+
+/// How long before its slot a waiter is told to have a connection ready: a cold DNS look-up, TCP and TLS handshake to
+/// another continent take less, and few servers close an idle connection sooner.
+const PREPARE_AHEAD: Duration = Duration::from_secs(2);
+
+/// Waiters told at once, whatever the rate: bounds the handshakes that one burst can start.
+pub(super) const MAX_PREPARED: usize = 64;
+
+/// Waiters told although as many requests are in flight as may be: one that goes when the next of those ends, and one in
+/// case the first one's connection is lost by then.
+const PREPARED_WITHOUT_ROOM: usize = 2;
+
+/// What a line keeps to.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// API keys that are counted apart, at least 1.
+    pub lanes: usize,
+    /// The provider's limits, on each lane.
+    pub limits: Limits,
+    /// Each model's own limits on each lane, by index.
+    pub models: Vec<Limits>,
+    /// Whether 429s may stretch the cadence.
+    pub adaptive: bool,
+    /// Longest wait from the first join to the send; `None` waits for ever.
+    pub max_wait: Option<Duration>,
+    /// Most waiters at once.
+    pub max_queue: usize,
+    /// How clients share the line.
+    pub fairness: Fairness,
+}
+
+/// On whose behalf a request waits, and for how long at most: the same for each of its sends.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// The client by name: requests of one name take turns with those of others.
+    pub client: Rc<str>,
+    /// The client's priority among clients.
+    pub class: Priority,
+    /// The request's priority among its client's.
+    pub urgency: Priority,
+    /// Most waiters of this client at once.
+    pub max_queue: Option<usize>,
+    /// When the caller gives up.
+    pub deadline: Option<Instant>,
+    /// What tells the request again when its caller repeats it: its place is kept for that.
+    pub fingerprint: Option<u64>,
+    /// Whether the caller has tried before.
+    pub repeated: bool,
+}
+
+/// Who joins, and how.
+#[derive(Debug, Clone)]
+pub struct Joining {
+    /// What for.
+    pub ask: Ask,
+    /// On which terms.
+    pub terms: Rc<Terms>,
+    /// When it joined for the first time.
+    pub since: Instant,
+    /// Whether it was sent before and comes back to the head.
+    pub again: bool,
+    /// After which wait another provider could take it: if this line takes longer, it is of no use.
+    pub elsewhere: Option<Duration>,
+}
+
+/// What becomes of a waiter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Its slot is near enough to make a connection for it.
+    Near(u64),
+    /// Its slot is open.
+    Grant {
+        /// Who.
+        id: u64,
+        /// On which lane.
+        lane: usize,
+    },
+    /// It waits in vain.
+    Refuse(u64, Refusal),
+    /// Another provider would take it sooner.
+    Move(u64),
+}
+
+/// Why a waiter got no slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The wait would be, or was, longer than `max_wait`.
+    WaitExceeded {
+        /// Place in the line, from 1.
+        position: usize,
+        /// From joining to the slot.
+        expected_wait: Duration,
+        /// The limit.
+        max_wait: Duration,
+        /// When a newcomer would be taken.
+        retry_after: Duration,
+    },
+    /// The caller gives up before its slot comes.
+    Deadline {
+        /// Place in the line, from 1.
+        position: usize,
+        /// From joining to the slot.
+        expected_wait: Duration,
+        /// From joining to the caller's end.
+        patience: Duration,
+        /// When a newcomer with that patience would be taken.
+        retry_after: Duration,
+    },
+    /// The day's budget is spent, and nobody said how long a request may wait.
+    Day {
+        /// When there is a new budget.
+        resets_in: Duration,
+    },
+    /// `max_queue` wait already.
+    Full {
+        /// When the line gets shorter.
+        retry_after: Duration,
+    },
+    /// As many of this client's requests wait as may.
+    ClientFull {
+        /// The client.
+        client: Rc<str>,
+        /// How many.
+        max_queue: usize,
+        /// When the line gets shorter.
+        retry_after: Duration,
+    },
+    /// Nobody is taken any more.
+    Closed,
+}
+
+impl Refusal {
+    /// When coming back helps, if it ever does.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Refusal::WaitExceeded { retry_after: wait, .. }
+            | Refusal::Deadline { retry_after: wait, .. }
+            | Refusal::Full { retry_after: wait }
+            | Refusal::ClientFull { retry_after: wait, .. }
+            | Refusal::Day { resets_in: wait } => Some(*wait),
+            Refusal::Closed => None,
+        }
+    }
+}
+
+/// How long something took, over many times.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Timing {
+    /// How many.
+    pub count: u64,
+    /// All together.
+    pub sum: Duration,
+    /// The longest.
+    pub max: Duration,
+}
+
+impl Timing {
+    /// Adds one.
+    pub fn add(&mut self, took: Duration) {
+        self.count += 1;
+        self.sum += took;
+        self.max = self.max.max(took);
+    }
+}
+
+/// What has happened so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tally {
+    /// Waiters who hung up before their slot.
+    pub cancelled: u64,
+    /// Callers who came back to the place that was kept for them.
+    pub returned: u64,
+    /// Waiters who went to another provider.
+    pub moved: u64,
+    /// Refused for `max_wait`.
+    pub rejected_wait: u64,
+    /// Refused for their caller's deadline.
+    pub rejected_deadline: u64,
+    /// Refused for `max_queue`, the line's or the client's.
+    pub rejected_full: u64,
+    /// Refused because the day's budget was spent.
+    pub rejected_day: u64,
+    /// From the first join to the send.
+    pub queue_wait: Timing,
+}
+
+/// A line as it stands.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// Waiters.
+    pub queued: usize,
+    /// Those of them that hold or make a connection, next to go.
+    pub preparing: usize,
+    /// Places kept for callers who left.
+    pub kept: usize,
+    /// What a request that came now would wait.
+    pub estimated_wait: Duration,
+    /// The limit that holds the next send.
+    pub held_by: Held,
+    /// Counters since the start.
+    pub tally: Tally,
+    /// One for each API key.
+    pub lanes: Vec<LaneSnapshot>,
+}
+
+/// A lane as it stands.
+#[derive(Debug, Clone)]
+pub struct LaneSnapshot {
+    /// Whole sends that could go now.
+    pub available: u32,
+    /// Sent and not finished.
+    pub in_flight: usize,
+    /// The limit that holds its next send.
+    pub held_by: Held,
+    /// Sends in the last 60 s.
+    pub sent_last_minute: u32,
+    /// The cadence in force where 429s may stretch it.
+    pub learned_interval: Option<Duration>,
+    /// Request heads written.
+    pub sent: u64,
+    /// Answers that asked for a pause.
+    pub cooldowns: u64,
+    /// When the last head was written.
+    pub last_send: Option<SystemTime>,
+}
+
+/// Somebody in line.
+#[derive(Debug, Clone)]
+pub struct Waiting {
+    /// On whose behalf.
+    pub terms: Rc<Terms>,
+    /// Index of the model.
+    pub model: usize,
+    /// When it first joined.
+    pub since: Instant,
+    /// Place in the line, from 1.
+    pub position: usize,
+    /// Until its slot, at the least.
+    pub eta: Duration,
+}
+
+/// When a newcomer's slot would come; the least is the best.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Estimate {
+    /// Whether it depends on the end of a request in flight, which nobody can foresee.
+    pub waits_for_an_end: bool,
+    /// Until the slot, at the least.
+    pub wait: Duration,
+}
+
+/// One API key.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub books: Books,
+    /// The model that the open grant is for.
+    pub granted: Option<usize>,
+    in_flight: usize,
+    sent: u64,
+    cooldowns: u64,
+    last_send: Option<(Instant, SystemTime)>,
+    observed: Observed,
+}
+
+impl Lane {
+    pub fn new(rules: &Rules, now: Now) -> Lane {
+        Lane {
+            books: Books::new(&rules.limits, &rules.models, rules.adaptive, now),
+            granted: None,
+            in_flight: 0,
+            sent: 0,
+            cooldowns: 0,
+            last_send: None,
+            observed: Observed::new(now.mono),
+        }
+    }
+}
+
+/// A provider's line.
+#[derive(Debug)]
+pub struct Line {
+    rules: Rules,
+    /// Whether anybody can be told in advance to wait in vain.
+    daily: bool,
+    lanes: Vec<Lane>,
+    queue: Queue<Joining>,
+    in_flight: HashMap<u64, (usize, Entry)>,
+    closed: bool,
+    tally: Tally,
+    decisions: Vec<Decision>,
+}
+
+impl Line {
+    /// Nobody waits, nothing was sent.
+    pub fn new(rules: Rules, now: Now) -> Line {
+        let lanes = (0..rules.lanes.max(1)).map(|_| Lane::new(&rules, now)).collect();
+        let daily = rules.limits.day.is_some() || rules.models.iter().any(|model| model.day.is_some());
+        Line {
+            daily,
+            lanes,
+            queue: Queue::new(rules.fairness),
+            in_flight: HashMap::new(),
+            closed: false,
+            tally: Tally::default(),
+            decisions: Vec::new(),
+            rules,
+        }
+    }
+
+    /// What was decided since the last time, in order.
+    pub fn decisions(&mut self) -> Vec<Decision> {
+        std::mem::take(&mut self.decisions)
+    }
+
+    /// Somebody joins, under an id of its own.
+    pub fn join(&mut self, id: u64, joining: Joining, now: Now) {
+        if self.closed {
+            return self.refuse(id, Refusal::Closed);
+        }
+        if self.take_back(id, &joining, now) {
+            return;
+        }
+        if let Some(refusal) = self.full(&joining, now) {
+            self.tally.rejected_full += 1;
+            return self.refuse(id, refusal);
+        }
+        let standing = standing(&joining);
+        if self.may_be_in_vain(&joining) || joining.elsewhere.is_some() {
+            let ahead = self.queue.ahead_of(&standing, now.mono);
+            if let Some(refusal) = self.in_vain(&joining, ahead, now) {
+                return self.refuse(id, refusal);
+            }
+            let wait = || until(self.slot(ahead, joining.ask.model, now).at, now);
+            if joining.elsewhere.is_some_and(|elsewhere| wait() > elsewhere) {
+                return self.move_on(id);
+            }
+        }
+        self.queue.join(id, standing, self.deadline(&joining), joining, now.mono);
+    }
+
+    /// A waiter's connection stands, or was lost.
+    pub fn ready(&mut self, id: u64, ready: bool) {
+        self.queue.set_ready(id, ready);
+    }
+
+    /// Somebody leaves, by a hang-up or for a reason of ours. Unknown ids are ignored: the slot may have come meanwhile.
+    pub fn left(&mut self, id: u64, hung_up: bool, now: Now) {
+        let Some(entry) = self.queue.iter().find(|entry| entry.id == id) else { return };
+        let may_return = hung_up && entry.waiter.terms.fingerprint.is_some();
+        self.tally.cancelled += u64::from(hung_up);
+        self.drop_out(id, may_return, now);
+    }
+
+    /// The send of a granted request, at the instant `at`.
+    pub fn sent(&mut self, id: u64, lane: usize, ask: Ask, at: Now, waited: Duration) {
+        let Some(on) = self.lanes.get_mut(lane) else { return };
+        on.granted = None;
+        on.sent += 1;
+        on.in_flight += 1;
+        on.last_send = Some((at.mono, at.wall));
+        on.observed.sent(at.mono);
+        self.in_flight.insert(id, (lane, on.books.sent(at, ask)));
+        self.tally.queue_wait.add(waited);
+    }
+
+    /// A grant was not used.
+    pub fn returned(&mut self, lane: usize) {
+        if let Some(lane) = self.lanes.get_mut(lane) {
+            lane.granted = None;
+        }
+    }
+
+    /// The tokens that a request in flight has really used.
+    pub fn settled(&mut self, id: u64, tokens: u64) {
+        if let Some((lane, entry)) = self.in_flight.get(&id) {
+            self.lanes[*lane].books.settle(entry, tokens);
+        }
+    }
+
+    /// A request is over.
+    pub fn finished(&mut self, id: u64) {
+        if let Some((lane, entry)) = self.in_flight.remove(&id) {
+            self.lanes[lane].in_flight -= 1;
+            self.lanes[lane].books.release(entry);
+        }
+    }
+
+    /// The provider refused a request of this model for its rate; see [`Books::refused`]. Whoever can go elsewhere looks
+    /// around.
+    pub fn refused(&mut self, lane: usize, model: usize, scope: Scope, wait: Option<Duration>, now: Now, random: f64) {
+        let Some(lane) = self.lanes.get_mut(lane) else { return };
+        lane.cooldowns += 1;
+        lane.books.refused(now, model, scope, wait, random);
+        let movable =
+            |joining: &Joining| joining.elsewhere.is_some() && (scope == Scope::Provider || joining.ask.model == model);
+        let moving: Vec<u64> = self.queue.iter().filter(|entry| movable(&entry.waiter)).map(|entry| entry.id).collect();
+        for id in moving {
+            self.queue.leave(id);
+            self.move_on(id);
+        }
+    }
+
+    /// The provider took a request of this model.
+    pub fn accepted(&mut self, lane: usize, model: usize) {
+        if let Some(lane) = self.lanes.get_mut(lane) {
+            lane.books.accepted(model);
+        }
+    }
+
+    /// Refuses everybody who waits and everybody who comes.
+    pub fn close(&mut self) {
+        self.closed = true;
+        for id in self.queue.drain() {
+            self.refuse(id, Refusal::Closed);
+        }
+    }
+
+    /// Does what is due and says when to come back; anything else may call for it earlier.
+    pub fn advance(&mut self, now: Now) -> Option<Instant> {
+        for lane in &mut self.lanes {
+            lane.books.adapt(now);
+        }
+        self.refuse_the_late(now);
+        self.refuse_the_next_day(now);
+        let next_near = self.announce(now);
+        let next_grant = self.grant(now);
+        [self.queue.next_due(), next_near, next_grant].into_iter().flatten().min()
+    }
+
+    /// When the slot of a newcomer on these terms would come; `None` where it would be refused.
+    pub fn estimate(&self, ask: Ask, terms: &Rc<Terms>, now: Now) -> Option<Estimate> {
+        let joining = Joining { ask, terms: terms.clone(), since: now.mono, again: false, elsewhere: None };
+        if self.closed || self.full(&joining, now).is_some() {
+            return None;
+        }
+        let ahead = self.queue.ahead_of(&standing(&joining), now.mono);
+        if self.verdict(&joining, ahead, now).is_some() {
+            return None;
+        }
+        let walk = self.walk(ahead, now);
+        let waits_for_an_end = walk.waits_for_an_end(ask.model);
+        let foreseen = walk.slot(now, ask.model).at;
+        // The head's tokens are known; those of the line in front are not.
+        let exact = if ahead == 0 { self.next(now, ask).at } else { None };
+        Some(Estimate { waits_for_an_end, wait: until(foreseen.max(exact), now) })
+    }
+
+    /// Place from 1, and the time until the slot, of somebody in line.
+    pub fn whereabouts(&self, id: u64, now: Now) -> Option<(usize, Duration)> {
+        let (ahead, entry) = self.queue.iter().enumerate().find(|(_, entry)| entry.id == id)?;
+        Some((ahead + 1, until(self.slot(ahead, entry.waiter.ask.model, now).at, now)))
+    }
+
+    /// Everybody in line, head first.
+    pub fn waiting(&self, now: Now) -> Vec<Waiting> {
+        let mut walk = Walk::new(&self.lanes, self.rules.models.len());
+        let waiting = self.queue.iter().zip(1..).map(|(entry, position)| {
+            let Joining { ask, terms, since, .. } = &entry.waiter;
+            let slot = walk.step(now, ask.model);
+            Waiting { terms: terms.clone(), model: ask.model, since: *since, position, eta: until(slot.at, now) }
+        });
+        waiting.collect()
+    }
+
+    /// How things stand.
+    pub fn snapshot(&mut self, now: Now) -> Snapshot {
+        // What a newcomer would wait, for the model that would go first.
+        let end = self.walk(self.queue.len(), now);
+        let soonest = (0..self.rules.models.len()).filter_map(|model| end.slot(now, model).at).min();
+        let held_by = self.held_by(now);
+        let lane = |lane: &mut Lane| LaneSnapshot {
+            available: lane.books.available(now),
+            in_flight: lane.in_flight,
+            held_by: lane.books.next_shared(now, 0).held_by,
+            sent_last_minute: lane.observed.per_minute(now.mono),
+            learned_interval: lane.books.learned_interval(now.mono),
+            sent: lane.sent,
+            cooldowns: lane.cooldowns,
+            last_send: lane.last_send.map(|(_, wall)| wall),
+        };
+        Snapshot {
+            queued: self.queue.len(),
+            preparing: self.queue.told(),
+            kept: self.queue.kept(),
+            estimated_wait: until(soonest, now),
+            held_by,
+            tally: self.tally,
+            lanes: self.lanes.iter_mut().map(lane).collect(),
+        }
+    }
+
+    /// What the head of the line waits for; with nobody in line, what the next request would.
+    fn held_by(&self, now: Now) -> Held {
+        match self.queue.iter().next() {
+            Some(head) => self.next(now, head.waiter.ask).held_by,
+            None => self.next_shared(now, 0).held_by,
+        }
+    }
+
+    /// Gives a caller who tries again the place of its former try.
+    fn take_back(&mut self, id: u64, joining: &Joining, now: Now) -> bool {
+        let Some(fingerprint) = joining.terms.fingerprint.filter(|_| joining.terms.repeated && !joining.again) else {
+            return false;
+        };
+        let found = self.queue.find_kept(|entry| {
+            let former = &entry.waiter.terms;
+            former.fingerprint == Some(fingerprint) && former.client == joining.terms.client
+        });
+        let Some((former, ahead)) = found else { return false };
+        if let Some(refusal) = self.in_vain(joining, ahead, now) {
+            self.refuse(id, refusal);
+            return true;
+        }
+        self.tally.returned += 1;
+        self.queue.come_back(former, id, self.deadline(joining), joining.clone());
+        true
+    }
+
+    fn full(&self, joining: &Joining, now: Now) -> Option<Refusal> {
+        if joining.again {
+            return None;
+        }
+        let Terms { client, max_queue, .. } = &*joining.terms;
+        let retry_after =
+            || until(Walk::new(&self.lanes, self.rules.models.len()).slot(now, joining.ask.model).at, now);
+        if self.queue.len() >= self.rules.max_queue {
+            return Some(Refusal::Full { retry_after: retry_after() });
+        }
+        let max_queue = max_queue.filter(|max| self.queue.len_of(client) >= *max)?;
+        Some(Refusal::ClientFull { client: client.clone(), max_queue, retry_after: retry_after() })
+    }
+
+    /// Counts and returns why somebody with so many in front would wait in vain.
+    fn in_vain(&mut self, joining: &Joining, ahead: usize, now: Now) -> Option<Refusal> {
+        let refusal = self.verdict(joining, ahead, now)?;
+        match refusal {
+            Refusal::Day { .. } => self.tally.rejected_day += 1,
+            Refusal::Deadline { .. } => self.tally.rejected_deadline += 1,
+            _ => self.tally.rejected_wait += 1,
+        }
+        Some(refusal)
+    }
+
+    /// Whether there is a limit on its wait at all.
+    fn may_be_in_vain(&self, joining: &Joining) -> bool {
+        self.rules.max_wait.is_some() || joining.terms.deadline.is_some() || self.daily
+    }
+
+    fn verdict(&self, joining: &Joining, ahead: usize, now: Now) -> Option<Refusal> {
+        if !self.may_be_in_vain(joining) {
+            return None;
+        }
+        let slot = self.slot(ahead, joining.ask.model, now);
+        let wait = until(slot.at, now);
+        let expected = now.mono.saturating_duration_since(joining.since) + wait;
+        let exceeds = self.rules.max_wait.is_some_and(|max_wait| expected > max_wait);
+        let late = joining.terms.deadline.is_some_and(|deadline| now.mono + wait > deadline);
+        if is_day(slot) && (exceeds || late || self.rules.max_wait.is_none()) {
+            return Some(Refusal::Day { resets_in: wait });
+        }
+        if exceeds {
+            return Some(self.exceeded(joining, ahead, expected, now));
+        }
+        late.then(|| self.missed(joining, ahead, expected, now))
+    }
+
+    fn exceeded(&self, joining: &Joining, ahead: usize, expected_wait: Duration, now: Now) -> Refusal {
+        let max_wait = self.rules.max_wait.unwrap_or(Duration::MAX);
+        let retry_after = self.retry_after(joining.ask.model, max_wait, now);
+        Refusal::WaitExceeded { position: ahead + 1, expected_wait, max_wait, retry_after }
+    }
+
+    fn missed(&self, joining: &Joining, ahead: usize, expected_wait: Duration, now: Now) -> Refusal {
+        let deadline = joining.terms.deadline.unwrap_or(now.mono);
+        let patience = deadline.saturating_duration_since(joining.since);
+        let retry_after = self.retry_after(joining.ask.model, patience, now);
+        Refusal::Deadline { position: ahead + 1, expected_wait, patience, retry_after }
+    }
+
+    /// The line shortens as fast as the clock runs: a newcomer fits once the line's own wait is down to its patience.
+    fn retry_after(&self, model: usize, patience: Duration, now: Now) -> Duration {
+        until(self.slot(self.queue.len(), model, now).at, now).saturating_sub(patience)
+    }
+
+    fn deadline(&self, joining: &Joining) -> Option<Instant> {
+        let max_wait = self.rules.max_wait.map(|limit| joining.since + limit);
+        [max_wait, joining.terms.deadline].into_iter().flatten().min()
+    }
+
+    /// When a request of this model could go at the earliest with so many in front.
+    fn slot(&self, ahead: usize, model: usize, now: Now) -> Next {
+        self.walk(ahead, now).slot(now, model)
+    }
+
+    /// Past the first waiters.
+    fn walk(&self, ahead: usize, now: Now) -> Walk<'_> {
+        let mut walk = Walk::new(&self.lanes, self.rules.models.len());
+        for entry in self.queue.iter().take(ahead) {
+            walk.step(now, entry.waiter.ask.model);
+        }
+        walk
+    }
+
+    fn refuse(&mut self, id: u64, refusal: Refusal) {
+        self.decisions.push(Decision::Refuse(id, refusal));
+    }
+
+    fn move_on(&mut self, id: u64) {
+        self.tally.moved += 1;
+        self.decisions.push(Decision::Move(id));
+    }
+
+    /// The place stays for a caller who may return, as long as these are no more than those who may wait.
+    fn drop_out(&mut self, id: u64, may_return: bool, now: Now) {
+        if may_return && self.queue.kept() < self.rules.max_queue {
+            self.queue.step_aside(id, now.mono);
+        } else {
+            self.queue.leave(id);
+        }
+    }
+
+    fn refuse_the_late(&mut self, now: Now) {
+        for (id, ahead) in self.queue.late(now.mono) {
+            let Some(entry) = self.queue.iter().find(|entry| entry.id == id) else { continue };
+            let joining = entry.waiter.clone();
+            let waited = now.mono.saturating_duration_since(joining.since);
+            let gave_up = joining.terms.deadline.is_some_and(|deadline| deadline <= now.mono);
+            self.drop_out(id, gave_up && joining.terms.fingerprint.is_some(), now);
+            let refusal = if gave_up {
+                self.tally.rejected_deadline += 1;
+                self.missed(&joining, ahead, waited, now)
+            } else {
+                self.tally.rejected_wait += 1;
+                self.exceeded(&joining, ahead, waited, now)
+            };
+            self.refuse(id, refusal);
+        }
+    }
+
+    /// Turns away those whom repeated sends have cost their place in the day's budget.
+    fn refuse_the_next_day(&mut self, now: Now) {
+        if !self.daily || self.rules.max_wait.is_some() || self.queue.is_empty() {
+            return;
+        }
+        let tomorrow: Vec<_> = (0..self.rules.models.len())
+            .map(|model| Some(self.next(now, Ask { model, tokens: 0 })).filter(|next| is_day(*next)))
+            .collect();
+        let model_and_id = |(model, id): (usize, u64)| tomorrow[model].map(|next| (id, until(next.at, now)));
+        let waiting = self.queue.iter().map(|entry| (entry.waiter.ask.model, entry.id));
+        let refused: Vec<_> = waiting.filter_map(model_and_id).collect();
+        for (id, resets_in) in refused {
+            self.tally.rejected_day += 1;
+            self.queue.leave(id);
+            self.refuse(id, Refusal::Day { resets_in });
+        }
+    }
+
+    /// Tells those whose slot is near; returns when the next one will be.
+    fn announce(&mut self, now: Now) -> Option<Instant> {
+        let horizon = now.mono + PREPARE_AHEAD;
+        let head = self.queue.iter().next()?.waiter.ask;
+        let opens = self.lanes.iter().map(|lane| lane.books.next_shared(now, head.tokens).at);
+        // A lane without a time may open at any moment.
+        if let Some(at) = opens.min().flatten()
+            && at > horizon
+        {
+            return Some(at - PREPARE_AHEAD);
+        }
+        let room = self.lanes.iter().fold(0, |room: usize, lane| room.saturating_add(lane.books.room()));
+        let most = MAX_PREPARED.min(room.saturating_add(PREPARED_WITHOUT_ROOM));
+        let mut walk = Walk::new(&self.lanes, self.rules.models.len());
+        let mut next_near: Option<Instant> = None;
+        for entry in self.queue.iter_mut() {
+            let shared = walk.shared_slot(now).filter(|slot| *slot > horizon);
+            if walk.ahead() >= most || shared.is_some() {
+                // Nobody behind is nearer.
+                let near = shared.map(|slot| slot - PREPARE_AHEAD);
+                return [next_near, near].into_iter().flatten().min();
+            }
+            let model = entry.waiter.ask.model;
+            let without_room = walk.without_room(model);
+            let slot = walk.step(now, model).at.unwrap_or(now.mono);
+            if slot > horizon {
+                let near = slot - PREPARE_AHEAD;
+                next_near = Some(next_near.map_or(near, |first| first.min(near)));
+            } else if !entry.told && without_room < PREPARED_WITHOUT_ROOM {
+                entry.told = true;
+                self.decisions.push(Decision::Near(entry.id));
+            }
+        }
+        next_near
+    }
+
+    /// Opens the slots that are due, each for the first waiter that is ready and that only its own model's limits could
+    /// hold; returns when the next opens, if it is only a matter of time.
+    fn grant(&mut self, now: Now) -> Option<Instant> {
+        let models = self.rules.models.len();
+        let mut closed: Vec<bool> = self.lanes.iter().map(|lane| lane.granted.is_some()).collect();
+        let mut held = vec![false; self.lanes.len() * models];
+        let mut opens: Option<Instant> = None;
+        let mut chosen = Vec::new();
+        for entry in self.queue.ready() {
+            if closed.iter().all(|closed| *closed) {
+                break;
+            }
+            let ask = entry.waiter.ask;
+            let mut best: Option<usize> = None;
+            for (index, lane) in self.lanes.iter().enumerate() {
+                if closed[index] || held[index * models + ask.model] {
+                    continue;
+                }
+                let shared = lane.books.next_shared(now, ask.tokens).at;
+                if shared.is_none_or(|at| at > now.mono) {
+                    // Nobody overtakes: a large request would wait for ever while small ones use up what it waits for.
+                    closed[index] = true;
+                    opens = [opens, shared].into_iter().flatten().min();
+                    continue;
+                }
+                match lane.books.next(now, ask).at {
+                    // Of several that are open, the one that has rested longest.
+                    Some(at) if at <= now.mono => {
+                        let rested = |index: usize| self.lanes[index].last_send.map(|(at, _)| at);
+                        best = Some(best.filter(|best| rested(*best) <= rested(index)).unwrap_or(index));
+                    }
+                    later => {
+                        held[index * models + ask.model] = true;
+                        opens = [opens, later].into_iter().flatten().min();
+                    }
+                }
+            }
+            if let Some(lane) = best {
+                closed[lane] = true;
+                chosen.push((entry.id, lane, ask.model));
+            }
+        }
+        for (id, lane, model) in chosen {
+            self.queue.take(id);
+            self.lanes[lane].granted = Some(model);
+            self.decisions.push(Decision::Grant { id, lane });
+        }
+        opens
+    }
+
+    /// When a request may go, on the lane that opens first.
+    fn next(&self, now: Now, ask: Ask) -> Next {
+        self.first_to_open(|books| books.next(now, ask))
+    }
+
+    /// The same as far as the provider as a whole is concerned.
+    fn next_shared(&self, now: Now, tokens: u64) -> Next {
+        self.first_to_open(|books| books.next_shared(now, tokens))
+    }
+
+    fn first_to_open(&self, next: impl Fn(&Books) -> Next) -> Next {
+        let all = self.lanes.iter().map(|lane| next(&lane.books));
+        all.reduce(Next::earliest).expect("a provider has a lane")
+    }
+}
+
+fn standing(joining: &Joining) -> Standing {
+    let Joining { terms, since, again, .. } = joining;
+    let Terms { client, class, urgency, .. } = &**terms;
+    Standing { client: client.clone(), class: *class, urgency: *urgency, since: *since, again: *again }
+}
+
+pub(super) fn until(at: Option<Instant>, now: Now) -> Duration {
+    at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now.mono))
+}
