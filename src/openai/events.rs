@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::usage::usage_total;
+use super::usage::Usage;
 use crate::error::Dialect;
 
 /// A longer line is not searched for `usage`; nothing more of a line is ever kept.
@@ -16,13 +16,13 @@ pub struct EventScanner {
     line: Vec<u8>,
     /// The last piece ended in CR: an LF that starts the next one belongs to it.
     after_cr: bool,
-    usage_total: Option<u64>,
+    usage: Usage,
 }
 
 impl EventScanner {
     /// At the start of a stream.
     pub fn new() -> Self {
-        EventScanner { line: Vec::new(), after_cr: false, usage_total: None }
+        EventScanner { line: Vec::new(), after_cr: false, usage: Usage::default() }
     }
 
     /// Takes the next bytes of the stream. Lines end in LF, CRLF or CR.
@@ -40,9 +40,9 @@ impl EventScanner {
         self.keep(bytes);
     }
 
-    /// The total of the last `usage` object so far, as [`usage_total`] counts it.
+    /// The total of the `usage` objects so far, each of which brings the ones before it up to date ([`Usage::updated`]).
     pub fn usage_total(&self) -> Option<u64> {
-        self.usage_total
+        self.usage.total()
     }
 
     fn end_line(&mut self, rest: &[u8]) {
@@ -59,8 +59,11 @@ impl EventScanner {
 
     fn read_line(&mut self, line: &[u8]) {
         let Some(data) = data(line) else { return };
-        if line.len() <= LINE_LIMIT_BYTES && has_usage_object(data) {
-            self.usage_total = usage_total(data).or(self.usage_total);
+        if line.len() <= LINE_LIMIT_BYTES
+            && has_usage_object(data)
+            && let Some(usage) = Usage::of(data)
+        {
+            self.usage = self.usage.updated(usage);
         }
     }
 
@@ -123,6 +126,52 @@ mod tests {
         scanner.usage_total()
     }
 
+    /// A stream as Anthropic documents it, but for the usage in its `message_delta`.
+    const MESSAGE: &str = r#"event: message_start
+data: {"type":"message_start","message":{"id":"msg_1","type":"message","role":"assistant","content":[],"model":"m",\
+"stop_reason":null,"stop_sequence":null,"usage":{"input_tokens":25,"cache_creation_input_tokens":0,\
+"cache_read_input_tokens":900,"output_tokens":1}}}
+
+event: content_block_start
+data: {"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}
+
+event: ping
+data: {"type": "ping"}
+
+event: content_block_delta
+data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hi"}}
+
+event: content_block_stop
+data: {"type":"content_block_stop","index":0}
+
+event: message_delta
+data: {"type":"message_delta","delta":{"stop_reason":"end_turn","stop_sequence":null},"usage":USAGE}
+
+event: message_stop
+data: {"type":"message_stop"}
+
+"#;
+
+    fn message(usage: &str) -> String {
+        MESSAGE.replace("\\\n", "").replace("USAGE", usage)
+    }
+
+    #[test]
+    fn a_message_counts_its_input_from_the_start_and_its_output_from_the_end() {
+        for (delta, total) in [
+            (r#"{"output_tokens":15}"#, 40),
+            (
+                r#"{"input_tokens":30,"cache_creation_input_tokens":0,"cache_read_input_tokens":900,"output_tokens":15}"#,
+                45,
+            ),
+        ] {
+            let stream = message(delta);
+            assert_eq!(scan([stream.as_bytes()]), Some(total), "{delta}");
+            let cut_short = &stream[..stream.find("event: message_delta").unwrap()];
+            assert_eq!(scan([cut_short.as_bytes()]), Some(26));
+        }
+    }
+
     #[test]
     fn the_last_usage_object_counts() {
         for (stream, total) in [
@@ -176,6 +225,7 @@ mod tests {
             3 => Just(b"\r\n".to_vec()),
             2 => Just(USAGE.as_bytes().to_vec()),
             2 => (0..99_u64).prop_map(|total| format!("data:{{\"usage\":{{\"total_tokens\":{total}}}}}").into_bytes()),
+            1 => (0..99_u64).prop_map(|tokens| message(&format!("{{\"output_tokens\":{tokens}}}")).into_bytes()),
             1 => Just(b"data: [DONE]".to_vec()),
             1 => Just(b": ping".to_vec()),
             1 => prop::collection::vec(any::<u8>(), 0..9),

@@ -1,48 +1,76 @@
-//! How many tokens an answer says it used. Knows bodies, not streams.
+//! How many tokens an answer says it used. Knows JSON objects, not streams.
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
 
-/// The tokens of a JSON answer, input and output together: `usage.total_tokens`, or the sum of its parts.
+/// The tokens of a JSON answer, input and output together: [`Usage::total`] of what [`Usage::of`] finds.
+pub fn usage_total(body: &[u8]) -> Option<u64> {
+    Usage::of(body)?.total()
+}
+
+/// The `usage` of an answer, or of an event in a stream.
 ///
 /// Takes the field names of chat completions, completions and embeddings (`prompt_tokens`, `completion_tokens`) and those
-/// of the Responses API (`input_tokens`, `output_tokens`), whose stream events keep `usage` inside `response`. `None`
-/// where the body is no such JSON or counts nothing.
-pub fn usage_total(body: &[u8]) -> Option<u64> {
-    let answer: Answer = serde_json::from_slice(body).ok()?;
-    let usage = answer.usage.or_else(|| answer.response?.usage)?;
-    usage.total()
-}
-
-#[derive(Deserialize)]
-struct Answer {
-    usage: Option<Usage>,
-    response: Option<Response>,
-}
-
-#[derive(Deserialize)]
-struct Response {
-    usage: Option<Usage>,
-}
-
-#[derive(Deserialize)]
-struct Usage {
+/// of OpenAI's Responses and Anthropic's Messages (`input_tokens`, `output_tokens`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub struct Usage {
     #[serde(alias = "prompt_tokens")]
     input_tokens: Option<u64>,
+    /// Anthropic's: not part of `input_tokens`. Tokens read from the cache are none of either and count for no limit
+    /// (<https://docs.anthropic.com/en/api/rate-limits>).
+    cache_creation_input_tokens: Option<u64>,
     #[serde(alias = "completion_tokens")]
     output_tokens: Option<u64>,
     total_tokens: Option<u64>,
 }
 
 impl Usage {
-    fn total(&self) -> Option<u64> {
-        if self.total_tokens.is_some() {
-            return self.total_tokens;
-        }
-        match (self.input_tokens, self.output_tokens) {
-            (None, None) => None,
-            (input, output) => Some(input.unwrap_or(0).saturating_add(output.unwrap_or(0))),
+    /// Looks where answers keep it, and where events do: inside `response` (Responses) or `message` (Messages). Counting the
+    /// tokens of a message (`{"input_tokens": N}`) uses none. `None` where the body is no such JSON.
+    pub fn of(json: &[u8]) -> Option<Usage> {
+        let answer: Answer = serde_json::from_slice(json).ok()?;
+        let inside = || {
+            let event: Event = serde_json::from_str(answer.response.or(answer.message)?.get()).ok()?;
+            event.usage
+        };
+        let none = || answer.input_tokens.map(|_| Usage { total_tokens: Some(0), ..Usage::default() });
+        answer.usage.or_else(inside).or_else(none)
+    }
+
+    /// What holds after a later event of the same stream: its counts are running totals, and replace; what it does not
+    /// tell again stays. Anthropic's `message_start` has the input, `message_delta` the output and at times all of it.
+    pub fn updated(self, later: Usage) -> Usage {
+        Usage {
+            input_tokens: later.input_tokens.or(self.input_tokens),
+            cache_creation_input_tokens: later.cache_creation_input_tokens.or(self.cache_creation_input_tokens),
+            output_tokens: later.output_tokens.or(self.output_tokens),
+            total_tokens: later.total_tokens.or(self.total_tokens),
         }
     }
+
+    /// `total_tokens`, or the sum of the parts; `None` where there is nothing.
+    pub fn total(self) -> Option<u64> {
+        let parts = [self.input_tokens, self.cache_creation_input_tokens, self.output_tokens];
+        let sum = parts.into_iter().flatten().reduce(u64::saturating_add);
+        self.total_tokens.or(sum)
+    }
+}
+
+/// What is inside is read only where it is needed: `message` may be any text elsewhere.
+#[derive(Deserialize)]
+struct Answer<'a> {
+    usage: Option<Usage>,
+    #[serde(borrow)]
+    response: Option<&'a RawValue>,
+    #[serde(borrow)]
+    message: Option<&'a RawValue>,
+    input_tokens: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Event {
+    usage: Option<Usage>,
 }
 
 #[cfg(test)]
@@ -62,6 +90,21 @@ mod tests {
             ),
             (r#"{"usage":{"prompt_tokens":18446744073709551615,"completion_tokens":1}}"#, Some(u64::MAX)),
             (r#"{"choices":[{"usage":{"total_tokens":9}}],"usage":{"total_tokens":2}}"#, Some(2)),
+            // Anthropic: what went into the cache counts, what came out of it does not.
+            (
+                r#"{"type":"message","usage":{"input_tokens":1,"cache_creation_input_tokens":20,"cache_read_input_tokens":400,
+                    "output_tokens":3}}"#,
+                Some(24),
+            ),
+            (
+                r#"{"type":"message","usage":{"input_tokens":1,"cache_creation_input_tokens":null,"output_tokens":3}}"#,
+                Some(4),
+            ),
+            (r#"{"type":"message_start","message":{"usage":{"input_tokens":25,"output_tokens":1}}}"#, Some(26)),
+            (r#"{"type":"message_delta","usage":{"output_tokens":15}}"#, Some(15)),
+            (r#"{"input_tokens":2095}"#, Some(0)),
+            (r#"{"message":"fine","usage":{"total_tokens":9}}"#, Some(9)),
+            (r#"{"message":"fine","response":"too"}"#, None),
             (r#"{"usage":{}}"#, None),
             (r#"{"usage":null}"#, None),
             (r#"{"response":{"usage":null}}"#, None),
@@ -73,6 +116,24 @@ mod tests {
             ("<html>", None),
         ] {
             assert_eq!(usage_total(body.as_bytes()), total, "{body}");
+        }
+    }
+
+    #[test]
+    fn later_counts_replace_and_what_is_left_out_stays() {
+        let usage = |json: &str| Usage::of(json.as_bytes()).unwrap();
+        let start =
+            usage(r#"{"message":{"usage":{"input_tokens":25,"cache_creation_input_tokens":100,"output_tokens":1}}}"#);
+        for (delta, total) in [
+            (r#"{"usage":{"output_tokens":15}}"#, 140),
+            (r#"{"usage":{"input_tokens":30,"output_tokens":15}}"#, 145),
+            (
+                r#"{"usage":{"input_tokens":30,"cache_creation_input_tokens":0,"cache_read_input_tokens":9,"output_tokens":15}}"#,
+                45,
+            ),
+            (r#"{"usage":{}}"#, 126),
+        ] {
+            assert_eq!(start.updated(usage(delta)).total(), Some(total), "{delta}");
         }
     }
 }
