@@ -146,6 +146,7 @@ const FINAL: &[&str] = &[
 /// As [`FINAL`], for those that mean [`Scope::Model`].
 const OF_ONE_MODEL: &[&str] = &[
     "for model ",                           // Groq
+    ", model: claude",                      // Anthropic
     "this model",                           // Mistral, Together
     "permodel",                             // Gemini's quotaId
     "is temporarily rate-limited upstream", // OpenRouter

@@ -30,7 +30,9 @@ fn folder() -> PathBuf {
 #[test]
 fn providers() {
     let table = [
+        ("anthropic_of_a_model", model(16_000)),
         ("anthropic_overloaded", Repeat),
+        ("anthropic_overloaded_for_a_while", provider(5_000)),
         ("anthropic_rate_limit", provider(16_000)),
         ("anthropic_resets_only", provider(16_000)),
         ("anthropic_spend_limit", Exhausted),
