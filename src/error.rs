@@ -37,6 +37,14 @@ impl Dialect {
             _ => Dialect::OpenAi,
         }
     }
+
+    /// The header that its SDK reads the id of an answer from.
+    pub fn request_id_header(self) -> &'static str {
+        match self {
+            Dialect::OpenAi => "x-request-id",
+            Dialect::Anthropic => "request-id",
+        }
+    }
 }
 
 /// A refusal or a failure, as the caller gets to see it. No variant may hold a secret.

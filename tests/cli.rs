@@ -229,8 +229,8 @@ fn the_demo_serves_what_it_prints_and_says_back_what_it_is_told() {
 
     let (code, out, err) = serving.end();
     assert_eq!(code, Some(0), "{err}");
-    assert_eq!(out.matches("curl ").count(), 3, "{out}");
-    for path in ["/v1/chat/completions", "/admin/stats"] {
+    assert_eq!(out.matches("curl ").count(), 4, "{out}");
+    for path in ["/v1/chat/completions", "/admin/stats", "/v1/messages"] {
         assert!(out.contains(&format!("http://{addr}{path}")), "no {path} at {addr} in {out}");
     }
 }

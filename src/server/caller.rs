@@ -105,7 +105,7 @@ impl Caller {
     /// A whole JSON answer.
     pub async fn json(&mut self, status: u16, headers: &[(&str, &str)], body: &[u8]) -> Result<(), Gone> {
         let request_id = self.request_id.clone();
-        let fields = [("Content-Type", "application/json"), ("x-request-id", &request_id)];
+        let fields = [("Content-Type", "application/json"), (self.dialect.request_id_header(), &request_id)];
         let fields = fields.iter().chain(headers).map(|(name, value)| (*name, value.as_bytes()));
         self.head(status, b"", fields, BodyLength::Length(body.len() as u64));
         if !self.head_only {

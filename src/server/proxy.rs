@@ -175,8 +175,9 @@ fn begin(answer: &Answer, caller: &mut Caller) {
         unless_sent("cache-control", "no-cache");
         unless_sent("x-accel-buffering", "no");
     }
-    if head.headers.get("x-request-id").is_none() {
-        ours.push(("x-request-id", request_id.as_bytes()));
+    let id_header = caller.dialect().request_id_header();
+    if head.headers.get(id_header).is_none() {
+        ours.push((id_header, request_id.as_bytes()));
     }
     let advice = answer.advice.map(advice_headers).unwrap_or_default();
     ours.extend(advice.iter().map(|(name, value)| (*name, value.as_bytes())));

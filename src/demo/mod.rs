@@ -1,8 +1,12 @@
-//! `limitrate demo`: a small OpenAI-shaped provider on a loopback port, and the configuration that puts it behind the
-//! real gateway as two providers.
+//! `limitrate demo`: a small provider on a loopback port that speaks OpenAI's API and Anthropic's, and the configuration
+//! that puts it behind the real gateway as two providers.
 //!
-//! It answers what a provider would (chat, completions, embeddings, models; plain and streamed, word by word), so that
-//! queues, streams and statistics can be seen without a key. It is no model: it says back what it was told.
+//! It answers what a provider would (chat, completions, embeddings, models, messages; plain and streamed, word by word), so
+//! that queues, streams and statistics can be seen without a key. It is no model: it says back what it was told. What the
+//! answers look like is known by `openai` and `anthropic`, one room for each API.
+
+mod anthropic;
+mod openai;
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,8 +23,8 @@ use smol::LocalExecutor;
 use crate::config::{self, Config};
 use crate::http1::{self, BodyDecoder, BodyLength, FINAL_CHUNK, Reader};
 
-/// Between two words of a stream.
-const WORD_PAUSE: Duration = Duration::from_millis(60);
+/// Between two events of a stream.
+const EVENT_PAUSE: Duration = Duration::from_millis(60);
 
 /// How long a plain answer "thinks".
 const THINKING: Duration = Duration::from_millis(300);
@@ -73,7 +77,10 @@ pub fn instructions(gateway: SocketAddr) -> String {
         "limitrate {} demo at http://{gateway}/v1 (any API key will do; Ctrl-C ends it)\n\n\
          1. One chat:\n  {one}\n\n\
          2. Three at once; they leave 1.5 s apart, and nobody sees a 429:\n  for i in 1 2 3; do {three} & done; wait\n\n\
-         3. The queues, meanwhile from another terminal:\n  curl http://{gateway}/admin/stats\n",
+         3. The queues, meanwhile from another terminal:\n  curl http://{gateway}/admin/stats\n\n\
+         4. Anthropic's API, streamed:\n  curl -N http://{gateway}/v1/messages -H 'Content-Type: application/json' \\\n    \
+             -d '{{\"model\": \"demo-fast\", \"max_tokens\": 99, \"stream\": true, \"messages\": \
+             [{{\"role\": \"user\", \"content\": \"Hello!\"}}]}}'\n",
         env!("CARGO_PKG_VERSION")
     )
 }
@@ -119,13 +126,13 @@ async fn read_body(reader: &mut Reader<TcpStream>, framing: http1::Framing) -> O
 
 async fn answer(mut stream: TcpStream, path: &str, body: &[u8]) -> io::Result<()> {
     let request: Value = serde_json::from_slice(body).unwrap_or_default();
-    let model = request["model"].as_str().unwrap_or("demo");
-    let prompt = prompt(&request);
-    let reply = format!("You said: {prompt}. This is limitrate's built-in demo provider; it only says things back.");
-    let chat = match path {
-        "/v1/chat/completions" => true,
-        "/v1/completions" => false,
-        "/v1/embeddings" => return plain(&mut stream, 200, &embeddings(&request, model)).await,
+    let reply = Reply::to(&request);
+    let (whole, events) = match path {
+        "/v1/chat/completions" => (openai::completion(true, &reply), openai::events(true, &reply, &request)),
+        "/v1/completions" => (openai::completion(false, &reply), openai::events(false, &reply, &request)),
+        "/v1/messages" => (anthropic::message(&reply), anthropic::events(&reply)),
+        "/v1/messages/count_tokens" => return plain(&mut stream, 200, &anthropic::count(&reply)).await,
+        "/v1/embeddings" => return plain(&mut stream, 200, &openai::embeddings(&request, &reply)).await,
         "/v1/models" => return plain(&mut stream, 200, &json!({"object": "list", "data": []})).await,
         _ => {
             let error = json!({"message": format!("the demo provider has no {path}"), "type": "invalid_request_error",
@@ -133,13 +140,38 @@ async fn answer(mut stream: TcpStream, path: &str, body: &[u8]) -> io::Result<()
             return plain(&mut stream, 404, &json!({ "error": error })).await;
         }
     };
-    let usage = usage(&prompt, &reply);
-    if request["stream"] != true {
-        Timer::after(THINKING).await;
-        return plain(&mut stream, 200, &completion(chat, model, &reply, usage)).await;
+    if request["stream"] == true {
+        return streamed(&mut stream, events).await;
     }
-    let with_usage = (request["stream_options"]["include_usage"] == true).then_some(usage);
-    stream_words(&mut stream, chat, model, &reply, with_usage).await
+    Timer::after(THINKING).await;
+    plain(&mut stream, 200, &whole).await
+}
+
+/// What is answered, whatever the API.
+struct Reply {
+    model: String,
+    text: String,
+    /// A word is a token here.
+    prompt_tokens: usize,
+    reply_tokens: usize,
+}
+
+impl Reply {
+    fn to(request: &Value) -> Reply {
+        let prompt = prompt(request);
+        let text = format!("You said: {prompt}. This is limitrate's built-in demo provider; it only says things back.");
+        Reply {
+            model: request["model"].as_str().unwrap_or("demo").to_owned(),
+            prompt_tokens: prompt.split_whitespace().count(),
+            reply_tokens: text.split_whitespace().count(),
+            text,
+        }
+    }
+
+    /// Each with the blank behind it.
+    fn words(&self) -> impl Iterator<Item = &str> {
+        self.text.split_inclusive(' ')
+    }
 }
 
 /// The last message, or the prompt of a legacy completion.
@@ -151,35 +183,9 @@ fn prompt(request: &Value) -> String {
     match content {
         Value::String(text) => text.clone(),
         Value::Null => "nothing".into(),
+        Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect::<Vec<_>>().join(" "),
         other => other.to_string(),
     }
-}
-
-fn usage(prompt: &str, reply: &str) -> Value {
-    let (prompt, reply) = (prompt.split_whitespace().count(), reply.split_whitespace().count());
-    json!({"prompt_tokens": prompt, "completion_tokens": reply, "total_tokens": prompt + reply})
-}
-
-fn completion(chat: bool, model: &str, reply: &str, usage: Value) -> Value {
-    let (object, choice) = match chat {
-        true => {
-            let message = json!({"role": "assistant", "content": reply});
-            ("chat.completion", json!({"index": 0, "message": message, "finish_reason": "stop"}))
-        }
-        false => ("text_completion", json!({"index": 0, "text": reply, "logprobs": null, "finish_reason": "stop"})),
-    };
-    json!({"id": "demo-1", "object": object, "created": 0, "model": model, "choices": [choice], "usage": usage})
-}
-
-/// One vector, as numbers or, where the SDK asks for it (Node's does), as little-endian 32-bit floats in base64.
-fn embeddings(request: &Value, model: &str) -> Value {
-    let embedding = match request["encoding_format"] == "base64" {
-        true => json!("AACAPgAAAD8AAEA/"),
-        false => json!([0.25, 0.5, 0.75]),
-    };
-    let row = json!({"object": "embedding", "index": 0, "embedding": embedding});
-    let usage = json!({"prompt_tokens": 1, "total_tokens": 1});
-    json!({"object": "list", "data": [row], "model": model, "usage": usage})
 }
 
 async fn plain(stream: &mut TcpStream, status: u16, body: &Value) -> io::Result<()> {
@@ -191,40 +197,16 @@ async fn plain(stream: &mut TcpStream, status: u16, body: &Value) -> io::Result<
     stream.write_all(&out).await
 }
 
-async fn stream_words(
-    stream: &mut TcpStream,
-    chat: bool,
-    model: &str,
-    reply: &str,
-    usage: Option<Value>,
-) -> io::Result<()> {
-    let object = if chat { "chat.completion.chunk" } else { "text_completion" };
-    let event = |choices: Value, usage: Value| {
-        let chunk = json!({"id": "demo-1", "object": object, "created": 0, "model": model, "choices": choices,
-            "usage": usage});
-        format!("data: {chunk}\n\n")
-    };
-    let choice = |text: Option<&str>, finish: Value| match chat {
-        true => {
-            let delta = text.map_or(json!({}), |text| json!({"role": "assistant", "content": text}));
-            json!([{"index": 0, "delta": delta, "finish_reason": finish}])
-        }
-        false => json!([{"index": 0, "text": text.unwrap_or_default(), "logprobs": null, "finish_reason": finish}]),
-    };
+/// A stream of these events, whole ones each, with a pause after each.
+async fn streamed(stream: &mut TcpStream, events: Vec<String>) -> io::Result<()> {
     let mut out = Vec::new();
     let fields = [("Content-Type", b"text/event-stream".as_slice())];
     http1::write_response_head(&mut out, 200, b"", fields.into_iter(), BodyLength::Chunked, true);
-    for word in reply.split_inclusive(' ') {
-        http1::write_chunk(&mut out, event(choice(Some(word), Value::Null), Value::Null).as_bytes());
+    for event in events {
+        http1::write_chunk(&mut out, event.as_bytes());
         stream.write_all(&out).await?;
         out.clear();
-        Timer::after(WORD_PAUSE).await;
+        Timer::after(EVENT_PAUSE).await;
     }
-    http1::write_chunk(&mut out, event(choice(None, json!("stop")), Value::Null).as_bytes());
-    if let Some(usage) = usage {
-        http1::write_chunk(&mut out, event(json!([]), usage).as_bytes());
-    }
-    http1::write_chunk(&mut out, b"data: [DONE]\n\n");
-    out.extend_from_slice(FINAL_CHUNK);
-    stream.write_all(&out).await
+    stream.write_all(FINAL_CHUNK).await
 }
