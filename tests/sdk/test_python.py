@@ -2,70 +2,22 @@
 
 import asyncio
 import json
-import os
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
 
-STACK = json.loads(os.environ["STACK"])
+from gateways import CLOCKS_APART_SECONDS, STACK, gaps, open_gate, says, scripted, seen, stats, until
 
 # Retries hide failures; where they are the subject a test asks for them.
 PLAIN = {"api_key": "the-caller's-key", "max_retries": 0, "timeout": 20}
 client = openai.OpenAI(base_url=f"{STACK['open']}/v1", **PLAIN)
 demo = openai.OpenAI(base_url=f"{STACK['demo']}/v1", **PLAIN)
 
-# The upstream's clock is the wall's, the gateway's is monotonic: NTP may bend one against the other.
-CLOCKS_APART_SECONDS = 0.001
-
-
-# --- helpers
-
-
-def says(text):
-    return [{"role": "user", "content": text}]
-
-
-def scripted(script):
-    return {"x-script": script}
-
 
 def ask(model, text="hi", sdk=client, **more):
     return sdk.chat.completions.create(model=model, messages=says(text), **more)
-
-
-def get(url):
-    with urllib.request.urlopen(url, timeout=10) as response:
-        return json.load(response)
-
-
-def seen(provider):
-    """What the upstream got for that provider, oldest first."""
-    return get(f"{STACK['upstream']}/-/seen/{provider}")
-
-
-def open_gate(gate):
-    urllib.request.urlopen(urllib.request.Request(f"{STACK['upstream']}/-/open/{gate}", method="POST"), timeout=10)
-
-
-def stats(provider, gateway="open"):
-    rows = get(f"{STACK[gateway]}/admin/stats")["providers"]
-    return next(row for row in rows if row["provider"] == provider)
-
-
-def until(provider, gateway="open", within=5, **fields):
-    """Waits until /admin/stats shows these values; a cadence is no reason to wait longer."""
-    deadline = time.monotonic() + within
-    while (row := stats(provider, gateway)) and {name: row[name] for name in fields} != fields:
-        assert time.monotonic() < deadline, f"never {fields}: {row}"
-        time.sleep(0.01)
-
-
-def gaps(provider):
-    instants = [request["at"] for request in seen(provider)]
-    return [later - earlier for earlier, later in zip(instants, instants[1:])]
 
 
 # --- models

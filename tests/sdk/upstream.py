@@ -1,6 +1,7 @@
 """A provider that does what each request tells it to, and remembers what it saw.
 
-A request's `x-script` header says how it is answered; without one it gets what an OpenAI-shaped provider would say.
+A request's `x-script` header says how it is answered; without one it gets what a provider would say that speaks OpenAI's
+API and, below `/v1/messages`, Anthropic's.
 
     status N        an error object under that status
     refused N M     the same with Retry-After: M
@@ -71,13 +72,13 @@ class Exchange(BaseHTTPRequestHandler):
     def follow(self, script, body):
         match script:
             case ["status", status]:
-                self.json(int(status), error(f"scripted {status}"))
+                self.refuse(int(status), f"scripted {status}")
             case ["refused", status, seconds]:
-                self.json(int(status), error(f"scripted {status}"), {"Retry-After": seconds})
+                self.refuse(int(status), f"scripted {status}", {"Retry-After": seconds})
             case ["quota"]:
-                self.json(429, error("no credit", "insufficient_quota"))
+                self.refuse(429, "no credit", code="insufficient_quota")
             case ["limited", seconds, name] if self.first(name):
-                self.json(429, error("slow down"), {"Retry-After": seconds})
+                self.refuse(429, "slow down", {"Retry-After": seconds})
             case ["held", gate]:
                 pass_gate(gate)
                 self.answer(body)
@@ -94,9 +95,19 @@ class Exchange(BaseHTTPRequestHandler):
         with lock:
             return name not in limited and not limited.add(name)
 
+    def kind(self):
+        return self.path.partition("/v1/")[2].partition("?")[0]
+
     def answer(self, body):
-        kind = self.path.partition("/v1/")[2]
-        self.json(200, ANSWERS[kind](body), {"x-request-id": "given-by-the-provider"})
+        kind = self.kind()
+        request_id = "request-id" if kind.startswith("messages") else "x-request-id"
+        self.json(200, ANSWERS[kind](body), {request_id: "given-by-the-provider"})
+
+    def refuse(self, status, message, headers={}, code="scripted"):
+        error = {"message": message, "type": "scripted_error"}
+        if self.kind().startswith("messages"):
+            return self.json(status, {"type": "error", "error": error}, headers)
+        self.json(status, {"error": error | {"param": None, "code": code}}, headers)
 
     def json(self, status, value, headers={}):
         payload = json.dumps(value, ensure_ascii=False).encode()
@@ -111,22 +122,23 @@ class Exchange(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        chat = self.path.endswith("/chat/completions")
+        before, piece, after = STREAMS[self.kind()](body)
+        self.chunk(before)
         for number, word in enumerate(words):
             if number:
                 between()
-            self.chunk(json.dumps(chat_chunk(body, word) if chat else text_completion(body, word)))
+            self.chunk(piece(word))
         if not whole:
             # A chunk of 255 bytes is promised; two of them come.
             self.wfile.write(b"ff\r\nda")
             self.close_connection = True
             return
-        self.chunk("[DONE]")
+        self.chunk(after)
         self.wfile.write(b"0\r\n\r\n")
 
-    def chunk(self, data):
-        event = f"data: {data}\n\n".encode()
-        self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
+    def chunk(self, text):
+        data = text.encode()
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data) if data else b"")
 
     def log_message(self, *_):
         pass
@@ -145,10 +157,6 @@ def arrival(connection):
 def pass_gate(name):
     if not gates[name].acquire(timeout=GATE_PATIENCE_SECONDS):
         raise TimeoutError(f"nobody opened the gate {name}")
-
-
-def error(message, code="scripted"):
-    return {"error": {"message": message, "type": "scripted_error", "param": None, "code": code}}
 
 
 def chat(body):
@@ -178,4 +186,46 @@ def rerank(body):
     return {"results": [{"index": index, "relevance_score": 1.0} for index, _ in enumerate(body["documents"])]}
 
 
-ANSWERS = {"chat/completions": chat, "completions": text_completion, "embeddings": embeddings, "rerank": rerank}
+def message(body, content=None, stop="end_turn", output_tokens=3):
+    """Says the last message back, unless there is another content."""
+    text = [{"type": "text", "text": body["messages"][-1]["content"]}]
+    usage = {"input_tokens": 7, "output_tokens": output_tokens}
+    shape = {"id": "msg_1", "type": "message", "role": "assistant", "model": body["model"], "stop_sequence": None}
+    return shape | {"content": text if content is None else content, "stop_reason": stop, "usage": usage}
+
+
+def count_tokens(body):
+    return {"input_tokens": len(body["messages"][-1]["content"].split())}
+
+
+ANSWERS = {
+    "chat/completions": chat,
+    "completions": text_completion,
+    "embeddings": embeddings,
+    "rerank": rerank,
+    "messages": message,
+    "messages/count_tokens": count_tokens,
+}
+
+
+def openai_stream(chunk):
+    data = lambda value: f"data: {json.dumps(value)}\n\n"
+    return lambda body: ("", lambda word: data(chunk(body, word)), "data: [DONE]\n\n")
+
+
+def message_stream(body):
+    event = lambda kind, **fields: f"event: {kind}\ndata: {json.dumps({'type': kind} | fields)}\n\n"
+    delta = lambda word: event("content_block_delta", index=0, delta={"type": "text_delta", "text": word})
+    start = event("message_start", message=message(body, [], None, 1))
+    start += event("content_block_start", index=0, content_block={"type": "text", "text": ""}) + event("ping")
+    end = event("content_block_stop", index=0)
+    end += event("message_delta", delta={"stop_reason": "end_turn", "stop_sequence": None}, usage={"output_tokens": 3})
+    return start, delta, end + event("message_stop")
+
+
+# What a stream begins with, what it says for a word, and what it ends with.
+STREAMS = {
+    "chat/completions": openai_stream(chat_chunk),
+    "completions": openai_stream(text_completion),
+    "messages": message_stream,
+}
