@@ -14,9 +14,9 @@
 //! | 3 | [`upstream`] | the back: pool, connect (DNS, TCP, TLS), client (one exchange), what a refusal says |
 //! | 2 | [`shaping`] | limiters, books and queue (pure), scheduler (the task that sleeps) |
 //! | 2 | [`http1`] | heads and body framing; the only room that names `async_h1`, `http_types`, `httparse` |
-//! | 2 | [`openai`] | model-list objects, peeking at a body, usage, SSE events |
+//! | 2 | [`openai`] | model-list objects, peeking at a body, usage (Anthropic's too), SSE events |
 //! | 1 | [`config`] | YAML -> validated [`config::Config`]; `${ENV}`; secrets |
-//! | 0 | [`error`] | one `Error`; status and JSON are decided only there |
+//! | 0 | [`error`] | one `Error`; status and JSON, in either API's shape, are decided only there |
 //! | 0 | [`log`] | one line an event, on standard error |
 //! | 0 | [`deadline`] | work that may not take for ever |
 //! | 0 | [`edits`] | how far two words are apart |

@@ -254,7 +254,7 @@ fn every_setting_of_the_example_can_be_switched_on() {
     let config = config::parse(&text, &file, &env).unwrap_or_else(|faults| panic!("{faults}"));
 
     let names: Vec<_> = config.providers.iter().map(|provider| provider.name.as_str()).collect();
-    assert_eq!(names, ["ollama", "openai", "nvidia-nim", "deepseek", "moonshot"]);
+    assert_eq!(names, ["ollama", "openai", "nvidia-nim", "deepseek", "moonshot", "anthropic"]);
     assert_eq!(config.providers[2].rate_limit.pace.interval, Duration::from_millis(1500));
     let pace = config.providers[1].rate_limit.pace;
     assert_eq!((pace.mode, pace.capacity), (Mode::Burst, 10));

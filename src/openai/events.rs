@@ -40,7 +40,7 @@ impl EventScanner {
         self.keep(bytes);
     }
 
-    /// The total of the `usage` objects so far, each of which brings the ones before it up to date ([`Usage::updated`]).
+    /// The total of the `usage` objects so far, each of which brings the ones before it up to date.
     pub fn usage_total(&self) -> Option<u64> {
         self.usage.total()
     }

@@ -17,7 +17,7 @@ pub struct Peek {
     /// Where that value stands in the body, in bytes, its quotes included.
     pub model_span: Range<usize>,
     /// The most tokens that the answer may have: `max_completion_tokens` (chat), `max_output_tokens` (responses) or
-    /// `max_tokens` (legacy); 0 where none of them is a whole number.
+    /// `max_tokens` (Anthropic's messages, legacy); 0 where none of them is a whole number.
     pub max_tokens: u64,
     /// Whether `stream` is `true`.
     pub stream: bool,

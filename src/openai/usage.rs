@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
-/// The tokens of a JSON answer, input and output together: [`Usage::total`] of what [`Usage::of`] finds.
+/// The tokens of a JSON answer, input and output together, as its `usage` tells; `None` where it tells nothing.
 pub fn usage_total(body: &[u8]) -> Option<u64> {
     Usage::of(body)?.total()
 }
@@ -14,11 +14,11 @@ pub fn usage_total(body: &[u8]) -> Option<u64> {
 /// Takes the field names of chat completions, completions and embeddings (`prompt_tokens`, `completion_tokens`) and those
 /// of OpenAI's Responses and Anthropic's Messages (`input_tokens`, `output_tokens`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-pub struct Usage {
+pub(super) struct Usage {
     #[serde(alias = "prompt_tokens")]
     input_tokens: Option<u64>,
-    /// Anthropic's: not part of `input_tokens`. Tokens read from the cache are none of either and count for no limit
-    /// (<https://docs.anthropic.com/en/api/rate-limits>).
+    /// Anthropic's: not part of `input_tokens`. Tokens read from the cache are in neither and count for no limit of
+    /// its current models (<https://docs.anthropic.com/en/api/rate-limits>).
     cache_creation_input_tokens: Option<u64>,
     #[serde(alias = "completion_tokens")]
     output_tokens: Option<u64>,
@@ -28,7 +28,7 @@ pub struct Usage {
 impl Usage {
     /// Looks where answers keep it, and where events do: inside `response` (Responses) or `message` (Messages). Counting the
     /// tokens of a message (`{"input_tokens": N}`) uses none. `None` where the body is no such JSON.
-    pub fn of(json: &[u8]) -> Option<Usage> {
+    pub(super) fn of(json: &[u8]) -> Option<Usage> {
         let answer: Answer = serde_json::from_slice(json).ok()?;
         let inside = || {
             let event: Event = serde_json::from_str(answer.response.or(answer.message)?.get()).ok()?;
@@ -40,7 +40,7 @@ impl Usage {
 
     /// What holds after a later event of the same stream: its counts are running totals, and replace; what it does not
     /// tell again stays. Anthropic's `message_start` has the input, `message_delta` the output and at times all of it.
-    pub fn updated(self, later: Usage) -> Usage {
+    pub(super) fn updated(self, later: Usage) -> Usage {
         Usage {
             input_tokens: later.input_tokens.or(self.input_tokens),
             cache_creation_input_tokens: later.cache_creation_input_tokens.or(self.cache_creation_input_tokens),
@@ -50,7 +50,7 @@ impl Usage {
     }
 
     /// `total_tokens`, or the sum of the parts; `None` where there is nothing.
-    pub fn total(self) -> Option<u64> {
+    pub(super) fn total(self) -> Option<u64> {
         let parts = [self.input_tokens, self.cache_creation_input_tokens, self.output_tokens];
         let sum = parts.into_iter().flatten().reduce(u64::saturating_add);
         self.total_tokens.or(sum)
