@@ -71,7 +71,6 @@ pub struct Offer {
 }
 
 /// What came of an offer.
-#[expect(clippy::large_enum_variant, reason = "it is taken apart where it is made; a box would only cost")]
 pub enum Exchanged {
     /// An answer for the caller, or a reason why there is none.
     Final(Result<Answer, Error>),

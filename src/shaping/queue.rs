@@ -173,8 +173,8 @@ impl<T> Queue<T> {
     pub fn ahead_of(&self, standing: &Standing, now: Instant) -> usize {
         let client = self.clients.index(&standing.client);
         let place = self.place(self.entries.len(), standing, client, standing.class, now);
-        let yielding = self.yielding(place, standing, client, now).map(|other| &self.entries[other]);
-        self.ahead(place) - yielding.filter(|entry| !entry.is_kept()).count()
+        let place = self.yielding(place, standing, client, now).last().unwrap_or(place);
+        self.ahead(place)
     }
 
     /// Joins.
@@ -429,3 +429,6 @@ impl Clients {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
