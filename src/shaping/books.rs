@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::limiter::{Adaptive, Held, Limiter, Limits, Next, Now, SendId, backoff};
+use super::limiter::{Adaptive, Held, Learned, Limiter, Limits, Memory, Next, Now, SendId, backoff};
 
 /// A request as the limits see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,17 @@ pub struct Books {
 struct Ledger {
     limiter: Limiter,
     refusals: u32,
+}
+
+/// What books remember, for those that come after them. By default nothing.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct BooksMemory {
+    /// Of the provider's limiter.
+    pub shared: Memory,
+    /// Of each model's, by index.
+    pub models: Vec<Memory>,
+    /// How 429s have stretched the provider's cadence.
+    pub learned: Option<Learned>,
 }
 
 /// A send that both limiters know, until it is over.
@@ -148,6 +159,43 @@ impl Books {
         }
     }
 
+    /// What is to be remembered as of now.
+    pub fn memory(&self, now: Now) -> BooksMemory {
+        BooksMemory {
+            shared: self.shared.limiter.memory(now),
+            models: self.models.iter().map(|model| model.limiter.memory(now)).collect(),
+            learned: self.adaptive.as_ref().and_then(|adaptive| adaptive.memory(now.mono)),
+        }
+    }
+
+    /// Makes books that have sent nothing yet the successors of those whose memory this is, its models in the order of these
+    /// here; `elapsed` has passed since it was taken. See [`Limiter::recall`].
+    pub fn recall(&mut self, memory: &BooksMemory, elapsed: Duration, now: Now) {
+        self.shared.limiter.recall(&memory.shared, elapsed, now);
+        let unknown = Memory::default();
+        for (index, model) in self.models.iter_mut().enumerate() {
+            model.limiter.recall(memory.models.get(index).unwrap_or(&unknown), elapsed, now);
+        }
+        if let (Some(adaptive), Some(learned)) = (&mut self.adaptive, &memory.learned) {
+            adaptive.recall(learned, elapsed, now.mono);
+        }
+        self.adapt(now);
+    }
+
+    /// See [`Limiter::assume_the_worst`].
+    pub fn assume_the_worst(&mut self, now: Now) {
+        self.limiters().for_each(|limiter| limiter.assume_the_worst(now));
+    }
+
+    /// See [`Limiter::spend_day`]. Each model may have had all of these sends.
+    pub fn spend_day(&mut self, sends: u32, now: Now) {
+        self.limiters().for_each(|limiter| limiter.spend_day(sends, now));
+    }
+
+    fn limiters(&mut self) -> impl Iterator<Item = &mut Limiter> {
+        [&mut self.shared].into_iter().chain(&mut self.models).map(|ledger| &mut ledger.limiter)
+    }
+
     /// The cadence in force, where learning may have stretched it.
     pub fn learned_interval(&self, now: Instant) -> Option<Duration> {
         self.adaptive.as_ref().map(|adaptive| adaptive.interval(now))
@@ -162,7 +210,7 @@ pub fn is_day(next: Next) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shaping::limiter::Cadence;
+    use crate::shaping::limiter::{Cadence, Day, Reset};
     use std::time::SystemTime;
 
     const PROVIDER: Scope = Scope::Provider;
@@ -283,6 +331,33 @@ mod tests {
             books.adapt(now(2_000_000));
             let _entry = books.sent(now(2_000_000), ask(1));
             assert_eq!(next(&books, &now, 2_000_000)[1].0, Some(2_000_100));
+        }
+    }
+
+    #[test]
+    fn successors_know_what_each_model_sent_and_assume_the_worst_of_what_is_new() {
+        let now = clock();
+        let limits = [every(70), every(80), every(90)];
+        let mut books = Books::new(&every(10), &limits[..2], false, now(0));
+        let entry = books.sent(now(0), ask(1));
+        books.release(entry);
+        let memory = books.memory(now(5));
+        let waits = |books: &Books, at| {
+            [0, 1, 2]
+                .map(|model| (books.next(now(at), ask(model)).at.expect("time frees it") - now(at).mono).as_millis())
+        };
+        let mut successor = Books::new(&every(10), &limits, false, now(100));
+        successor.recall(&memory, ms(1), now(100));
+        assert_eq!(waits(&successor, 100), [4, 74, 90]);
+        successor.assume_the_worst(now(100));
+        assert_eq!(waits(&successor, 100), [70, 80, 90]);
+        let day = Limits { day: Some(Day { max: 3, reset: Reset::Rolling }), ..Limits::default() };
+        for (shared, model) in [(&day, Limits::default()), (&Limits::default(), day.clone())] {
+            let mut books = Books::new(shared, &[model], false, now(0));
+            for (sends, held_by) in [(2, Held::Nothing), (1, Held::Day)] {
+                books.spend_day(sends, now(0));
+                assert_eq!(books.next(now(0), ask(0)).held_by, held_by);
+            }
         }
     }
 

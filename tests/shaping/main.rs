@@ -6,6 +6,7 @@
 mod line;
 mod oracle;
 mod properties;
+mod restarts;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -50,6 +51,15 @@ impl Clock {
     fn send(&self, limiter: &mut Limiter, at: u64, cost: u64) {
         let id = limiter.sent(self.at(at), cost);
         limiter.release(id);
+    }
+
+    /// The limiter of the next run, which starts at `now`, when `elapsed` has passed since the former one's end; what is remembered
+    /// goes through a file.
+    fn restart(&self, limits: &Limits, former: &Limiter, elapsed: u64, now: u64) -> Limiter {
+        let memory = serde_json::to_vec(&former.memory(self.at(now - elapsed))).unwrap();
+        let mut limiter = Limiter::new(limits, self.at(now));
+        limiter.recall(&serde_json::from_slice(&memory).unwrap(), Duration::from_nanos(elapsed), self.at(now));
+        limiter
     }
 
     /// The instants of `count` sends from `now` by a queue that never runs dry.

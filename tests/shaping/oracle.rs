@@ -21,6 +21,8 @@ enum Demand {
     Endless,
     /// Bursts with pauses between them; sends leave up to 50 ms late.
     Bursts,
+    /// The queue never runs dry, but the gateway is restarted now and then, at once or after a while.
+    Restarts,
 }
 
 /// What went to one provider.
@@ -38,6 +40,11 @@ fn drive(limits: &Limits, demand: Demand, count: usize, jitter: u64, rng: &mut f
     for _ in 0..count {
         if demand == Demand::Bursts && rng.u8(..) < 4 {
             now += rng.u64(..3 * MINUTE);
+        }
+        if demand == Demand::Restarts && rng.u8(..) < 8 {
+            let elapsed = if rng.bool() { 0 } else { rng.u64(..2 * MINUTE) };
+            now += elapsed;
+            limiter = clock.restart(limits, &limiter, elapsed, now);
         }
         now = clock.next(&limiter, now, 0);
         if demand == Demand::Bursts {
@@ -110,10 +117,10 @@ fn a_bucket_and_a_window_satisfy_buckets_and_windows() {
         (MINUTE.div_ceil(1000), 50, 1000),
         (SECOND, 5, 3000), // the window never binds
     ];
-    let each = sends_to_simulate() / settings.len() / 2;
+    let each = sends_to_simulate() / settings.len() / 3;
     let mut rng = fastrand::Rng::with_seed(7);
     for (interval, capacity, max) in settings {
-        for demand in [Demand::Endless, Demand::Bursts] {
+        for demand in [Demand::Endless, Demand::Bursts, Demand::Restarts] {
             let limits = Limits { cadence: cadence(interval, capacity), window: Some(max), ..Limits::default() };
             let traffic = drive(&limits, demand, each, JITTER - 1, &mut rng);
             let setting = format!("{interval} {capacity} {max} {demand:?}");
@@ -154,7 +161,7 @@ fn a_daily_budget_satisfies_days_and_rolling_days() {
     let each = sends_to_simulate() / 20;
     let mut rng = fastrand::Rng::with_seed(3);
     for max in [50, 1000] {
-        for demand in [Demand::Endless, Demand::Bursts] {
+        for demand in [Demand::Endless, Demand::Bursts, Demand::Restarts] {
             let day =
                 |reset| Limits { day: Some(Day { max, reset }), cadence: cadence(SECOND, 5), ..Limits::default() };
             let rolling = drive(&day(Reset::Rolling), demand, each, JITTER - 1, &mut rng);
@@ -175,6 +182,11 @@ fn a_daily_budget_satisfies_days_and_rolling_days() {
                 if demand == Demand::Bursts && rng.u32(..max) == 0 {
                     let to_reset = DAY - (past_midnight + now + DAY - reset) % DAY;
                     now += (to_reset + JITTER).saturating_sub(rng.u64(..3 * JITTER));
+                }
+                if demand == Demand::Restarts && rng.u8(..) < 8 {
+                    let elapsed = if rng.bool() { 0 } else { rng.u64(..DAY) };
+                    now += elapsed;
+                    limiter = clock.restart(&limits, &limiter, elapsed, now);
                 }
                 now = clock.next(&limiter, now, 0);
                 clock.send(&mut limiter, now, 0);

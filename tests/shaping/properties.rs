@@ -11,16 +11,16 @@ use proptest::sample::Index;
 use crate::{Clock, DAY, MINUTE, MS, SECOND, cadence, none, stepped};
 
 /// The limits told naively: all that was ever sent, counted anew for every question.
-struct Model {
-    limits: Limits,
-    sends: Vec<(u64, u64)>,
-    cooldown: u64,
-    in_flight: u32,
+pub struct Model {
+    pub limits: Limits,
+    pub sends: Vec<(u64, u64)>,
+    pub cooldown: u64,
+    pub in_flight: u32,
 }
 
 impl Model {
     /// Whether a send may go at `now`; concurrency apart.
-    fn allows(&self, now: u64, cost: u64) -> bool {
+    pub fn allows(&self, now: u64, cost: u64) -> bool {
         let margin = self.limits.margin.as_nanos() as u64;
         let within = |span: u64| self.sends.iter().filter(move |(at, _)| at + span > now);
         let used: u64 = within(MINUTE + margin).map(|(_, tokens)| tokens).sum();
@@ -50,7 +50,7 @@ impl Model {
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+pub enum Step {
     Wait(u64),
     /// Waits until it is allowed, then a little longer.
     Send {
@@ -70,7 +70,7 @@ enum Step {
     },
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+pub fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         2 => (0..40 * SECOND).prop_map(Step::Wait),
         6 => (0..150_u64, prop_oneof![Just(0), 0..SECOND]).prop_map(|(cost, late)| Step::Send { cost, late }),
@@ -82,7 +82,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     vec(step, 1..80)
 }
 
-fn some_limits() -> impl Strategy<Value = Limits> {
+pub fn some_limits() -> impl Strategy<Value = Limits> {
     let cadence = (MS..20 * SECOND, 1..6_u32).prop_map(|(interval, capacity)| cadence(interval, capacity).unwrap());
     // A reset that comes while the traffic runs.
     let reset = prop_oneof![Just(Reset::Rolling), (0..10 * MINUTE).prop_map(|at| Reset::At(Duration::from_nanos(at)))];

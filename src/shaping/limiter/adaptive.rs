@@ -2,6 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
+use super::memory::COOLDOWN_MAX;
+
 /// A refusal this soon after the former one is a repetition.
 const MEMORY: Duration = Duration::from_secs(10 * 60);
 /// A repeated refusal leaves this part of the rate.
@@ -45,6 +49,23 @@ impl Adaptive {
         self.stretched(self.rate(now))
     }
 
+    /// What is to be remembered as of now; `None` at the configured rate.
+    pub fn memory(&self, now: Instant) -> Option<Learned> {
+        let rate = self.rate(now);
+        let quiet_in = self.quiet_since.filter(|_| rate < 1.0)?.saturating_duration_since(now);
+        Some(Learned {
+            rate_ppm: (rate * 1e6) as u32,
+            quiet_in_ms: quiet_in.as_millis().try_into().unwrap_or(u64::MAX),
+        })
+    }
+
+    /// Goes on with what was learned before; `elapsed` has passed since. That time was not quiet: nothing was asked.
+    pub fn recall(&mut self, memory: &Learned, elapsed: Duration, now: Instant) {
+        let quiet_in = Duration::from_millis(memory.quiet_in_ms).min(COOLDOWN_MAX);
+        self.rate = (f64::from(memory.rate_ppm) / 1e6).clamp(FLOOR, 1.0);
+        self.quiet_since = Some(now + quiet_in.saturating_sub(elapsed));
+    }
+
     fn rate(&self, now: Instant) -> f64 {
         let quiet = self.quiet_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         (self.rate + quiet.div_duration_f64(RECOVERY)).min(1.0)
@@ -54,6 +75,16 @@ impl Adaptive {
         let interval = (self.configured.as_nanos() as f64 / rate).ceil();
         Duration::from_nanos(interval as u64).max(self.configured)
     }
+}
+
+/// What 429s have taught, to be remembered.
+#[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Learned {
+    /// The part of the configured rate, in millionths.
+    rate_ppm: u32,
+    /// What is left of the last refusal's pause.
+    quiet_in_ms: u64,
 }
 
 /// How long to pause after the `refusals`-th 429 in a row (from 1) that named no time: 1 s, doubled each time up to 60 s,
@@ -101,6 +132,36 @@ mod tests {
             let interval = adaptive.interval(start + Duration::from_secs_f64(at)).as_secs_f64();
             assert!((interval - 2.0 / part).abs() < 0.002, "{interval} at {at} s");
             assert!(interval >= 2.0);
+        }
+    }
+
+    #[test]
+    fn what_was_learned_is_remembered_and_heals_in_quiet_time_only() {
+        let start = Instant::now();
+        let at = |at| start + seconds(at);
+        let mut adaptive = Adaptive::new(seconds(2));
+        adaptive.refused(at(0), at(0));
+        assert_eq!(adaptive.memory(at(10)), None, "nothing was stretched");
+        adaptive.refused(at(10), at(100));
+        // (remembered at, elapsed, then a 429 so much later, whether it is of the same pause)
+        for (saved, elapsed, later, same) in
+            [(20, 0, 79, true), (20, 0, 80, false), (20, 30, 49, true), (20, 30, 50, false), (150, 0, 0, false)]
+        {
+            let memory = adaptive.memory(at(saved)).unwrap();
+            let mut successor = Adaptive::new(seconds(2));
+            successor.recall(&memory, seconds(elapsed), at(1000));
+            let interval = |adaptive: &Adaptive, now| adaptive.interval(at(now)).as_millis();
+            assert_eq!(interval(&successor, 1000), interval(&adaptive, saved), "{saved} s, {elapsed} s");
+            let before = interval(&successor, 1000 + later);
+            successor.refused(at(1000 + later), at(1000 + later));
+            assert_eq!(interval(&successor, 1000 + later) == before, same, "{saved} s, {elapsed} s, {later} s");
+        }
+        assert_eq!(adaptive.memory(at(100 + 600)), None, "it has healed");
+        for (rate_ppm, interval) in [(0, 16), (u32::MAX, 2), (500_000, 4)] {
+            let mut successor = Adaptive::new(seconds(2));
+            successor.recall(&Learned { rate_ppm, quiet_in_ms: u64::MAX }, seconds(0), at(0));
+            assert_eq!(successor.interval(at(7 * 24 * 3600)), seconds(interval), "{rate_ppm}");
+            assert_eq!(successor.interval(at(8 * 24 * 3600)), seconds(2), "{rate_ppm}");
         }
     }
 

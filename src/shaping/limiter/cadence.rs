@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::memory::{BucketMemory, Past};
 use super::{Cadence, Nanos, nanos};
 
 #[derive(Debug)]
@@ -37,11 +38,32 @@ impl TokenBucket {
     /// What is missing, in tokens, stays missing; only the price of a token changes. Rounded up: never too fast.
     pub(super) fn set_interval(&mut self, now: Nanos, interval: Duration) {
         let interval = nanos(interval).max(1);
-        let missing = u128::from(self.full_at.saturating_sub(now));
-        let missing = (missing * u128::from(interval)).div_ceil(u128::from(self.interval));
-        self.full_at = now.saturating_add(u64::try_from(missing).unwrap_or(u64::MAX));
+        self.full_at = now.saturating_add(priced(self.full_at.saturating_sub(now), self.interval, interval));
         self.interval = interval;
     }
+
+    pub(super) fn memory(&self, now: Nanos) -> BucketMemory {
+        BucketMemory { missing_ns: self.full_at.saturating_sub(now), interval_ns: self.interval }
+    }
+
+    /// Whatever is missing, nothing waits longer than the bucket takes to fill.
+    pub(super) fn recall(&mut self, memory: &BucketMemory, past: Past) {
+        let missing = memory.missing_ns.saturating_sub(past.elapsed);
+        let missing = priced(missing, memory.interval_ns.max(1), self.interval);
+        let most = (2 * self.capacity - 1).saturating_mul(self.interval);
+        self.full_at = past.now.saturating_add(missing.min(most));
+    }
+
+    /// Empties the bucket: the next token is a whole interval away.
+    pub(super) fn assume_the_worst(&mut self, now: Nanos) {
+        self.full_at = self.full_at.max(now.saturating_add(self.capacity.saturating_mul(self.interval)));
+    }
+}
+
+/// The time of as many tokens at a new interval, rounded up.
+fn priced(missing: Nanos, interval: Nanos, new: Nanos) -> Nanos {
+    let time = (u128::from(missing) * u128::from(new)).div_ceil(u128::from(interval));
+    Nanos::try_from(time).unwrap_or(Nanos::MAX)
 }
 
 #[cfg(test)]

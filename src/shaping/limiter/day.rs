@@ -6,6 +6,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::memory::{DayMemory, Past};
 use super::{DAY, Nanos, nanos};
 
 #[derive(Debug)]
@@ -44,7 +45,8 @@ impl CalendarDay {
         let Some(too_many) = n.checked_sub(self.max.saturating_sub(today.spent)) else {
             return now;
         };
-        let carried = if today.over { 0 } else { self.spent_in_tail };
+        // What was sent in the tail fills no more than the next day, however many a former limit allowed.
+        let carried = if today.over { 0 } else { self.spent_in_tail.min(self.max) };
         let days = too_many.saturating_add(carried) / self.max;
         today.next.saturating_add(days.saturating_mul(nanos(DAY)))
     }
@@ -55,16 +57,41 @@ impl CalendarDay {
     }
 
     pub(super) fn sent(&mut self, at: Nanos, wall: SystemTime) {
+        self.spend(at, wall, 1);
+    }
+
+    /// So many sends at once, at least one.
+    pub(super) fn spend(&mut self, at: Nanos, wall: SystemTime, sends: u64) {
         let at = at.max(self.last_send);
         let today = self.today(at, wall);
         let rest = nanos(DAY) - self.since_day_start(wall);
         if today.over {
             (self.spent_in_tail, self.ends) = (0, 0);
         }
-        self.spent = today.spent + 1;
-        self.spent_in_tail += u64::from(rest < self.tail);
+        self.spent = today.spent.saturating_add(sends);
+        if rest < self.tail {
+            self.spent_in_tail = self.spent_in_tail.saturating_add(sends);
+        }
         self.last_send = at;
         self.ends = self.ends.max(at.saturating_add(rest));
+    }
+
+    pub(super) fn memory(&self, now: Nanos) -> DayMemory {
+        DayMemory {
+            spent: self.spent,
+            spent_in_tail: self.spent_in_tail,
+            last_send_ns: now.saturating_sub(self.last_send),
+            rest_ns: self.ends.saturating_sub(self.last_send),
+        }
+    }
+
+    /// Where the reset was another one, the day on the books ends with the later of the two.
+    pub(super) fn recall(&mut self, memory: &DayMemory, past: Past) {
+        self.spent = memory.spent;
+        self.spent_in_tail = memory.spent_in_tail.min(memory.spent);
+        self.last_send = past.at(memory.last_send_ns);
+        let rest = memory.rest_ns.min(nanos(DAY));
+        self.ends = Past { now: past.now.saturating_add(rest), ..past }.at(memory.last_send_ns);
     }
 
     fn today(&self, now: Nanos, wall: SystemTime) -> Today {
@@ -149,6 +176,31 @@ mod tests {
             assert_eq!(at, want * HOUR, "the clock says {hour}");
             assert_eq!(day.available(at - 1, stepped(at - 1)), 0);
             assert_eq!(day.available(at, stepped(at)), 1);
+        }
+    }
+
+    #[test]
+    fn a_recalled_day_is_the_same_day_whatever_the_clock_says_then() {
+        let clock = wall(12 * HOUR);
+        let origin = 48 * HOUR; // noon; a successor starts there as well
+        // The last two within the margin of midnight, before and after it.
+        for sends in [&[HOUR][..], &[HOUR, 12 * HOUR - 5], &[12 * HOUR - 5, 12 * HOUR + 5]] {
+            let mut day = CalendarDay::new(3, 0, 10);
+            sends.iter().for_each(|at| day.sent(origin + at, clock(origin + at)));
+            let saved = origin + 12 * HOUR + 7;
+            for elapsed in [0, 2, 3, 12 * HOUR, 24 * HOUR, 100 * HOUR] {
+                let mut successor = CalendarDay::new(3, 0, 10);
+                successor.recall(&day.memory(saved), Past { now: origin, elapsed });
+                for (later, step) in [(0, 0), (3, 0), (24 * HOUR, 0), (0, 11 * HOUR), (0, 13 * HOUR), (HOUR, 30 * HOUR)]
+                {
+                    let now = saved + elapsed + later;
+                    let wall = clock(now + step);
+                    let want = (day.available(now, wall), day.earliest(now, wall, 4) - now);
+                    let now = origin + later;
+                    let found = (successor.available(now, wall), successor.earliest(now, wall, 4) - now);
+                    assert_eq!(found, want, "{sends:?}, {elapsed} later, {later} after that, clock off by {step}");
+                }
+            }
         }
     }
 

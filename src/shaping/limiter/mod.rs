@@ -6,10 +6,12 @@
 mod adaptive;
 mod cadence;
 mod day;
+mod memory;
 mod tokens;
 mod window;
 
-pub use adaptive::{Adaptive, backoff};
+pub use adaptive::{Adaptive, Learned, backoff};
+pub use memory::Memory;
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,11 +20,14 @@ use day::CalendarDay;
 use tokens::TokenWindow;
 use window::Window;
 
-/// Nanoseconds since the limiter was made; lasts 584 years.
+/// Nanoseconds since [`ORIGIN`] before the limiter was made; lasts 584 years.
 type Nanos = u64;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// So far back reach the sends of a former limiter: further than any that counts. An `Instant` may not, so soon after the
+/// machine has started.
+const ORIGIN: Duration = Duration::from_secs(2 * 24 * 60 * 60);
 
 /// What a provider allows. A field that is `None` does not limit; a count of 0 is taken for 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -243,7 +248,7 @@ impl Limiter {
         if self.concurrent.is_some_and(|max| self.in_flight >= max) {
             return Next { at: None, held_by: Held::Concurrency };
         }
-        let time = self.since_start(now.mono);
+        let time = self.time(now.mono);
         let tokens = self.tokens.as_ref().map_or(0, |tokens| tokens.earliest(time, cost));
         self.latest(time, self.openings(now, 0).into_iter().chain([(tokens, Held::Tokens)]))
     }
@@ -257,13 +262,13 @@ impl Limiter {
 
     /// [`nth_at`](Self::nth_at), and which limit opens last; there is always an instant.
     pub fn nth(&self, now: Now, n: usize) -> Next {
-        self.latest(self.since_start(now.mono), self.openings(now, n as u64))
+        self.latest(self.time(now.mono), self.openings(now, n as u64))
     }
 
     /// How many sends could go at this instant, each of a token or less; `u32::MAX` where nothing limits. 0 or 1 for
     /// strict spacing.
     pub fn available(&self, now: Now) -> u32 {
-        let time = self.since_start(now.mono);
+        let time = self.time(now.mono);
         if time < self.cooldown {
             return 0;
         }
@@ -285,7 +290,7 @@ impl Limiter {
 
     /// Records a send at the instant its bytes went out, with `cost` tokens reserved for it.
     pub fn sent(&mut self, at: Now, cost: u64) -> SendId {
-        let time = self.since_start(at.mono);
+        let time = self.time(at.mono);
         if let Some(cadence) = &mut self.cadence {
             cadence.sent(time);
         }
@@ -295,12 +300,8 @@ impl Limiter {
         if let Some(day) = &mut self.calendar_day {
             day.sent(time, at.wall);
         }
-        if let Some(tokens) = &mut self.tokens {
-            tokens.sent(time, cost);
-        }
         self.in_flight = self.in_flight.saturating_add(1);
-        self.sends += 1;
-        SendId(self.sends - 1)
+        SendId(self.reserve(time, cost))
     }
 
     /// Replaces what was reserved for a send by what it really used, as of the send. Too late after the send has left
@@ -319,16 +320,25 @@ impl Limiter {
 
     /// Nothing goes before `until`. Never shortens a cooldown that is running.
     pub fn cool_down(&mut self, until: Instant) {
-        self.cooldown = self.cooldown.max(self.since_start(until));
+        self.cooldown = self.cooldown.max(self.time(until));
     }
 
     /// Changes the cadence's interval. The bucket keeps its tokens and fills at the new rate from now on, so that no span
     /// admits more than the capacity plus what each rate yields in its own time. Without a cadence nothing happens.
     pub fn set_interval(&mut self, now: Now, interval: Duration) {
-        let time = self.since_start(now.mono);
+        let time = self.time(now.mono);
         if let Some(cadence) = &mut self.cadence {
             cadence.set_interval(time, interval);
         }
+    }
+
+    /// Tokens for one more send. Returns its number, which is also the token window's.
+    fn reserve(&mut self, time: Nanos, tokens: u64) -> u64 {
+        if let Some(window) = &mut self.tokens {
+            window.sent(time, tokens);
+        }
+        self.sends += 1;
+        self.sends - 1
     }
 
     fn latest(&self, time: Nanos, openings: impl IntoIterator<Item = (Nanos, Held)>) -> Next {
@@ -343,7 +353,7 @@ impl Limiter {
 
     /// When each limit that counts sends opens for the `n`-th from now; 0 where there is no such limit.
     fn openings(&self, now: Now, n: u64) -> [(Nanos, Held); 5] {
-        let time = self.since_start(now.mono);
+        let time = self.time(now.mono);
         let from = time.max(self.cooldown);
         let rolling = |window: &Option<Window>| window.as_ref().map_or(0, |window| window.earliest(from, n));
         [
@@ -355,12 +365,13 @@ impl Limiter {
         ]
     }
 
-    fn since_start(&self, at: Instant) -> Nanos {
-        nanos(at.saturating_duration_since(self.start))
+    fn time(&self, at: Instant) -> Nanos {
+        nanos(ORIGIN + at.saturating_duration_since(self.start))
     }
 
+    /// Of a time since the limiter was made.
     fn instant(&self, time: Nanos) -> Instant {
-        self.start + Duration::from_nanos(time)
+        self.start + Duration::from_nanos(time - nanos(ORIGIN))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::Nanos;
+use super::memory::{NS_PER_MS, TokensMemory};
 
 #[derive(Debug)]
 pub(super) struct TokenWindow {
@@ -12,8 +13,8 @@ pub(super) struct TokenWindow {
     sends: VecDeque<Entry>,
     /// The number of sends dropped: the id of the first in `sends`.
     dropped: u64,
-    /// Of all in `sends`.
-    total: u64,
+    /// Of all in `sends`; wide, so that it cannot saturate and then subtract too much.
+    total: u128,
 }
 
 #[derive(Debug)]
@@ -29,14 +30,14 @@ impl TokenWindow {
 
     /// When `cost` more tokens fit; a cost above `max` fits when nothing else is in the window.
     pub(super) fn earliest(&self, now: Nanos, cost: u64) -> Nanos {
-        let room_for_others = self.max.saturating_sub(cost);
+        let room_for_others = u128::from(self.max.saturating_sub(cost));
         let mut total = self.total;
         let mut at = now;
         for entry in &self.sends {
             if total <= room_for_others {
                 break;
             }
-            total = total.saturating_sub(entry.tokens);
+            total -= u128::from(entry.tokens);
             at = at.max(entry.at.saturating_add(self.span));
         }
         at
@@ -46,13 +47,13 @@ impl TokenWindow {
         while let Some(oldest) = self.sends.front()
             && oldest.at.saturating_add(self.span) <= at
         {
-            self.total = self.total.saturating_sub(oldest.tokens);
+            self.total -= u128::from(oldest.tokens);
             self.sends.pop_front();
             self.dropped += 1;
         }
         let last = self.sends.back().map_or(0, |entry| entry.at);
         self.sends.push_back(Entry { at: at.max(last), tokens });
-        self.total = self.total.saturating_add(tokens);
+        self.total += u128::from(tokens);
     }
 
     /// Corrects the send with this id (they count from 0), unless it has been dropped.
@@ -61,8 +62,15 @@ impl TokenWindow {
         let Some(entry) = index.and_then(|index| self.sends.get_mut(index)) else {
             return;
         };
-        self.total = self.total.saturating_sub(entry.tokens).saturating_add(tokens);
+        self.total = self.total - u128::from(entry.tokens) + u128::from(tokens);
         entry.tokens = tokens;
+    }
+
+    /// Those that count, oldest first.
+    pub(super) fn memory(&self, now: Nanos) -> TokensMemory {
+        let left = self.sends.partition_point(|entry| entry.at.saturating_add(self.span) <= now);
+        let pair = |entry: &Entry| (now.saturating_sub(entry.at) / NS_PER_MS, entry.tokens);
+        self.sends.range(left..).map(pair).collect()
     }
 }
 

@@ -1,14 +1,16 @@
-//! A rolling window: at most `max` sends in any `span`, by the instants of the last `max`.
+//! A rolling window: at most `max` sends in any `span`, by the instants of the last `max`, or of more while more count.
 
 use std::collections::VecDeque;
 
 use super::Nanos;
+use super::memory::{Gaps, Past};
 
 #[derive(Debug)]
 pub(super) struct Window {
     max: usize,
     span: Nanos,
-    /// Oldest first, at most `max`; grows as sends come.
+    /// Oldest first; grows as sends come. More than `max` only while all of them count: a limit that was lowered, or sends
+    /// that were not allowed. They are kept, since a later limit may count them.
     sends: VecDeque<Nanos>,
 }
 
@@ -30,15 +32,38 @@ impl Window {
     /// How many more fit in the span that ends now.
     pub(super) fn available(&self, now: Nanos) -> u32 {
         let left = self.sends.partition_point(|at| at.saturating_add(self.span) <= now);
-        u32::try_from(self.max - (self.sends.len() - left)).unwrap_or(u32::MAX)
+        u32::try_from(self.max.saturating_sub(self.sends.len() - left)).unwrap_or(u32::MAX)
     }
 
     pub(super) fn sent(&mut self, at: Nanos) {
-        let last = self.sends.back().copied().unwrap_or(0);
-        if self.sends.len() == self.max {
+        let at = at.max(self.sends.back().copied().unwrap_or(0));
+        while self.sends.len() >= self.max
+            && let Some(oldest) = self.sends.front()
+            && oldest.saturating_add(self.span) <= at
+        {
             self.sends.pop_front();
         }
-        self.sends.push_back(at.max(last));
+        self.sends.push_back(at);
+    }
+
+    /// Those that count.
+    pub(super) fn memory(&self, now: Nanos) -> Gaps {
+        let left = self.sends.partition_point(|at| at.saturating_add(self.span) <= now);
+        Gaps::new(self.sends.range(left..).rev().map(|at| now.saturating_sub(*at)))
+    }
+
+    pub(super) fn recall(&mut self, memory: &Gaps, past: Past) {
+        memory.oldest_first(past).for_each(|at| self.sent(at));
+    }
+
+    /// Sends that may have gone; more than fill the window make no difference.
+    pub(super) fn assume(&mut self, at: Nanos, sends: u64) {
+        (0..sends.min(self.max as u64)).for_each(|_| self.sent(at));
+    }
+
+    /// Fills the window as of now.
+    pub(super) fn assume_the_worst(&mut self, now: Nanos) {
+        self.assume(now, self.max as u64);
     }
 }
 
