@@ -11,6 +11,7 @@
 //! | 5 | [`demo`] | the built-in provider of `limitrate demo` |
 //! | 4 | [`provider`] | one provider: waiting, sending, repeating; its answers, its counters |
 //! | 3 | [`registry`] | model name -> provider; the merged model list |
+//! | 3 | [`state`] | the file that a restart finds the limits' memory in |
 //! | 3 | [`upstream`] | the back: pool, connect (DNS, TCP, TLS), client (one exchange), what a refusal says |
 //! | 2 | [`shaping`] | limiters, books and queue (pure), scheduler (the task that sleeps) |
 //! | 2 | [`http1`] | heads and body framing; the only room that names `async_h1`, `http_types`, `httparse` |
@@ -43,4 +44,5 @@ pub mod provider;
 pub mod registry;
 pub mod server;
 pub mod shaping;
+pub mod state;
 pub mod upstream;

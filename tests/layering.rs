@@ -10,7 +10,7 @@ const FLOORS: [&[&str]; 8] = [
     &["deadline", "edits", "error", "log"],
     &["config"],
     &["http1", "openai", "shaping"],
-    &["registry", "upstream"],
+    &["registry", "state", "upstream"],
     &["provider"],
     &["admin", "demo", "dispatch"],
     &["server"],
@@ -95,6 +95,7 @@ fn no_pure_room_looks_at_the_clock() {
             "/http1/",
             "/openai",
             "registry.rs",
+            "/state.rs",
             "/config/",
         ];
         let body = code(&source);
