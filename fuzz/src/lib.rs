@@ -12,7 +12,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_lite::io::AsyncRead;
 use limitrate::config::{self, Config};
@@ -23,6 +23,9 @@ use limitrate::http1::{
     write_request_head, write_response_head,
 };
 use limitrate::openai::{EventScanner, peek, splice_model, usage_total};
+use limitrate::shaping::books::{Ask, Books, BooksMemory};
+use limitrate::shaping::limiter::{Cadence, Day, Limits, Now, Reset};
+use limitrate::state::State;
 use limitrate::upstream::verdict::{MAX_WAIT, Verdict, judge, may_be_refusal};
 use serde_json::Value;
 
@@ -30,7 +33,7 @@ use serde_json::Value;
 pub type Target = fn(&[u8]);
 
 /// Every target under the name of its binary and of the folders with its inputs.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("body", body),
     ("config", config),
     ("refusal", refusal),
@@ -38,6 +41,7 @@ pub const TARGETS: [(&str, Target); 7] = [
     ("response_head", response_head),
     ("splice", splice),
     ("sse", sse),
+    ("state", state),
 ];
 
 /// The default of `server.max_head_bytes`.
@@ -314,6 +318,51 @@ impl Lines {
             _ => self.unfinished.push(byte),
         }
         self.last = byte;
+    }
+}
+
+/// A state file is refused or is what it reads as when it is written again; and whatever it says, a provider that goes on from it
+/// sends within the span of its limits or the longest pause.
+pub fn state(input: &[u8]) {
+    let Ok(mut state) = State::parse(input) else { return };
+    let again = serde_json::to_vec(&state).expect("a state is JSON");
+    assert_eq!(State::parse(&again), Ok(state.clone()));
+    let tree: Value = serde_json::from_slice(&again).expect("what was written is JSON");
+    for (provider, lanes) in tree["providers"].as_object().expect("providers have names") {
+        for lane in lanes.as_array().expect("a provider has a list of keys") {
+            let key = lane["key"].as_str().expect("a key has a fingerprint");
+            let models = lane["models"].as_object().expect("models have names").keys();
+            let memory = state.take(provider, key, models.map(String::as_str)).expect("a key is found");
+            recall(&memory);
+        }
+    }
+}
+
+/// Goes on from a memory with every kind of limit, at once and after a while.
+fn recall(memory: &BooksMemory) {
+    const MINUTE: Duration = Duration::from_secs(60);
+    let day = |reset| Limits {
+        cadence: Some(Cadence { interval: MINUTE / 7, capacity: 3 }),
+        window: Some(5),
+        day: Some(Day { max: 9, reset }),
+        tokens: Some(100),
+        ..Limits::default()
+    };
+    let limits = [day(Reset::Rolling), day(Reset::At(Duration::from_secs(3600)))];
+    let now = Now { mono: Instant::now(), wall: SystemTime::UNIX_EPOCH + 20_000 * 1440 * MINUTE };
+    for elapsed in [Duration::ZERO, MINUTE / 2, 1500 * MINUTE, Duration::MAX] {
+        for shared in &limits {
+            let mut books = Books::new(shared, &limits, true, now);
+            books.recall(memory, elapsed, now);
+            books.spend_day(u32::MAX, now);
+            for model in 0..limits.len() {
+                let next = books.next(now, Ask { model, tokens: u64::MAX }).at.expect("nothing is in flight");
+                assert!(next - now.mono <= MAX_WAIT, "{:?}", next - now.mono);
+                assert!(books.nth(now, model, 7, 7).at >= books.nth(now, model, 0, 0).at);
+            }
+            let mut successor = Books::new(shared, &limits, true, now);
+            successor.recall(&books.memory(now), elapsed, now);
+        }
     }
 }
 
