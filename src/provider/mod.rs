@@ -22,9 +22,9 @@ use futures_lite::future;
 use crate::config::{self, Budget, DayReset, Fairness, Mode, Pace};
 use crate::error::Error;
 use crate::log;
-use crate::shaping::books::Ask;
+use crate::shaping::books::{Ask, BooksMemory};
 use crate::shaping::limiter::{Cadence, Day, Limits, Reset};
-use crate::shaping::line::{Estimate, Refusal, Rules, Snapshot, Terms, Timing, Waiting};
+use crate::shaping::line::{Estimate, Past, Refusal, Rules, Snapshot, Terms, Timing, Waiting};
 use crate::shaping::scheduler::Scheduler;
 use crate::upstream::Failure;
 use crate::upstream::connect::Connector;
@@ -61,8 +61,13 @@ pub struct Provider {
 
 impl Provider {
     /// The provider and its task (scheduler and housekeeping), which the caller spawns.
-    pub fn new(config: &config::Provider, fairness: Fairness) -> (Rc<Provider>, impl Future<Output = ()> + use<>) {
-        let (scheduler, schedule) = Scheduler::new(rules(config, fairness));
+    /// `pasts` says how each of its API keys was used before.
+    pub fn new(
+        config: &config::Provider,
+        fairness: Fairness,
+        pasts: &[Past],
+    ) -> (Rc<Provider>, impl Future<Output = ()> + use<>) {
+        let (scheduler, schedule) = Scheduler::new(rules(config, fairness), pasts);
         let pool = Rc::new(Pool::new(config.pool_max_idle, config.pool_idle));
         let provider = Provider {
             config: config.clone(),
@@ -100,6 +105,17 @@ impl Provider {
     /// The queue as it stands; `None` only while the gateway goes down.
     pub async fn snapshot(&self) -> Option<Snapshot> {
         self.scheduler.snapshot().await
+    }
+
+    /// How often something happened that has to be remembered; `None` only while the gateway goes down.
+    pub async fn changes(&self) -> Option<u64> {
+        self.scheduler.changes().await
+    }
+
+    /// What is to be remembered of each API key; the last word after [`Provider::close`]. `None` only while the gateway goes
+    /// down.
+    pub async fn memory(&self) -> Option<Vec<BooksMemory>> {
+        self.scheduler.memory().await
     }
 
     /// Everybody in line, head first; `None` only while the gateway goes down.

@@ -3,12 +3,14 @@
 //! [`Server`] listens, keeps to `max_connections` and goes down in order; [`connection`] is one caller's connection,
 //! [`routes`] decides what a request is for, [`terms`] what it asks for beside its answer,
 //! [`proxy`] sends it on and relays the answer, [`heartbeat`] keeps its caller patient meanwhile, [`caller`] writes.
+//! [`keeper`] remembers for the next start.
 //! Knows nothing of how a provider is reached or shaped.
 
 mod budget;
 mod caller;
 mod connection;
 mod heartbeat;
+mod keeper;
 mod lifecycle;
 mod proxy;
 mod routes;
@@ -36,6 +38,7 @@ use crate::provider::Provider;
 use crate::registry::Registry;
 use budget::Budget;
 use caller::Caller;
+use keeper::Keeper;
 use lifecycle::{Lifecycle, Phase};
 
 /// Connections that the kernel keeps for us until we accept them.
@@ -102,9 +105,13 @@ impl Server {
         let executor = Rc::new(LocalExecutor::new());
         let listener = TcpListener::try_from(self.listener)?;
         let (lifecycle, draining, aborting) = Lifecycle::new();
+        let state_file = self.config.server.state_file.as_ref();
+        let kept = state_file.map(|path| Keeper::open(path, &self.config.providers)).transpose()?;
+        let (mut keeper, pasts) = kept.unzip();
         let mut providers = Vec::new();
-        for config in &self.config.providers {
-            let (provider, task) = Provider::new(config, self.config.server.fairness);
+        for (index, config) in self.config.providers.iter().enumerate() {
+            let pasts = pasts.as_ref().map_or(&[][..], |pasts| &pasts[index]);
+            let (provider, task) = Provider::new(config, self.config.server.fairness, pasts);
             executor.spawn(or_abort(task)).detach();
             providers.push(provider);
         }
@@ -120,9 +127,21 @@ impl Server {
             draining,
             aborting,
         });
-        let work = serve(executor.clone(), listener, gateway, lifecycle, stop);
-        executor.run(work).await;
-        Ok(())
+        let work = async {
+            if let Some(keeper) = &mut keeper {
+                keeper.begin(&gateway.providers).await?;
+            }
+            let served = serve(executor.clone(), listener, gateway.clone(), lifecycle, stop);
+            match &mut keeper {
+                Some(keeper) => keeper.keep(&gateway.providers, served).await,
+                None => served.await,
+            }
+            if let Some(keeper) = keeper {
+                keeper.end(&gateway.providers).await;
+            }
+            Ok(())
+        };
+        executor.run(work).await
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::books::{Ask, Books, Entry, Scope, is_day};
+use super::books::{Ask, Books, BooksMemory, Entry, Scope, is_day};
 use super::limiter::{Held, Limits, Next, Now};
 use super::observed::Observed;
 use super::queue::{Queue, Standing};
@@ -43,6 +43,24 @@ pub struct Rules {
     pub max_queue: usize,
     /// How clients share the line.
     pub fairness: Fairness,
+}
+
+/// What is known of an API key's use before.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Past {
+    /// It was not used, as far as anybody is concerned: its budgets are full.
+    Fresh,
+    /// It may have been used as much as its limits allow.
+    Lost,
+    /// It was used like this.
+    Remembered {
+        /// As of some instant.
+        memory: BooksMemory,
+        /// Since that instant.
+        elapsed: Duration,
+        /// How long it may have been used afterwards without a word of it; `None`: it was not.
+        unsaved: Option<Duration>,
+    },
 }
 
 /// On whose behalf a request waits, and for how long at most: the same for each of its sends.
@@ -278,9 +296,9 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    pub fn new(rules: &Rules, now: Now) -> Lane {
+    pub fn new(rules: &Rules, past: &Past, now: Now) -> Lane {
         Lane {
-            books: Books::new(&rules.limits, &rules.models, rules.adaptive, now),
+            books: books(rules, past, now),
             granted: None,
             in_flight: 0,
             sent: 0,
@@ -289,6 +307,23 @@ impl Lane {
             observed: Observed::new(now.mono),
         }
     }
+}
+
+fn books(rules: &Rules, past: &Past, now: Now) -> Books {
+    let mut books = Books::new(&rules.limits, &rules.models, rules.adaptive, now);
+    match past {
+        Past::Fresh => {}
+        Past::Lost => books.assume_the_worst(now),
+        Past::Remembered { memory, elapsed, unsaved } => {
+            books.recall(memory, *elapsed, now);
+            if let Some(unsaved) = unsaved {
+                let sends = rules.limits.worst_case(*unsaved).unwrap_or(0);
+                books.assume_the_worst(now);
+                books.spend_day(u32::try_from(sends).unwrap_or(u32::MAX), now);
+            }
+        }
+    }
+    books
 }
 
 /// A provider's line.
@@ -302,13 +337,16 @@ pub struct Line {
     in_flight: HashMap<u64, (usize, Entry)>,
     closed: bool,
     tally: Tally,
+    /// How often something happened that has to be remembered.
+    changes: u64,
     decisions: Vec<Decision>,
 }
 
 impl Line {
-    /// Nobody waits, nothing was sent.
-    pub fn new(rules: Rules, now: Now) -> Line {
-        let lanes = (0..rules.lanes.max(1)).map(|_| Lane::new(&rules, now)).collect();
+    /// Nobody waits. `pasts` has one for each lane; one that is not there was not used.
+    pub fn new(rules: Rules, pasts: &[Past], now: Now) -> Line {
+        let lane = |index| Lane::new(&rules, pasts.get(index).unwrap_or(&Past::Fresh), now);
+        let lanes = (0..rules.lanes.max(1)).map(lane).collect();
         let daily = rules.limits.day.is_some() || rules.models.iter().any(|model| model.day.is_some());
         Line {
             daily,
@@ -317,6 +355,7 @@ impl Line {
             in_flight: HashMap::new(),
             closed: false,
             tally: Tally::default(),
+            changes: 0,
             decisions: Vec::new(),
             rules,
         }
@@ -369,6 +408,7 @@ impl Line {
     /// The send of a granted request, at the instant `at`.
     pub fn sent(&mut self, id: u64, lane: usize, ask: Ask, at: Now, waited: Duration) {
         let Some(on) = self.lanes.get_mut(lane) else { return };
+        self.changes += 1;
         on.granted = None;
         on.sent += 1;
         on.in_flight += 1;
@@ -388,6 +428,7 @@ impl Line {
     /// The tokens that a request in flight has really used.
     pub fn settled(&mut self, id: u64, tokens: u64) {
         if let Some((lane, entry)) = self.in_flight.get(&id) {
+            self.changes += 1;
             self.lanes[*lane].books.settle(entry, tokens);
         }
     }
@@ -404,6 +445,7 @@ impl Line {
     /// around.
     pub fn refused(&mut self, lane: usize, model: usize, scope: Scope, wait: Option<Duration>, now: Now, random: f64) {
         let Some(lane) = self.lanes.get_mut(lane) else { return };
+        self.changes += 1;
         lane.cooldowns += 1;
         lane.books.refused(now, model, scope, wait, random);
         let movable =
@@ -475,6 +517,25 @@ impl Line {
             Waiting { terms: terms.clone(), model: ask.model, since: *since, position, eta: until(slot.at, now) }
         });
         waiting.collect()
+    }
+
+    /// How often something happened that has to be remembered.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// What is to be remembered of each lane.
+    pub fn memory(&mut self, now: Now) -> Vec<BooksMemory> {
+        if self.closed {
+            // Nobody will be asked again: a send that may still go on an open grant is counted as gone.
+            for lane in &mut self.lanes {
+                if let Some(model) = lane.granted.take() {
+                    let entry = lane.books.sent(now, Ask { model, tokens: 0 });
+                    lane.books.release(entry);
+                }
+            }
+        }
+        self.lanes.iter().map(|lane| lane.books.memory(now)).collect()
     }
 
     /// How things stand.

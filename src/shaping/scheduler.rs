@@ -18,9 +18,9 @@ use async_channel::{Receiver, Sender, WeakSender};
 use async_io::Timer;
 use futures_lite::future;
 
-use super::books::{Ask, Scope};
+use super::books::{Ask, BooksMemory, Scope};
 use super::limiter::Now;
-use super::line::{Decision, Estimate, Joining, Line, Refusal, Rules, Snapshot, Terms, Waiting};
+use super::line::{Decision, Estimate, Joining, Line, Past, Refusal, Rules, Snapshot, Terms, Waiting};
 
 enum Message {
     Join { id: u64, joining: Joining, turns: Sender<Turn> },
@@ -42,6 +42,8 @@ enum Question {
     Waiting(Sender<Vec<Waiting>>),
     Whereabouts(u64, Sender<Option<(usize, Duration)>>),
     Estimate(Ask, Rc<Terms>, Sender<Option<Estimate>>),
+    Changes(Sender<u64>),
+    Memory(Sender<Vec<BooksMemory>>),
 }
 
 enum Turn {
@@ -72,11 +74,11 @@ pub struct Scheduler {
 impl Scheduler {
     /// The handle and the task behind it. The caller spawns the task; it ends when the handle and everything that came
     /// from it are gone.
-    pub fn new(rules: Rules) -> (Scheduler, impl Future<Output = ()>) {
+    pub fn new(rules: Rules, pasts: &[Past]) -> (Scheduler, impl Future<Output = ()> + use<>) {
         // Unbounded, but no caller can fill it: a waiter has at most a handful of messages under way.
         let (mailbox, messages) = async_channel::unbounded();
         let desk = Desk {
-            line: Line::new(rules, clocks(Instant::now())),
+            line: Line::new(rules, pasts, clocks(Instant::now())),
             turns: HashMap::new(),
             mailbox: mailbox.downgrade(),
         };
@@ -108,6 +110,16 @@ impl Scheduler {
     /// How things stand.
     pub async fn snapshot(&self) -> Option<Snapshot> {
         self.ask(Question::Snapshot).await
+    }
+
+    /// How often something happened that has to be remembered.
+    pub async fn changes(&self) -> Option<u64> {
+        self.ask(Question::Changes).await
+    }
+
+    /// What is to be remembered of each lane. After [`Scheduler::close`] this is the last word.
+    pub async fn memory(&self) -> Option<Vec<BooksMemory>> {
+        self.ask(Question::Memory).await
     }
 
     /// Everybody in line, head first.
@@ -395,6 +407,8 @@ impl Desk {
             Question::Waiting(reply) => reply.try_send(self.line.waiting(now)).is_ok(),
             Question::Whereabouts(id, reply) => reply.try_send(self.line.whereabouts(id, now)).is_ok(),
             Question::Estimate(ask, terms, reply) => reply.try_send(self.line.estimate(ask, &terms, now)).is_ok(),
+            Question::Changes(reply) => reply.try_send(self.line.changes()).is_ok(),
+            Question::Memory(reply) => reply.try_send(self.line.memory(now)).is_ok(),
         };
     }
 

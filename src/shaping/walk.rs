@@ -106,7 +106,7 @@ mod tests {
     use super::*;
     use crate::config::Fairness;
     use crate::shaping::limiter::{Cadence, Limits};
-    use crate::shaping::line::Rules;
+    use crate::shaping::line::{Past, Rules};
 
     fn every(seconds: u64) -> Limits {
         let interval = Duration::from_secs(seconds);
@@ -125,7 +125,7 @@ mod tests {
             fairness: Fairness::Client,
         };
         let lane = |granted: &Option<usize>| {
-            let mut lane = Lane::new(&rules, now);
+            let mut lane = Lane::new(&rules, &Past::Fresh, now);
             lane.granted = *granted;
             lane
         };

@@ -74,7 +74,7 @@ impl World {
     fn new(rules: Rules) -> World {
         let clock = Clock::new(0);
         World {
-            line: Line::new(rules, clock.at(0)),
+            line: Line::new(rules, &[], clock.at(0)),
             clock,
             now: 0,
             wake: None,

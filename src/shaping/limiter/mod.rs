@@ -91,14 +91,19 @@ pub enum Reset {
 }
 
 impl Limits {
-    /// The most sends that can fall in any 60 s, `[t, t + 60 s)`; `None` where no limit counts sends.
+    /// [`Limits::worst_case`] of 60 s.
     ///
     /// For a bucket that is `capacity - 1 + ceil(60 s / interval)`: 120 for one send every 0.5 s, 129 with a capacity of
     /// 10. A provider that counts both ends of the minute, or whose minute is stretched by the network, may see one more;
     /// a `window` has its margin against that.
     pub fn worst_case_per_minute(&self) -> Option<u64> {
+        self.worst_case(MINUTE)
+    }
+
+    /// The most sends that can fall in any `span` of up to 60 s, `[t, t + span)`; `None` where no limit counts sends.
+    pub fn worst_case(&self, span: Duration) -> Option<u64> {
         let cadence = self.cadence.map(|cadence| {
-            let refills = nanos(MINUTE).div_ceil(nanos(cadence.interval).max(1));
+            let refills = nanos(span).div_ceil(nanos(cadence.interval).max(1));
             u64::from(cadence.capacity.max(1)) - 1 + refills
         });
         let window = self.window.map(|max| u64::from(max.max(1)));

@@ -67,7 +67,7 @@ fn sent(now: &Snapshot) -> u64 {
 
 /// Runs a test beside the scheduler's task.
 fn run_with(rules: Rules, test: impl AsyncFnOnce(&Scheduler)) {
-    let (scheduler, task) = Scheduler::new(rules);
+    let (scheduler, task) = Scheduler::new(rules, &[]);
     let task = async {
         task.await;
         panic!("the task ended before its handle was dropped");
@@ -365,7 +365,7 @@ fn a_closed_scheduler_refuses_everybody() {
 
 #[test]
 fn the_task_ends_with_the_last_handle() {
-    let (scheduler, task) = Scheduler::new(rules(every(NEVER)));
+    let (scheduler, task) = Scheduler::new(rules(every(NEVER)), &[]);
     let place = join(&scheduler, ANY);
     drop(scheduler);
     smol::block_on(async {

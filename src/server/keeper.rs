@@ -1,0 +1,150 @@
+//! What a restart has to know: reads the state file at the start, writes it while the gateway runs and at its end.
+//!
+//! The format is `state`'s, what is remembered is `shaping`'s; here is when, and what is said about it in the log.
+
+use std::convert::Infallible;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+use futures_lite::future;
+
+use crate::config;
+use crate::deadline::within;
+use crate::log;
+use crate::provider::Provider;
+use crate::shaping::line::Past;
+use crate::state::{State, Unknown, fingerprint};
+
+/// Between two writes, if there is something to write.
+const WRITE_EVERY: Duration = Duration::from_secs(5);
+
+/// What may have been sent without being in the file at an end without warning: since the last write, and while a slow disk
+/// took its time.
+const UNSAVED: Duration = Duration::from_secs(10);
+
+/// Keeps the file.
+pub struct Keeper {
+    path: PathBuf,
+    /// How often each provider had changed at the last write.
+    written: Vec<Option<u64>>,
+    complained: bool,
+}
+
+impl Keeper {
+    /// Reads the file and says what it means for each provider's keys. A file that says nothing is put aside: it may be
+    /// somebody's own. Blocks for as long as the disk does.
+    pub fn open(path: &Path, providers: &[config::Provider]) -> io::Result<(Keeper, Vec<Vec<Past>>)> {
+        let (mut state, problem) = match State::read(path) {
+            Ok(state) if state.is_clean() => (Some(state), None),
+            Ok(state) => (Some(state), Some("was not written at an orderly end".to_owned())),
+            Err(Unknown::Missing) => (None, Some(Unknown::Missing.to_string())),
+            Err(damaged) => {
+                let aside = put_aside(path).map_err(|error| unwritable(path, &error))?;
+                (None, Some(format!("{damaged}; it is now {}", aside.display())))
+            }
+        };
+        if let Some(problem) = problem {
+            log::line(format_args!(
+                "the state file {} {problem}: assuming that the limits of the minute are used up",
+                path.display()
+            ));
+        }
+        let pasts = providers.iter().map(|provider| pasts(state.as_mut(), provider)).collect();
+        Ok((Keeper { path: path.to_owned(), written: Vec::new(), complained: false }, pasts))
+    }
+
+    /// Writes for the first time, before anything is sent: from now on the former file would tell too little.
+    pub async fn begin(&mut self, providers: &[Rc<Provider>]) -> io::Result<()> {
+        self.write(providers, false).await.map_err(|error| unwritable(&self.path, &error))
+    }
+
+    /// Does the work, and writes what changes meanwhile.
+    pub async fn keep(&mut self, providers: &[Rc<Provider>], work: impl Future<Output = ()>) {
+        let (over, ends) = async_channel::bounded::<Infallible>(1);
+        let work = async {
+            work.await;
+            drop(over);
+        };
+        // A write is never left alone: it might end after the last one.
+        let keep = async {
+            while within(WRITE_EVERY, ends.recv()).await.is_none() {
+                if changes(providers).await != self.written {
+                    self.try_to_write(providers, false).await;
+                }
+            }
+        };
+        future::zip(work, keep).await;
+    }
+
+    /// Writes for the last time: nobody sends any more.
+    pub async fn end(mut self, providers: &[Rc<Provider>]) {
+        providers.iter().for_each(|provider| provider.close());
+        self.try_to_write(providers, true).await;
+    }
+
+    async fn try_to_write(&mut self, providers: &[Rc<Provider>], clean: bool) {
+        let written = self.write(providers, clean).await;
+        if let Err(error) = &written
+            && !self.complained
+        {
+            log::line(format_args!("{}; trying on", unwritable(&self.path, error)));
+        }
+        self.complained = written.is_err();
+    }
+
+    async fn write(&mut self, providers: &[Rc<Provider>], clean: bool) -> io::Result<()> {
+        let changes = changes(providers).await;
+        let mut state = State::new(SystemTime::now(), clean);
+        for provider in providers {
+            let config = provider.config();
+            for (lane, memory) in provider.memory().await.unwrap_or_default().into_iter().enumerate() {
+                state.push(&config.name, &key(config, lane), model_ids(config), memory);
+            }
+        }
+        let path = self.path.clone();
+        smol::unblock(move || state.write(&path)).await?;
+        self.written = changes;
+        Ok(())
+    }
+}
+
+async fn changes(providers: &[Rc<Provider>]) -> Vec<Option<u64>> {
+    let mut changes = Vec::with_capacity(providers.len());
+    for provider in providers {
+        changes.push(provider.changes().await);
+    }
+    changes
+}
+
+fn put_aside(path: &Path) -> io::Result<PathBuf> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".damaged");
+    fs::rename(path, &aside)?;
+    Ok(aside.into())
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::other(format!("the state file {} can't be written: {error}", path.display()))
+}
+
+fn pasts(state: Option<&mut State>, provider: &config::Provider) -> Vec<Past> {
+    let lanes = 0..provider.api_keys.len().max(1);
+    let Some(state) = state else { return lanes.map(|_| Past::Lost).collect() };
+    let (elapsed, unsaved) = (state.elapsed(SystemTime::now()), (!state.is_clean()).then_some(UNSAVED));
+    let past = |lane| match state.take(&provider.name, &key(provider, lane), model_ids(provider)) {
+        Some(memory) => Past::Remembered { memory, elapsed, unsaved },
+        None => Past::Lost,
+    };
+    lanes.map(past).collect()
+}
+
+fn key(provider: &config::Provider, lane: usize) -> String {
+    fingerprint(provider.api_keys.get(lane).map(|key| key.reveal()))
+}
+
+fn model_ids(provider: &config::Provider) -> impl Iterator<Item = &str> {
+    provider.models.iter().map(|model| model.id.as_str())
+}
