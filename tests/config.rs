@@ -130,7 +130,7 @@ fn defaults() {
     let expected = RateLimit { pace, budget, max_wait: None, cooldown: CooldownScope::Auto, adaptive: false };
     assert_eq!(provider.rate_limit, expected);
     assert_eq!(provider.models[0].rate_limit, None);
-    let statuses = vec![429, 500, 502, 503, 504];
+    let statuses = vec![429, 500, 502, 503, 504, 529];
     assert_eq!(provider.retry, Retry { attempts: 5, statuses, max_cooldown: Duration::from_secs(300) });
 }
 

@@ -354,7 +354,7 @@ fn only_the_statuses_of_the_list_are_repeated() {
         ("", 400, false),
         ("", 404, false),
         ("", 501, false),
-        ("", 529, false),
+        ("", 529, true),
         ("", 500, true),
         ("", 502, true),
         ("", 504, true),

@@ -18,7 +18,8 @@ const TPM_MAX: u64 = 1_000_000_000_000;
 const RPM_REMEDY: &str = "write the requests per minute your key allows, e.g. rpm: 40";
 const STATUSES_REMEDY: &str = "write e.g. statuses: [429, 503]";
 const MODES: [(&str, Mode); 3] = [("spaced", Mode::Spaced), ("burst", Mode::Burst), ("window", Mode::Window)];
-const RETRIED: [u16; 5] = [429, 500, 502, 503, 504];
+/// Those that pass by themselves. 529 is what Anthropic says when it is overloaded, as others say 503.
+const RETRIED: [u16; 6] = [429, 500, 502, 503, 504, 529];
 
 /// `rate_limit:` of a provider. `None` only together with a fault.
 pub(super) fn provider(mut keys: Section<'_, '_, '_>) -> Option<RateLimit> {

@@ -415,7 +415,7 @@ impl CooldownScope {
 pub struct Retry {
     /// Sends of one request in all, default 5; 1 never repeats.
     pub attempts: u32,
-    /// The answers that are repeated, each 400..=599; default 429, 500, 502, 503, 504. May be empty.
+    /// The answers that are repeated, each 400..=599; default 429, 500, 502, 503, 504, 529. May be empty.
     pub statuses: Vec<u16>,
     /// The longest pause that is waited out, default 300 s: a provider that asks for longer gets its answer passed on.
     pub max_cooldown: Duration,
