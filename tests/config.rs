@@ -7,7 +7,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use limitrate::config::{self, Budget, Config, CooldownScope, Day, DayReset, Mode, ModelLimit, Pace, RateLimit, Retry};
+use limitrate::config::{
+    self, Budget, Config, CooldownScope, Day, DayReset, Fairness, Mode, ModelLimit, Pace, Priority, RateLimit, Retry,
+    Routing,
+};
 use proptest::prelude::*;
 
 const FIXTURES: &str = "tests/fixtures/config";
@@ -23,8 +26,11 @@ const NO_BUDGET: Budget = Budget {
 
 /// The environment of every test here. No fault may show what a variable holds.
 fn env(name: &str) -> Option<String> {
+    if name.ends_with("_API_KEY") || name.ends_with("_TOKEN") {
+        return Some(format!("sk-secret-of-{name}"));
+    }
     let value = match name {
-        "KEY" | "MY_API_KEY" => "sk-secret-of-the-environment",
+        "KEY" => "sk-secret-of-the-environment",
         "ODD_KEY" => "sk: #secret-{}[]\"'$$${X}",
         "FROM_FILE" => "sk-secret\n",
         "EMPTY" => "",
@@ -33,7 +39,6 @@ fn env(name: &str) -> Option<String> {
         "SMALL" => "0.77",
         "DRAIN" => "true",
         "WORD" => "secret-word",
-        name if name.ends_with("_API_KEY") || name == "LIMITRATE_TOKEN" => "sk-secret",
         _ => return None,
     };
     Some(value.to_owned())
@@ -111,6 +116,10 @@ fn defaults() {
     assert_eq!(server.write_timeout, Duration::from_secs(60));
     assert_eq!(server.drain, Duration::from_secs(30));
     assert!(!server.drain_queue);
+    assert_eq!((server.routing, server.fallback, server.fairness), (Routing::First, false, Fairness::Client));
+    assert!(server.clients.is_empty());
+    assert_eq!((server.heartbeat_after, server.heartbeat_json), (Some(Duration::from_secs(15)), false));
+    assert_eq!(server.state_file, None);
 
     let [provider] = config.providers.as_slice() else { panic!("{config:?}") };
     assert_eq!(provider.name, "a");
@@ -148,6 +157,19 @@ fn every_key_arrives() {
     assert_eq!(server.write_timeout, Duration::from_secs(4));
     assert_eq!(server.drain, Duration::ZERO);
     assert!(server.drain_queue);
+    assert_eq!((server.routing, server.fallback, server.fairness), (Routing::Earliest, true, Fairness::Fifo));
+    let client = |client: &config::Client| {
+        (client.name.clone(), client.token.reveal().to_owned(), client.priority, client.max_queue)
+    };
+    let clients: Vec<_> = server.clients.iter().map(client).collect();
+    let expected = [
+        ("聊天".to_owned(), env("CHAT_TOKEN").unwrap(), Priority::High, Some(3)),
+        ("script".to_owned(), "an own token".to_owned(), Priority::Normal, None),
+        ("batch".to_owned(), "another token".to_owned(), Priority::Low, None),
+    ];
+    assert_eq!(clients, expected);
+    assert_eq!((server.heartbeat_after, server.heartbeat_json), (Some(Duration::from_millis(7500)), true));
+    assert_eq!(server.state_file, Some(Path::new(FIXTURES).join("valid/state.json")));
 
     let [first, second] = config.providers.as_slice() else { panic!("{config:?}") };
     assert_eq!(first.name, "月之暗面");
@@ -166,6 +188,8 @@ fn every_key_arrives() {
     assert_eq!(first.idle_timeout, Duration::from_secs(6));
     assert_eq!((first.max_queue, first.pool_max_idle), (7, 0));
     assert_eq!(first.pool_idle, Duration::from_secs(8));
+    let keys: Vec<_> = second.api_keys.iter().map(|key| key.reveal()).collect();
+    assert_eq!(keys, ["literal-1", "sk-secret-of-the-environment"]);
 
     assert_eq!(second.models[0].id, "llama3.2:3b");
     let budget = Budget {
@@ -224,9 +248,16 @@ fn limits_of_every_kind_arrive() {
 }
 
 #[test]
+fn null_means_never_for_heartbeats_and_absent_elsewhere() {
+    let server = load_valid("nulls.yaml").server;
+    assert_eq!((server.heartbeat_after, server.state_file, server.routing), (None, None, Routing::First));
+    assert!(server.clients.is_empty());
+}
+
+#[test]
 fn debug_output_hides_secrets() {
     let debug = format!("{:?}", load_valid("full.yaml"));
-    for secret in ["sk:", "secret", "a token", "literal"] {
+    for secret in ["sk:", "secret", "a token", "own token", "another token", "literal"] {
         assert!(!debug.contains(secret), "{debug}");
     }
     assert!(debug.contains("***"), "{debug}");
@@ -250,6 +281,8 @@ fn every_setting_of_the_example_can_be_switched_on() {
         if is_off { format!("{}\n", line.replacen('#', "", 1)) } else { format!("{line}\n") }
     };
     let text = example.lines().map(switched_on).collect::<String>().replace("my-ca.pem", "ca.pem");
+    // One or the other.
+    let text = text.replacen("    api_key: ${OLLAMA_API_KEY}\n", "", 1);
     let file = Path::new(FIXTURES).join("valid/config.yaml");
     let config = config::parse(&text, &file, &env).unwrap_or_else(|faults| panic!("{faults}"));
 
@@ -260,8 +293,11 @@ fn every_setting_of_the_example_can_be_switched_on() {
     assert_eq!((pace.mode, pace.capacity), (Mode::Burst, 10));
     // The values shown are the defaults.
     let defaults = load_valid("minimal.yaml");
-    let shown = format!("{:?}", config::Server { auth_token: None, ..config.server.clone() });
-    assert_eq!(shown, format!("{:?}", defaults.server));
+    let without_examples =
+        config::Server { auth_token: None, clients: Vec::new(), state_file: None, ..config.server.clone() };
+    assert_eq!(format!("{without_examples:?}"), format!("{:?}", defaults.server));
+    let clients: Vec<_> = config.server.clients.iter().map(|client| client.name.as_str()).collect();
+    assert_eq!(clients, ["chat", "nightly"]);
     let (shown, default) = (&config.providers[0], &defaults.providers[0]);
     assert_eq!(shown.connect_timeout, default.connect_timeout);
     assert_eq!(shown.request_timeout, default.request_timeout);
@@ -269,6 +305,7 @@ fn every_setting_of_the_example_can_be_switched_on() {
     assert_eq!((shown.max_queue, shown.pool_max_idle), (default.max_queue, default.pool_max_idle));
     assert_eq!(shown.pool_idle, default.pool_idle);
     assert_eq!(shown.retry, default.retry);
+    assert_eq!(shown.api_keys.len(), 2);
     assert_eq!(shown.rate_limit.budget.window_margin, default.rate_limit.budget.window_margin);
 }
 
@@ -300,6 +337,10 @@ fn yaml_like() -> impl Strategy<Value = String> {
             "name:",
             "base_url:",
             "api_key:",
+            "api_keys:",
+            "clients:",
+            "token:",
+            "state_file:",
             "headers:",
             "models:",
             "rate_limit:",

@@ -1,6 +1,7 @@
 //! Which keys there are, their defaults, their bounds, and what they become.
 //!
-//! One function per section of the file; those of `rate_limit:` and `retry:` are in `limits`. A new key is one line here and one field in the types.
+//! One function per section of the file; those of `rate_limit:` and `retry:` are in `limits`, what is shared is in
+//! `sharing`. A new key is one line here and one field in the types.
 
 use std::fs::{self, File};
 use std::io;
@@ -41,13 +42,14 @@ pub(super) fn config(walk: &mut Walk<'_>, root: &Node) -> Option<Config> {
 }
 
 fn server(mut keys: Section<'_, '_, '_>) -> Server {
+    let (host, port) = (host(&mut keys), keys.integer("port", 8080, 0..=u16::MAX));
     let auth_token =
         keys.secret("auth_token", "write the token that callers send, or remove the key to accept everybody");
     let clients = sharing::clients(&mut keys, auth_token.as_ref());
     let (heartbeat_after, heartbeat_json) = sharing::heartbeats(&mut keys);
     let server = Server {
-        host: host(&mut keys),
-        port: keys.integer("port", 8080, 0..=u16::MAX),
+        host,
+        port,
         auth_token,
         max_body_bytes: keys.integer("max_body_bytes", 32 * MIB, 1..=KIB * MIB),
         max_buffered_bytes: keys.integer("max_buffered_bytes", 256 * MIB, 1..=KIB * KIB * MIB),

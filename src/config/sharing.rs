@@ -31,8 +31,8 @@ pub(super) fn heartbeats(keys: &mut Section<'_, '_, '_>) -> (Option<Duration>, b
     let after = (!never).then(|| keys.seconds("heartbeat_after_seconds", 15.0, SECONDS_MIN));
     let json = keys.flag("heartbeat_json", false);
     if json && never {
-        let problem = "needs heartbeat_after_seconds, which is null; write the seconds there, or remove heartbeat_json";
-        keys.refuse("heartbeat_json", problem);
+        let remedy = "write the seconds there, or remove heartbeat_json";
+        keys.refuse("heartbeat_json", &format!("needs heartbeat_after_seconds, which is null (never); {remedy}"));
     }
     (after, json)
 }
@@ -47,13 +47,11 @@ pub(super) fn clients(keys: &mut Section<'_, '_, '_>, taken: Option<&Secret>) ->
 
 fn client(walk: &mut Walk<'_>, item: &Found<'_>, names: &mut Vec<String>, tokens: &mut Vec<String>) -> Option<Client> {
     let mut keys = walk.section(item, item.node.id)?;
-    let name = keys.required("name", "write how the client is called, e.g. name: chat");
+    let name = keys.required("name", "write a word of your choice, e.g. name: chat");
     let name = name.and_then(|found| client_name(keys.walk, &found, names));
-    let missing = "write what the client sends as its API key, e.g. token: ${CHAT_TOKEN}";
-    let token = keys.required("token", missing).and_then(|found| {
-        let token = unlike(keys.walk, &found, tokens, "is the token of somebody else; give each client its own")?;
-        Some(token)
-    });
+    let remedy = "write what the client sends as its API key, e.g. token: \"${CHAT_TOKEN}\"";
+    let again = "is auth_token or the token of an earlier client; give each client its own";
+    let token = keys.required("token", remedy).and_then(|found| unlike(keys.walk, &found, tokens, again, remedy));
     let priority = keys.choice("priority", &PRIORITIES, Priority::Normal);
     let max_queue = keys.whole("max_queue", 1..=1_000_000, "write how many may wait, e.g. max_queue: 20");
     keys.finish();
@@ -74,23 +72,24 @@ pub(super) fn api_keys(keys: &mut Section<'_, '_, '_>) -> Vec<Secret> {
     let one = keys.secret("api_key", "write the key, or remove api_key for a provider without one");
     let Some(found) = keys.optional("api_keys") else { return one.into_iter().collect() };
     if one.is_some() {
-        keys.walk.fault(&found, "stands beside api_key; put all keys into api_keys");
+        keys.walk.fault(&found, "stands beside api_key; put all keys into api_keys and remove api_key");
     }
     let remedy = "write the keys, e.g. api_keys: [\"${KEY_1}\", \"${KEY_2}\"]";
     let items = keys.list("api_keys", remedy);
     let mut seen = Vec::new();
-    let problem = "is an earlier key again; the provider counts it once, so write each key once";
-    items.iter().filter_map(|item| unlike(keys.walk, item, &mut seen, problem)).collect()
+    let again = "is an earlier key again, which has its limits only once; write each key once";
+    let empty = "write the key, or remove the entry";
+    items.iter().filter_map(|item| unlike(keys.walk, item, &mut seen, again, empty)).collect()
 }
 
-/// A secret that is not empty and none of those `seen`.
-fn unlike(walk: &mut Walk<'_>, found: &Found<'_>, seen: &mut Vec<String>, problem: &str) -> Option<Secret> {
-    let secret = walk.secret(found)?;
+/// A secret that is not empty (the remedy: `empty`) and none of those `seen` (else the fault: `again`).
+fn unlike(walk: &mut Walk<'_>, found: &Found<'_>, seen: &mut Vec<String>, again: &str, empty: &str) -> Option<Secret> {
+    let secret = if matches!(found.node.kind, Kind::Null) { Secret::new("") } else { walk.secret(found)? };
     if secret.reveal().is_empty() {
-        walk.fault(found, "is empty; write the key itself, or remove the entry");
+        walk.fault(found, format!("is empty; {empty}"));
         return None;
     }
-    once(walk, found, secret.reveal(), seen, problem);
+    once(walk, found, secret.reveal(), seen, again);
     Some(secret)
 }
 
@@ -100,11 +99,12 @@ pub(super) fn state_file(keys: &mut Section<'_, '_, '_>) -> Option<PathBuf> {
     let text = keys.walk.text(&found)?;
     let path = keys.walk.folder.join(&text.value);
     let problem = if text.value.is_empty() {
-        "is empty; write a file name, or remove the key".to_owned()
+        "is empty; write the name of a file, or remove the key".to_owned()
     } else if fs::metadata(&path).is_ok_and(|metadata| !metadata.is_file()) {
-        format!("{} is no file; write the name of a file, which is made", text.shown)
+        format!("{} is a folder or device; write the name of a file, which limitrate makes itself", text.shown)
     } else if path.parent().is_some_and(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
-        format!("{} lies in a folder that does not exist; make the folder", text.shown)
+        let start = "a relative path starts at the folder of this file";
+        format!("{} is in a folder that does not exist; make that folder, or write another ({start})", text.shown)
     } else {
         return Some(path);
     };
