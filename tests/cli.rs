@@ -186,6 +186,37 @@ warning: {WARNING}
 }
 
 #[test]
+fn check_tells_what_callers_and_keys_share_and_shows_no_token() {
+    let server = "routing: earliest\nfallback: true\nheartbeat_after_seconds: 5\n\
+                  clients: [{name: chat, token: t-secret, priority: high, max_queue: 20}]\n";
+    let keys = "api_keys: [sk-secret-1, sk-secret-2, sk-secret-3]";
+    let providers = provider_at("shared", "http://127.0.0.1:1/v1", &["m"], "{mode: window, rpm: 30}", keys);
+    let file = Process::config(server, &providers);
+    let (code, out, err) = outcome(&Process::run(&["check", "--config", file.to_str().expect("the path is UTF-8")]));
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    let (_, rest) = out.split_once('\n').expect("more than one line");
+    let wanted = "
+server
+  routing    earliest, to the provider that can send a request soonest
+  fallback   to the next provider of the same model when one can't do it
+  client     chat, goes first, at most 20 waiting at a provider
+  heartbeats after 5 s in streams
+
+shared: window, up to 30 at once (30 a minute)
+  base_url   http://127.0.0.1:1/v1
+  models     m
+  api_keys   3, each with these limits
+  queue      up to 1000 requests, each waits for as long as it takes
+  limit      at most 30 sends in any 60.5 s
+  worst case 90 sends in any 60 s
+
+warning: clients are told by their tokens, but everybody else who can reach the port is served too; \
+add server.auth_token to keep them out
+";
+    assert_eq!(rest, wanted);
+}
+
+#[test]
 fn serving_prints_a_line_for_each_provider_and_logs_the_warning() {
     let serving = Serving::start(&["--config", &every_mode()]);
     let addr = serving.addr();

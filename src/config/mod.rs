@@ -39,6 +39,9 @@ pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// No configuration and no CA bundle is larger; past it the path names something else (a log, a device).
 const FILE_LIMIT_BYTES: u64 = 1 << 20;
 
+/// When heartbeats begin, unless the file says something else.
+pub const HEARTBEAT_AFTER: Duration = Duration::from_secs(15);
+
 /// Reads and validates the file at `path`, or says everything that is wrong with it.
 pub fn load(path: &Path, env: Env<'_>) -> Result<Config, Faults> {
     let bytes = File::open(path).and_then(read_bounded).map_err(|error| {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::read::{once, word};
 use super::section::{Found, SECONDS_MIN, Section, Walk};
 use super::tree::Kind;
-use super::{Client, Fairness, Priority, Routing, Secret};
+use super::{Client, Fairness, HEARTBEAT_AFTER, Priority, Routing, Secret};
 
 const PRIORITIES: [(&str, Priority); 3] =
     [("high", Priority::High), ("normal", Priority::Normal), ("low", Priority::Low)];
@@ -28,7 +28,7 @@ pub(super) fn fairness(keys: &mut Section<'_, '_, '_>) -> Fairness {
 /// When heartbeats begin, and whether plain callers get them. An empty value is not the default here: it means never.
 pub(super) fn heartbeats(keys: &mut Section<'_, '_, '_>) -> (Option<Duration>, bool) {
     let never = keys.find("heartbeat_after_seconds").is_some_and(|found| matches!(found.node.kind, Kind::Null));
-    let after = (!never).then(|| keys.seconds("heartbeat_after_seconds", 15.0, SECONDS_MIN));
+    let after = (!never).then(|| keys.seconds("heartbeat_after_seconds", HEARTBEAT_AFTER.as_secs_f64(), SECONDS_MIN));
     let json = keys.flag("heartbeat_json", false);
     if json && never {
         let remedy = "write the seconds there, or remove heartbeat_json";
