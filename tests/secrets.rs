@@ -14,15 +14,20 @@ use support::{
 };
 
 const KEY: &str = "sk-5ecret-of-the-provider";
+const SECOND_KEY: &str = "sk-an0ther";
 const HEADER: &str = "s3cret-in-a-header";
 const TOKEN: &str = "t0ken-of-the-gateway";
+const CLIENTS: &str = "t0ken-of-a-client";
 const CALLERS: &str = "k3y-of-the-caller";
-const ENV: [(&str, &str); 3] = [("KEY", KEY), ("HEADER", HEADER), ("TOKEN", TOKEN)];
-const EXTRAS: &str = "api_key: ${KEY}\nheaders: {x-api-key: \"${HEADER}\"}\nrequest_timeout_seconds: 0.2";
+const ENV: [(&str, &str); 5] =
+    [("KEY", KEY), ("SECOND_KEY", SECOND_KEY), ("HEADER", HEADER), ("TOKEN", TOKEN), ("CLIENTS", CLIENTS)];
+const EXTRAS: &str = "api_keys: [\"${KEY}\", \"${SECOND_KEY}\"]\nheaders: {x-api-key: \"${HEADER}\"}\n\
+                      request_timeout_seconds: 0.2";
+const SERVER: &str = "auth_token: ${TOKEN}\nclients: [{name: chat, token: \"${CLIENTS}\"}]\n";
 
 #[track_caller]
 fn assert_no_secret(what: &str, text: &str) {
-    for secret in [KEY, HEADER, TOKEN, CALLERS] {
+    for secret in [KEY, SECOND_KEY, HEADER, TOKEN, CLIENTS, CALLERS] {
         assert!(!text.contains(secret), "{what} shows {secret}: {text}");
     }
 }
@@ -30,7 +35,7 @@ fn assert_no_secret(what: &str, text: &str) {
 /// Every page and every refusal of a gateway with this provider.
 fn pages(base_url: &str) -> Vec<String> {
     let providers = provider_at("p", base_url, &["m"], UNSHAPED, EXTRAS);
-    let gateway = Gateway::start_with("auth_token: ${TOKEN}", &providers, &ENV);
+    let gateway = Gateway::start_with(SERVER, &providers, &ENV);
     let requests = [
         ("POST /v1/chat/completions", r#"{"model":"m"}"#),
         ("POST /v1/chat/completions", r#"{"model":"p/x"}"#),
@@ -39,11 +44,12 @@ fn pages(base_url: &str) -> Vec<String> {
         ("GET /v1/chat/completions", ""),
         ("GET /nowhere", ""),
         ("GET /admin/stats", ""),
+        ("GET /admin/queue", ""),
         ("GET /admin/health", ""),
     ];
     let mut pages = Vec::new();
     for (request, body) in requests {
-        for key in [TOKEN, CALLERS] {
+        for key in [TOKEN, CLIENTS, CALLERS] {
             let mut client = Client::connect(gateway.addr());
             let length = body.len();
             client.send(format!(
@@ -76,6 +82,42 @@ fn no_page_and_no_refusal_shows_a_key() {
 }
 
 #[test]
+fn who_waits_is_shown_by_name_and_told_of_failures_without_a_key() {
+    let closed = ClosedPort::new();
+    let base_url = format!("http://{}/v1", closed.addr());
+    let extras = format!("{EXTRAS}\nretry: {{attempts: 2}}");
+    let providers = provider_at("p", &base_url, &["m"], UNSHAPED, &extras);
+    let gateway = Gateway::start_with(&format!("{SERVER}heartbeat_after_seconds: 0.1"), &providers, &ENV);
+    let mut client = Client::connect(gateway.addr());
+    let header = format!("Authorization: Bearer {CLIENTS}\r\n");
+    client.post_json_with("/v1/chat/completions", &header, r#"{"model":"m","stream":true}"#);
+    let answer = client.read_response();
+    assert_eq!(answer.status, 200, "a heartbeat came first: {answer:?}");
+    assert!(answer.text().contains("upstream_unreachable"), "{answer:?}");
+    assert_no_secret("the event", &format!("{answer:?}"));
+
+    let upstream = Upstream::start([Reply::ok()]);
+    let providers = provider_yaml("p", upstream.addr(), &["m"], "{interval_seconds: 1000}", EXTRAS);
+    let clients = "clients: [{name: chat, token: \"${CLIENTS}\"}]";
+    let gateway = Gateway::start_with(clients, &providers, &ENV);
+    let call = |_| {
+        let mut client = Client::connect(gateway.addr());
+        client.post_json_with("/v1/chat/completions", &header, r#"{"model":"m"}"#);
+        client
+    };
+    let callers = [(); 3].map(call);
+    upstream.wait_requests(2, PATIENCE);
+    let stats = gateway.wait_queued(1);
+    let lanes = &stats["providers"][0]["lanes"];
+    assert_eq!((&lanes[0]["key"], &lanes[1]["key"]), (&"...ider".into(), &"#2".into()), "{stats:?}");
+    assert_no_secret("the statistics", &stats.to_string());
+    let queue = get(gateway.addr(), "/admin/queue");
+    assert_eq!(queue.json()["queue"][0]["client"], "chat", "{queue:?}");
+    assert_no_secret("the queue", &format!("{queue:?}"));
+    drop(callers);
+}
+
+#[test]
 fn broken_answers_of_every_kind_show_no_key() {
     for reply in [
         Reply::Stall,
@@ -97,9 +139,12 @@ fn broken_answers_of_every_kind_show_no_key() {
 fn debug_output_shows_no_key() {
     let lookup = |name: &str| ENV.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
     let provider = provider_at("p", "https://127.0.0.1:1/v1", &["m"], UNSHAPED, EXTRAS);
-    let yaml = format!("server:\n  port: 0\n  host: 127.0.0.1\n  auth_token: ${{TOKEN}}\nproviders:\n{provider}");
+    let clients = "[{name: chat, token: \"${CLIENTS}\"}]";
+    let server = format!("  port: 0\n  host: 127.0.0.1\n  auth_token: ${{TOKEN}}\n  clients: {clients}\n");
+    let yaml = format!("server:\n{server}providers:\n{provider}");
     let config = config::parse(&yaml, Path::new("config.yaml"), &lookup).unwrap_or_else(|faults| panic!("{faults}"));
     assert_eq!(config.providers[0].api_keys[0].reveal(), KEY);
+    assert_eq!(config.server.clients[0].token.reveal(), CLIENTS);
     assert_no_secret("the configuration", &format!("{config:?} {config:#?}"));
     assert_no_secret("the server", &format!("{:?}", Server::bind(&config).unwrap()));
 }
@@ -114,9 +159,29 @@ fn the_faults_of_a_file_show_no_key() {
         format!("headers: {{x-ok: \"{HEADER}\\n\"}}"),
         format!("api_key: \"{KEY}\\u0007\""),
         "api_key: \"${KEY}\\n\"".to_owned(),
+        format!("api_keys: {KEY}"),
+        format!("api_keys: [{KEY}, {KEY}]"),
+        format!("api_keys: [{KEY}, [{SECOND_KEY}]]"),
+        format!("api_key: {KEY}\napi_keys: [{SECOND_KEY}]"),
+        format!("api_keys: [{KEY}, \"{SECOND_KEY}\\n\"]"),
     ] {
         let provider = provider_at("p", "https://127.0.0.1:1/v1", &["m"], UNSHAPED, &broken);
         let faults = config::parse(&format!("providers:\n{provider}"), Path::new("config.yaml"), &lookup);
+        let faults = faults.err().unwrap_or_else(|| panic!("accepted {broken:?}"));
+        assert_no_secret("the message", &faults.to_string());
+    }
+    let provider = provider_at("p", "https://127.0.0.1:1/v1", &["m"], UNSHAPED, "");
+    for broken in [
+        format!("[{{name: a, token: {CLIENTS}}}, {{name: b, token: {CLIENTS}}}]"),
+        format!("[{{name: a, token: {TOKEN}}}]"),
+        format!("[{{name: a, token: [{CLIENTS}]}}]"),
+        format!("[{{name: a, token: \"{CLIENTS} \"}}]"),
+        format!("[{{token: {CLIENTS}}}]"),
+        format!("[{CLIENTS}]"),
+        format!("{{chat: {CLIENTS}}}"),
+    ] {
+        let text = format!("server:\n  auth_token: {TOKEN}\n  clients: {broken}\nproviders:\n{provider}");
+        let faults = config::parse(&text, Path::new("config.yaml"), &lookup);
         let faults = faults.err().unwrap_or_else(|| panic!("accepted {broken:?}"));
         assert_no_secret("the message", &faults.to_string());
     }
@@ -126,7 +191,8 @@ fn the_faults_of_a_file_show_no_key() {
 fn the_program_prints_no_key_when_it_checks_starts_and_logs() {
     let closed = ClosedPort::new();
     let provider = provider_at("p", &format!("http://{}/v1", closed.addr()), &["m"], UNSHAPED, EXTRAS);
-    let server = "server:\n  host: 127.0.0.1\n  port: 0\n  auth_token: ${TOKEN}\n";
+    let clients = "[{name: chat, token: \"${CLIENTS}\"}]";
+    let server = format!("server:\n  host: 127.0.0.1\n  port: 0\n  auth_token: ${{TOKEN}}\n  clients: {clients}\n");
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("secrets.yaml");
     std::fs::write(&file, format!("{server}providers:\n{provider}")).unwrap();
     let program = || {
