@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::io::Write;
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
 
 use super::PATIENCE;
 use super::wire::{End, Head, Headers, Wire};
@@ -88,7 +90,18 @@ impl fmt::Debug for Response {
 
 impl Client {
     pub fn connect(addr: SocketAddr) -> Client {
-        let stream = TcpStream::connect_timeout(&addr, PATIENCE).expect("connect to the gateway");
+        Client::on(TcpStream::connect_timeout(&addr, PATIENCE).expect("connect to the gateway"))
+    }
+
+    /// A caller with an address of its own: all of 127.0.0.0/8 is this machine.
+    pub fn connect_from(from: Ipv4Addr, addr: SocketAddr) -> Client {
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("make a socket");
+        bind(&socket, &SocketAddr::from((from, 0))).expect("bind a loopback address");
+        connect(&socket, &addr).expect("connect to the gateway");
+        Client::on(TcpStream::from(socket))
+    }
+
+    fn on(stream: TcpStream) -> Client {
         stream.set_nodelay(true).expect("set TCP_NODELAY");
         stream.set_read_timeout(Some(PATIENCE)).expect("set a read timeout");
         Client { wire: Wire::new(Arc::new(stream)), framing: Framing::UntilClose, head_request: false }
@@ -211,6 +224,13 @@ impl Client {
 pub fn post(addr: SocketAddr, path: &str, body: impl AsRef<[u8]>) -> Response {
     let mut client = Client::connect(addr);
     client.post_json(path, body);
+    client.read_response()
+}
+
+/// One POST with further header lines, each with its CRLF.
+pub fn post_with(addr: SocketAddr, path: &str, extra: &str, body: impl AsRef<[u8]>) -> Response {
+    let mut client = Client::connect(addr);
+    client.post_json_with(path, extra, body);
     client.read_response()
 }
 

@@ -84,11 +84,21 @@ impl Gateway {
         get(self.addr, "/admin/stats").json()
     }
 
+    /// The rows of `/admin/queue`.
+    pub fn queue(&self) -> Vec<Value> {
+        get(self.addr, "/admin/queue").json()["queue"].as_array().expect("a list").clone()
+    }
+
     /// Polls the first provider's stats until `wanted` holds for them.
     pub fn wait_stats(&self, wanted: impl Fn(&Value) -> bool, timeout: Duration) -> Value {
+        self.wait_stats_of(0, wanted, timeout)
+    }
+
+    /// The same of the provider with that index.
+    pub fn wait_stats_of(&self, provider: usize, wanted: impl Fn(&Value) -> bool, timeout: Duration) -> Value {
         let deadline = Instant::now() + timeout;
         loop {
-            let stats = self.stats()["providers"][0].take();
+            let stats = self.stats()["providers"][provider].take();
             if wanted(&stats) {
                 return stats;
             }

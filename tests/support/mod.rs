@@ -10,14 +10,16 @@
 mod client;
 mod closed;
 mod gateway;
+mod line;
 mod process;
 pub mod sse;
 mod upstream;
 mod wire;
 
-pub use client::{Chunk, Client, Ended, Response, get, post};
+pub use client::{Chunk, Client, Ended, Response, get, post, post_with};
 pub use closed::ClosedPort;
 pub use gateway::{Gateway, UNSHAPED, burst, provider_at, provider_yaml, spaced};
+pub use line::Line;
 pub use process::Process;
 pub use upstream::{Ending, Gate, Gone, Recorded, Reply, Upstream};
 pub use wire::{Head, Headers};
