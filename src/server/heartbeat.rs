@@ -107,8 +107,8 @@ pub async fn keep_company<T>(
 
 /// Queues the head of an answer that is not there yet.
 fn commit(form: Form, caller: &mut Caller) {
-    let request_id = caller.request_id().to_owned();
-    let mut headers = vec![("x-request-id", request_id.as_bytes()), ("Cache-Control", b"no-cache".as_slice())];
+    let (id_header, request_id) = (caller.dialect().request_id_header(), caller.request_id().to_owned());
+    let mut headers = vec![(id_header, request_id.as_bytes()), ("Cache-Control", b"no-cache".as_slice())];
     match form {
         Form::Events => {
             headers.extend([("Content-Type", b"text/event-stream".as_slice()), ("X-Accel-Buffering", b"no")]);
