@@ -134,7 +134,11 @@ fn comment(dialect: Dialect, whereabouts: Whereabouts) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+    use crate::deadline::within;
+    use crate::server::lifecycle::Lifecycle;
 
     #[test]
     fn beats_start_late_and_soon_enough_for_who_would_give_up() {
@@ -167,5 +171,25 @@ mod tests {
             let ping = format!(": {text}\nevent: ping\ndata: {{\"type\": \"ping\"}}\n\n");
             assert_eq!(comment(Dialect::Anthropic, whereabouts), ping);
         }
+    }
+
+    #[test]
+    fn who_does_not_read_its_heartbeats_holds_up_nobodys_work() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let _unread = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let stream = async_net::TcpStream::try_from(listener.accept().unwrap().0).unwrap();
+        let mut caller = Caller::new(stream, Duration::from_secs(60), Lifecycle::new().1);
+        // More than the system takes before somebody reads.
+        caller.body(&vec![0; 64 << 20]);
+        let heartbeat = Heartbeat { form: Form::WhiteSpace, first: Instant::now(), every: AT_LEAST };
+        let done = Cell::new(false);
+        let work = async {
+            Timer::after(AT_LEAST).await;
+            done.set(true);
+        };
+        let progress = Progress::default();
+        let told = within(AT_LEAST * 20, keep_company(Some(heartbeat), &progress, &mut caller, work));
+        assert_eq!(smol::block_on(told), None, "a beat that was begun is not cut off");
+        assert!(done.get(), "the work waits for the caller");
     }
 }
