@@ -12,7 +12,7 @@ use crate::config::Routing;
 use crate::error::Error;
 use crate::openai::{self, Peek};
 use crate::provider::{Answer, Errand, Exchanged, Offer, Provider};
-use crate::registry::{Registry, Route};
+use crate::registry::Registry;
 use crate::shaping::books::Ask;
 
 /// How often the choice is made anew because others were quicker; after that, any wait will do.
@@ -33,11 +33,13 @@ pub struct Dispatch<'g> {
 /// A provider that has not been tried in vain.
 struct Candidate<'g> {
     provider: &'g Rc<Provider>,
-    route: Route<'g>,
+    /// The model's number there, and its name.
+    model: usize,
+    upstream: &'g str,
     attempts: u32,
 }
 
-impl Dispatch<'_> {
+impl<'g> Dispatch<'g> {
     /// Has a request done. The body's `model` says by whom.
     pub async fn run(&self, errand: &Errand<'_>, body: Vec<u8>, peek: Peek) -> Result<Answer, Error> {
         let tokens = peek.estimated_tokens(&body);
@@ -48,10 +50,10 @@ impl Dispatch<'_> {
             let (at, elsewhere) = self.choose(&candidates, errand, tokens).await;
             choices += 1;
             let elsewhere = elsewhere.map(|wait| if choices < MAX_CHOICES { wait } else { Duration::MAX });
-            let Candidate { provider, route, attempts } = candidates[at];
+            let Candidate { provider, model, upstream, attempts } = candidates[at];
             let offer = Offer {
-                ask: Ask { model: route.model, tokens },
-                body: payload.under(route.upstream),
+                ask: Ask { model, tokens },
+                body: payload.under(upstream),
                 attempts,
                 elsewhere,
                 fallback: self.fallback && candidates.len() > 1,
@@ -64,10 +66,17 @@ impl Dispatch<'_> {
         }
     }
 
-    fn candidates(&self, model: &str) -> Result<Vec<Candidate<'_>>, Error> {
+    fn candidates(&self, model: &str) -> Result<Vec<Candidate<'g>>, Error> {
         let any = self.fallback || self.routing == Routing::Earliest;
         let routes = self.registry.resolve(model)?.take(if any { usize::MAX } else { 1 });
-        Ok(routes.map(|route| Candidate { provider: &self.providers[route.provider], route, attempts: 0 }).collect())
+        let candidate = |provider: &'g Rc<Provider>, id, upstream| {
+            // A provider knows every model that it ever listed.
+            let model = provider.setup().model(id)?;
+            Some(Candidate { provider, model, upstream, attempts: 0 })
+        };
+        let candidates =
+            routes.filter_map(|route| candidate(&self.providers[route.provider], route.id, route.upstream));
+        Ok(candidates.collect())
     }
 
     /// Whom to ask, and after which wait somebody else would do it.
@@ -82,8 +91,8 @@ impl Dispatch<'_> {
             return (candidates.iter().position(is_up).unwrap_or(0), None);
         }
         let mut ranked = Vec::with_capacity(candidates.len());
-        for (at, Candidate { provider, route, .. }) in candidates.iter().enumerate() {
-            let estimate = provider.estimate(Ask { model: route.model, tokens }, &errand.terms).await;
+        for (at, Candidate { provider, model, .. }) in candidates.iter().enumerate() {
+            let estimate = provider.estimate(Ask { model: *model, tokens }, &errand.terms).await;
             // The first of equals stays in front; who would refuse comes last, and says so.
             ranked.extend(estimate.map(|estimate| (Reverse(is_up(&candidates[at])), estimate, at)));
         }

@@ -37,8 +37,8 @@ pub struct Registry {
 pub struct Route<'a> {
     /// Index into the providers of the configuration.
     pub provider: usize,
-    /// Index into that provider's models.
-    pub model: usize,
+    /// The name that it lists the model under.
+    pub id: &'a str,
     /// The name that the provider gets.
     pub upstream: &'a str,
 }
@@ -46,7 +46,7 @@ pub struct Route<'a> {
 #[derive(Debug, Clone)]
 struct Target {
     provider: usize,
-    model: usize,
+    id: String,
     upstream: String,
 }
 
@@ -60,8 +60,9 @@ impl Registry {
         };
         let models = || {
             providers.iter().enumerate().flat_map(|(provider, config)| {
-                config.models.iter().enumerate().map(move |(model, entry)| {
-                    (Target { provider, model, upstream: entry.upstream.clone() }, &config.name, entry.id.clone())
+                config.models.iter().map(move |model| {
+                    let (id, upstream) = (model.id.clone(), model.upstream.clone());
+                    (Target { provider, id: id.clone(), upstream }, &config.name, id)
                 })
             })
         };
@@ -95,11 +96,7 @@ impl Registry {
     /// [`Error::ModelNotFound`] with the names that look most like it.
     pub fn resolve(&self, model: &str) -> Result<impl Iterator<Item = Route<'_>>, Error> {
         let (_, targets) = self.find(model)?;
-        Ok(targets.iter().map(|target| Route {
-            provider: target.provider,
-            model: target.model,
-            upstream: &target.upstream,
-        }))
+        Ok(targets.iter().map(|target| Route { provider: target.provider, id: &target.id, upstream: &target.upstream }))
     }
 
     /// What `GET /v1/models/{id}` shows: any name that [`resolve`](Self::resolve) takes.
@@ -219,20 +216,20 @@ mod tests {
             ("z-ai", &["glm-5.1", "both", "glm-5.1-air=air"]),
             ("x", &["a/b/c"]),
         ]);
-        for (asked, provider, model, upstream) in [
-            ("z-ai/glm-5.1", 0, 0, "z-ai/glm-5.1"),
-            ("nim/z-ai/glm-5.1", 0, 0, "z-ai/glm-5.1"),
-            ("glm-5.1", 1, 0, "glm-5.1"),
-            ("fast", 0, 1, "meta/llama-3.1-8b"),
-            ("nim/fast", 0, 1, "meta/llama-3.1-8b"),
-            ("both", 0, 2, "both"),
-            ("nim/both", 0, 2, "both"),
-            ("z-ai/both", 1, 1, "both"),
-            ("z-ai/glm-5.1-air", 1, 2, "air"),
-            ("a/b/c", 2, 0, "a/b/c"),
-            ("x/a/b/c", 2, 0, "a/b/c"),
+        for (asked, provider, id, upstream) in [
+            ("z-ai/glm-5.1", 0, "z-ai/glm-5.1", "z-ai/glm-5.1"),
+            ("nim/z-ai/glm-5.1", 0, "z-ai/glm-5.1", "z-ai/glm-5.1"),
+            ("glm-5.1", 1, "glm-5.1", "glm-5.1"),
+            ("fast", 0, "fast", "meta/llama-3.1-8b"),
+            ("nim/fast", 0, "fast", "meta/llama-3.1-8b"),
+            ("both", 0, "both", "both"),
+            ("nim/both", 0, "both", "both"),
+            ("z-ai/both", 1, "both", "both"),
+            ("z-ai/glm-5.1-air", 1, "glm-5.1-air", "air"),
+            ("a/b/c", 2, "a/b/c", "a/b/c"),
+            ("x/a/b/c", 2, "a/b/c", "a/b/c"),
         ] {
-            assert_eq!(registry.resolve(asked).unwrap().next(), Some(Route { provider, model, upstream }), "{asked}");
+            assert_eq!(registry.resolve(asked).unwrap().next(), Some(Route { provider, id, upstream }), "{asked}");
             let owner = ["nim", "z-ai", "x"][provider];
             assert_eq!(registry.get(asked), Ok(Model { id: asked, owned_by: owner }), "{asked}");
         }

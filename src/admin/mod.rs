@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::Serialize;
 
 use crate::config::{self, Budget, Model};
-use crate::provider::Provider;
+use crate::provider::{Provider, Setup};
 use crate::shaping::line::{LaneSnapshot, Timing, Waiting};
 
 /// `{"status":"ok","version":...,"uptime_seconds":...}`
@@ -192,11 +192,12 @@ struct Summary {
 }
 
 async fn row(provider: &Provider) -> Option<Row> {
-    let (config, counters, now) = (provider.config(), provider.counters(), provider.snapshot().await?);
+    let (setup, counters, now) = (provider.setup(), provider.counters(), provider.snapshot().await?);
+    let config = &setup.config;
     let (rate, tally) = (&config.rate_limit, now.tally);
     let pace = &rate.pace;
-    let lanes: Vec<LaneRow> =
-        now.lanes.iter().enumerate().map(|(index, lane)| lane_row(provider, index, lane)).collect();
+    let in_use = now.lanes.iter().enumerate().filter(|(_, lane)| !lane.retired);
+    let lanes: Vec<LaneRow> = in_use.map(|(index, lane)| lane_row(&setup, index, lane)).collect();
     Some(Row {
         provider: config.name.clone(),
         mode: pace.mode.name(),
@@ -219,11 +220,11 @@ async fn row(provider: &Provider) -> Option<Row> {
         },
         model_limits: config.models.iter().filter_map(model_row).collect(),
         effective_rpm: lanes.iter().map(|lane| lane.effective_rpm).sum(),
-        observed_rpm: lanes.iter().map(|lane| lane.observed_rpm).sum(),
+        observed_rpm: now.lanes.iter().map(|lane| lane.sent_last_minute).sum(),
         held_by: now.held_by.name(),
-        in_flight: lanes.iter().map(|lane| lane.in_flight).sum(),
+        in_flight: now.lanes.iter().map(|lane| lane.in_flight).sum(),
         estimated_wait_seconds: now.estimated_wait.as_secs_f64(),
-        sent: lanes.iter().map(|lane| lane.sent).sum(),
+        sent: now.lanes.iter().map(|lane| lane.sent).sum(),
         succeeded: counters.succeeded,
         upstream_4xx: counters.upstream_4xx,
         upstream_5xx: counters.upstream_5xx,
@@ -232,7 +233,7 @@ async fn row(provider: &Provider) -> Option<Row> {
         rejected_deadline: tally.rejected_deadline,
         rejected_full: tally.rejected_full,
         rejected_day: tally.rejected_day,
-        cooldowns: lanes.iter().map(|lane| lane.cooldowns).sum(),
+        cooldowns: now.lanes.iter().map(|lane| lane.cooldowns).sum(),
         cancelled_in_queue: tally.cancelled,
         returned_to_place: tally.returned,
         moved_elsewhere: tally.moved,
@@ -265,21 +266,21 @@ fn queue_row(provider: &Provider, waiting: Waiting, wall: SystemTime, mono: Inst
     let Waiting { terms, model, since, position, eta } = waiting;
     let waited = mono.saturating_duration_since(since);
     QueueRow {
-        provider: provider.config().name.clone(),
+        provider: provider.name().to_owned(),
         position,
         client: terms.client.to_string(),
         priority: terms.urgency.name(),
-        model: provider.config().models[model].id.clone(),
+        model: provider.setup().model_id(model).to_owned(),
         since: unix_seconds(wall.checked_sub(waited).unwrap_or(SystemTime::UNIX_EPOCH)),
         waited_seconds: waited.as_secs_f64(),
         eta_seconds: eta.as_secs_f64(),
     }
 }
 
-fn lane_row(provider: &Provider, index: usize, lane: &LaneSnapshot) -> LaneRow {
-    let interval = lane.learned_interval.unwrap_or(provider.config().rate_limit.pace.interval);
+fn lane_row(setup: &Setup, index: usize, lane: &LaneSnapshot) -> LaneRow {
+    let interval = lane.learned_interval.unwrap_or(setup.config.rate_limit.pace.interval);
     LaneRow {
-        key: provider.key_label(index),
+        key: setup.key_label(index),
         available: lane.available,
         held_by: lane.held_by.name(),
         in_flight: lane.in_flight,

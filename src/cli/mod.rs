@@ -124,11 +124,11 @@ fn explain(file: &Path, config: Config) -> ExitCode {
 }
 
 /// `limitrate`
-fn serve(_file: &Path, config: Config) -> ExitCode {
+fn serve(file: &Path, config: Config) -> ExitCode {
     for warning in check::warnings(&config) {
         log::line(format_args!("{warning}"));
     }
-    serve_until_signalled(&config, |address| {
+    serve_until_signalled(&config, Some(file), |address| {
         say(format_args!("limitrate {} at {}", env!("CARGO_PKG_VERSION"), addresses(address)));
     })
 }
@@ -142,13 +142,14 @@ fn serve_demo(port: u16) -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    serve_until_signalled(&demo::config(port, upstream), |address| {
+    serve_until_signalled(&demo::config(port, upstream), None, |address| {
         say(format_args!("{}", demo::instructions(address)));
     })
 }
 
-fn serve_until_signalled(config: &Config, announce: impl FnOnce(SocketAddr)) -> ExitCode {
-    match try_serving(config, announce) {
+/// `file` is read again on SIGHUP.
+fn serve_until_signalled(config: &Config, file: Option<&Path>, announce: impl FnOnce(SocketAddr)) -> ExitCode {
+    match try_serving(config, file, announce) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let (host, port) = (&config.server.host, config.server.port);
@@ -167,10 +168,11 @@ fn serve_until_signalled(config: &Config, announce: impl FnOnce(SocketAddr)) -> 
     }
 }
 
-fn try_serving(config: &Config, announce: impl FnOnce(SocketAddr)) -> std::io::Result<()> {
+fn try_serving(config: &Config, file: Option<&Path>, announce: impl FnOnce(SocketAddr)) -> std::io::Result<()> {
     raise_file_limit(config.server.max_connections as u64);
     let server = Server::bind(config)?;
-    let signals = Signals::new([Signal::Term, Signal::Int])?;
+    let signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])?;
+    let reloads = server.reloads();
     announce(server.local_addr()?);
     for provider in &config.providers {
         say(format_args!("  {}", check::summary(provider)));
@@ -178,18 +180,42 @@ fn try_serving(config: &Config, announce: impl FnOnce(SocketAddr)) -> std::io::R
     notify_systemd("READY=1");
     log::in_background();
     let (stop, stopped) = async_channel::bounded(2);
-    let served = smol::block_on(future::or(server.run(stopped), forward_signals(signals, stop)));
+    let served = smol::block_on(future::or(server.run(stopped), forward_signals(signals, stop, file, reloads)));
     log::flush();
     served
 }
 
-/// SIGTERM and SIGINT drain; the second one ends at once. Never returns.
-async fn forward_signals<T>(mut signals: Signals, stop: Sender<Stop>) -> T {
-    while let Some(Ok(_)) = signals.next().await {
+/// SIGTERM and SIGINT drain; the second one ends at once. SIGHUP reads the file again, where there is one. Never returns.
+async fn forward_signals<T>(
+    mut signals: Signals,
+    stop: Sender<Stop>,
+    file: Option<&Path>,
+    reloads: Sender<Config>,
+) -> T {
+    while let Some(Ok(signal)) = signals.next().await {
+        if let (Signal::Hup, Some(file)) = (signal, file) {
+            reload(file, &reloads);
+            continue;
+        }
         notify_systemd("STOPPING=1");
         let _ = stop.try_send(Stop::Drain);
     }
     future::pending().await
+}
+
+/// A file with any fault changes nothing.
+fn reload(file: &Path, reloads: &Sender<Config>) {
+    match config::load(file, &|name| std::env::var(name).ok()) {
+        Ok(config) => {
+            for warning in check::warnings(&config) {
+                log::line(format_args!("{warning}"));
+            }
+            raise_file_limit(config.server.max_connections as u64);
+            // The latest counts.
+            let _ = reloads.force_send(config);
+        }
+        Err(faults) => log::line(format_args!("nothing was reloaded: {} can't be used\n{faults}", file.display())),
+    }
 }
 
 /// Lets as many files be open as the system allows and says where that is not enough.

@@ -81,7 +81,7 @@ fn read_bounded(file: File) -> io::Result<Vec<u8>> {
 }
 
 /// A whole configuration file.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// The front: where to listen and what a caller may use up.
     pub server: Server,
@@ -90,7 +90,7 @@ pub struct Config {
 }
 
 /// `server:` with every default filled in.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Server {
     /// An address or a name to bind; default `0.0.0.0`.
     pub host: String,
@@ -135,7 +135,7 @@ pub struct Server {
 }
 
 /// A caller who is known by a token.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Client {
     /// Shown in logs and pages.
     pub name: String,
@@ -209,7 +209,7 @@ impl Fairness {
 }
 
 /// One entry of `providers:`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Provider {
     /// Unique, without `/`.
     pub name: String,

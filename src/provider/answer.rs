@@ -36,6 +36,7 @@ pub struct Answer {
     in_flight: Option<InFlight>,
     waited: Duration,
     lane: usize,
+    idle_timeout: Duration,
     meter: Option<Meter>,
     provider: Rc<Provider>,
 }
@@ -48,8 +49,8 @@ enum Meter {
 }
 
 impl Answer {
-    /// Counts the response. `metered` asks for its tokens to be found.
-    pub(super) fn new(provider: &Rc<Provider>, response: Response, metered: bool) -> Answer {
+    /// Counts the response. `metered` asks for its tokens to be found; `idle_timeout` is for each piece of its body.
+    pub(super) fn new(provider: &Rc<Provider>, response: Response, metered: bool, idle_timeout: Duration) -> Answer {
         let Response { head, body, in_flight, latency } = response;
         let mut counters = provider.counters.borrow_mut();
         counters.latency.add(latency);
@@ -69,6 +70,7 @@ impl Answer {
             body,
             waited: in_flight.waited(),
             lane: in_flight.lane(),
+            idle_timeout,
             in_flight: Some(in_flight),
             provider: provider.clone(),
         }
@@ -76,7 +78,7 @@ impl Answer {
 
     /// The provider's name.
     pub fn provider(&self) -> &str {
-        &self.provider.config.name
+        self.provider.name()
     }
 
     /// The API key that it was sent with, by index.
@@ -110,14 +112,13 @@ impl Answer {
 
     /// Waits for more of the body, for up to `idle_timeout_seconds`.
     pub async fn wait(&mut self) -> Result<(), Error> {
-        let idle = self.provider.config.idle_timeout;
-        self.body.wait(idle).await.map_err(|failure| self.provider.failed(failure))
+        self.body.wait(self.idle_timeout).await.map_err(|failure| self.provider.failed(failure))
     }
 
     /// Reads the body ahead, to be judged and perhaps passed on. False where it is longer than `limit` bytes or breaks off:
     /// what was read is still passed on, and then whatever follows.
     pub(super) async fn read_ahead(&mut self, limit: usize) -> bool {
-        let idle = self.provider.config.idle_timeout;
+        let idle = self.idle_timeout;
         while self.prefix.len() <= limit {
             match self.body.take_buffered(&mut self.prefix) {
                 Ok(true) => return true,

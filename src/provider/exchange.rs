@@ -150,7 +150,7 @@ impl Provider {
             }
             let pauses = judgement == Judgement::AgainAfterBackoff;
             if judgement == Judgement::Unable
-                || attempts >= self.config.retry.attempts
+                || attempts >= self.setup().config.retry.attempts
                 || pauses && !self.back_off(attempts, errand).await
             {
                 return Exchanged::Unable(outcome);
@@ -188,13 +188,15 @@ impl Provider {
             Err(Lost::Connection(failure)) => return Attempt::Down(self.failed(failure)),
         };
         errand.progress.sent();
-        let metered = self.is_metered(offer.ask.model);
+        let setup = self.setup();
+        let metered = setup.is_metered(offer.ask.model);
         let plain = errand.plain || metered;
-        let outgoing = Outgoing::new(&self.config, permit.lane(), errand.head, offer.body.clone(), plain);
-        let timeout = self.config.request_timeout;
-        match client::send(permit, connection, &self.pool, outgoing, timeout).await {
+        let key = setup.key(permit.lane());
+        let outgoing = Outgoing::new(&setup.config, key, errand.head, offer.body.clone(), plain);
+        let timeout = setup.config.request_timeout;
+        match client::send(permit, connection, &setup.pool, outgoing, timeout).await {
             Ok(response) => {
-                let mut answer = Answer::new(self, response, metered);
+                let mut answer = Answer::new(self, response, metered, setup.config.idle_timeout);
                 let judgement = self.judge(&mut answer, offer.ask).await;
                 Attempt::Done(Ok(answer), judgement)
             }
@@ -208,7 +210,7 @@ impl Provider {
     async fn back_off(&self, attempts: u32, errand: &Errand<'_>) -> bool {
         let pause = backoff(attempts, fastrand::f64());
         let ends = Instant::now() + pause;
-        let max_wait = self.config.rate_limit.max_wait;
+        let max_wait = self.setup().config.rate_limit.max_wait;
         if max_wait.is_some_and(|limit| ends > errand.since + limit)
             || errand.terms.deadline.is_some_and(|deadline| ends > deadline)
         {
@@ -261,10 +263,11 @@ impl Provider {
     }
 
     async fn connection(&self, fresh: bool) -> Result<Connection, Failure> {
-        if !fresh && let Some(connection) = self.pool.take().await {
+        let setup = self.setup();
+        if !fresh && let Some(connection) = setup.pool.take().await {
             return Ok(connection);
         }
-        let connected = self.connector.connect().await;
+        let connected = setup.connector.connect().await;
         self.down_until.set(connected.is_err().then(|| Instant::now() + DOWN));
         connected.map(Connection::fresh)
     }
@@ -272,7 +275,8 @@ impl Provider {
     /// Whether an answer is the caller's, or a refusal that waiting may overcome. Tells the scheduler what the provider
     /// asks for.
     async fn judge(&self, answer: &mut Answer, ask: Ask) -> Judgement {
-        let (status, retry) = (answer.head.status, &self.config.retry);
+        let setup = self.setup();
+        let (status, retry) = (answer.head.status, &setup.config.retry);
         let listed = retry.statuses.contains(&status);
         if !listed && !verdict::may_be_refusal(status) {
             self.scheduler.accepted(answer.lane(), ask.model);
@@ -296,7 +300,7 @@ impl Provider {
             }
             Verdict::Exhausted => {
                 answer.advice = Some(Advice::StayAway);
-                if self.config.api_keys.len() > 1 && listed {
+                if setup.has_several_keys() && listed {
                     // This key has had its fill; the others have not said so.
                     self.scheduler.refused(answer.lane(), ask.model, Scope::Provider, None);
                     return Judgement::Again;
@@ -309,12 +313,13 @@ impl Provider {
     }
 
     fn cool_down(&self, answer: &mut Answer, ask: Ask, scope: Scope, wait: Option<Duration>) {
-        let pause = wait.map(|wait| wait.min(self.config.retry.max_cooldown));
+        let setup = self.setup();
+        let pause = wait.map(|wait| wait.min(setup.config.retry.max_cooldown));
         self.scheduler.refused(answer.lane(), ask.model, scope, pause);
         answer.advice = Some(Advice::ComeBack(wait.map(|wait| Instant::now() + wait)));
         let who = match scope {
             Scope::Provider => "all its models",
-            Scope::Model => &self.config.models[ask.model].id,
+            Scope::Model => setup.model_id(ask.model),
         };
         let (name, status) = (self.with_key(answer.lane()), answer.head.status);
         match wait {
@@ -324,7 +329,7 @@ impl Provider {
     }
 
     fn scope(&self, said: verdict::Scope) -> Scope {
-        match (self.config.rate_limit.cooldown, said) {
+        match (self.setup().config.rate_limit.cooldown, said) {
             (CooldownScope::Provider, _) | (CooldownScope::Auto, verdict::Scope::Provider) => Scope::Provider,
             (CooldownScope::Model, _) | (CooldownScope::Auto, verdict::Scope::Model) => Scope::Model,
         }

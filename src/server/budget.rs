@@ -9,7 +9,7 @@ use std::rc::Rc;
 /// What all bodies together may take.
 #[derive(Debug)]
 pub struct Budget {
-    limit: u64,
+    limit: Cell<u64>,
     used: Cell<u64>,
 }
 
@@ -32,7 +32,12 @@ pub struct Body {
 impl Budget {
     /// Up to `limit` bytes.
     pub fn new(limit: u64) -> Rc<Budget> {
-        Rc::new(Budget { limit, used: Cell::new(0) })
+        Rc::new(Budget { limit: Cell::new(limit), used: Cell::new(0) })
+    }
+
+    /// From now on up to `limit` bytes; what is reserved stays reserved.
+    pub fn set_limit(&self, limit: u64) {
+        self.limit.set(limit);
     }
 
     /// Nothing yet, to grow with a body.
@@ -47,7 +52,7 @@ impl Reserved {
     pub fn grow_to(&mut self, bytes: u64) -> bool {
         let more = bytes.saturating_sub(self.bytes);
         let used = self.budget.used.get().saturating_add(more);
-        if used > self.budget.limit {
+        if used > self.budget.limit.get() {
             return false;
         }
         self.budget.used.set(used);

@@ -19,6 +19,7 @@ use futures_lite::future;
 
 use super::budget::Body;
 use super::caller::{Caller, Gone};
+use super::reload::Front;
 use super::{Gateway, routes};
 use crate::deadline::within;
 use crate::error::Error;
@@ -26,10 +27,11 @@ use crate::http1::{self, BodyDecoder, Framing, ReadError, Reader, RequestHead};
 use crate::log;
 
 /// Serves until the connection ends. `_alive` counts it as open.
-pub async fn serve(gateway: Rc<Gateway>, stream: TcpStream, peer: IpAddr, _alive: Sender<Infallible>) {
+pub async fn serve(front: Rc<Front>, stream: TcpStream, peer: IpAddr, _alive: Sender<Infallible>) {
+    let gateway = front.gateway();
     let caller = Caller::new(stream.clone(), gateway.config.write_timeout, gateway.draining.clone());
     let peer = peer.to_canonical().to_string().into();
-    let mut connection = Connection { reader: Reader::new(stream), caller, gateway, peer, first: true };
+    let mut connection = Connection { reader: Reader::new(stream), caller, front, gateway, peer, first: true };
     let ending = loop {
         let next = match contain(connection.one_request()).await {
             Ok(next) => next,
@@ -58,6 +60,8 @@ enum Next {
 struct Connection {
     reader: Reader<TcpStream>,
     caller: Caller,
+    front: Rc<Front>,
+    /// As it was when the current request came.
     gateway: Rc<Gateway>,
     /// Where the caller comes from.
     peer: Rc<str>,
@@ -70,6 +74,7 @@ impl Connection {
         if !self.something_comes().await {
             return Next::Close;
         }
+        self.gateway = self.front.gateway();
         let head = match self.head().await {
             Ok(Some(head)) => head,
             Ok(None) => return Next::Close,
@@ -266,7 +271,7 @@ mod tests {
     use crate::server::lifecycle::Lifecycle;
 
     /// A gateway that knows a model and has no provider for it: asking for that model panics.
-    fn broken_gateway() -> (Rc<Gateway>, Lifecycle) {
+    fn broken_gateway() -> (Rc<Front>, Lifecycle) {
         let text = "providers: [{name: p, base_url: 'http://x/v1', models: [m], rate_limit: {rpm: 1}}]";
         let config = config::parse(text, Path::new("config.yaml"), &|_| None).unwrap();
         let (lifecycle, draining, aborting) = Lifecycle::new();
@@ -282,10 +287,10 @@ mod tests {
             draining,
             aborting,
         };
-        (Rc::new(gateway), lifecycle)
+        (Rc::new(Front::new(Vec::new(), gateway)), lifecycle)
     }
 
-    fn answer_of(gateway: &Rc<Gateway>, request: String) -> String {
+    fn answer_of(front: &Rc<Front>, request: String) -> String {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut caller = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let stream = TcpStream::try_from(listener.accept().unwrap().0).unwrap();
@@ -296,20 +301,20 @@ mod tests {
             answer
         });
         let (alive, _open) = async_channel::bounded(1);
-        smol::block_on(serve(gateway.clone(), stream, IpAddr::from([127, 0, 0, 1]), alive));
+        smol::block_on(serve(front.clone(), stream, IpAddr::from([127, 0, 0, 1]), alive));
         asking.join().unwrap()
     }
 
     #[test]
     fn a_panic_is_a_500_for_its_caller_and_nothing_to_anybody_else() {
-        let (gateway, _lifecycle) = broken_gateway();
+        let (front, _lifecycle) = broken_gateway();
         let body = r#"{"model":"m"}"#;
         let chat =
             format!("POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-        let answer = answer_of(&gateway, chat);
+        let answer = answer_of(&front, chat);
         assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
         assert!(answer.contains("internal_error") && answer.contains("Connection: close"), "{answer}");
         let health = "GET /admin/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_owned();
-        assert!(answer_of(&gateway, health).starts_with("HTTP/1.1 200 "));
+        assert!(answer_of(&front, health).starts_with("HTTP/1.1 200 "));
     }
 }

@@ -11,7 +11,8 @@ use std::time::{Duration, SystemTime};
 
 use futures_lite::future;
 
-use crate::config;
+use super::reload::Front;
+use crate::config::{self, Secret};
 use crate::deadline::within;
 use crate::log;
 use crate::provider::Provider;
@@ -57,12 +58,12 @@ impl Keeper {
     }
 
     /// Writes for the first time, before anything is sent: from now on the former file would tell too little.
-    pub async fn begin(&mut self, providers: &[Rc<Provider>]) -> io::Result<()> {
-        self.write(providers, false).await.map_err(|error| unwritable(&self.path, &error))
+    pub async fn begin(&mut self, front: &Front) -> io::Result<()> {
+        self.write(front, false).await.map_err(|error| unwritable(&self.path, &error))
     }
 
     /// Does the work, and writes what changes meanwhile.
-    pub async fn keep(&mut self, providers: &[Rc<Provider>], work: impl Future<Output = ()>) {
+    pub async fn keep(&mut self, front: &Front, work: impl Future<Output = ()>) {
         let (over, ends) = async_channel::bounded::<Infallible>(1);
         let work = async {
             work.await;
@@ -71,8 +72,8 @@ impl Keeper {
         // A write is never left alone: it might end after the last one.
         let keep = async {
             while within(WRITE_EVERY, ends.recv()).await.is_none() {
-                if changes(providers).await != self.written {
-                    self.try_to_write(providers, false).await;
+                if changes(&front.gateway().providers).await != self.written {
+                    self.try_to_write(front, false).await;
                 }
             }
         };
@@ -80,13 +81,13 @@ impl Keeper {
     }
 
     /// Writes for the last time: nobody sends any more.
-    pub async fn end(mut self, providers: &[Rc<Provider>]) {
-        providers.iter().for_each(|provider| provider.close());
-        self.try_to_write(providers, true).await;
+    pub async fn end(mut self, front: &Front) {
+        front.gateway().providers.iter().for_each(|provider| provider.close());
+        self.try_to_write(front, true).await;
     }
 
-    async fn try_to_write(&mut self, providers: &[Rc<Provider>], clean: bool) {
-        let written = self.write(providers, clean).await;
+    async fn try_to_write(&mut self, front: &Front, clean: bool) {
+        let written = self.write(front, clean).await;
         if let Err(error) = &written
             && !self.complained
         {
@@ -95,13 +96,16 @@ impl Keeper {
         self.complained = written.is_err();
     }
 
-    async fn write(&mut self, providers: &[Rc<Provider>], clean: bool) -> io::Result<()> {
+    async fn write(&mut self, front: &Front, clean: bool) -> io::Result<()> {
+        let providers = &front.gateway().providers;
         let changes = changes(providers).await;
         let mut state = State::new(SystemTime::now(), clean);
         for provider in providers {
-            let config = provider.config();
-            for (lane, memory) in provider.memory().await.unwrap_or_default().into_iter().enumerate() {
-                state.push(&config.name, &key(config, lane), model_ids(config), memory);
+            let memories = provider.memory().await.unwrap_or_default();
+            let setup = provider.setup();
+            for (lane, memory) in memories.into_iter().enumerate() {
+                let key = fingerprint(setup.key(lane).map(Secret::reveal));
+                state.push(provider.name(), &key, setup.model_ids(), memory);
             }
         }
         let path = self.path.clone();
@@ -134,17 +138,13 @@ fn pasts(state: Option<&mut State>, provider: &config::Provider) -> Vec<Past> {
     let lanes = 0..provider.api_keys.len().max(1);
     let Some(state) = state else { return lanes.map(|_| Past::Lost).collect() };
     let (elapsed, unsaved) = (state.elapsed(SystemTime::now()), (!state.is_clean()).then_some(UNSAVED));
-    let past = |lane| match state.take(&provider.name, &key(provider, lane), model_ids(provider)) {
-        Some(memory) => Past::Remembered { memory, elapsed, unsaved },
-        None => Past::Lost,
+    let ids = || provider.models.iter().map(|model| model.id.as_str());
+    let past = |lane| {
+        let key = fingerprint(provider.api_keys.get(lane).map(Secret::reveal));
+        match state.take(&provider.name, &key, ids()) {
+            Some(memory) => Past::Remembered { memory, elapsed, unsaved },
+            None => Past::Lost,
+        }
     };
     lanes.map(past).collect()
-}
-
-fn key(provider: &config::Provider, lane: usize) -> String {
-    fingerprint(provider.api_keys.get(lane).map(|key| key.reveal()))
-}
-
-fn model_ids(provider: &config::Provider) -> impl Iterator<Item = &str> {
-    provider.models.iter().map(|model| model.id.as_str())
 }

@@ -3,7 +3,7 @@
 //! [`Server`] listens, keeps to `max_connections` and goes down in order; [`connection`] is one caller's connection,
 //! [`routes`] decides what a request is for, [`terms`] what it asks for beside its answer,
 //! [`proxy`] sends it on and relays the answer, [`heartbeat`] keeps its caller patient meanwhile, [`caller`] writes.
-//! [`keeper`] remembers for the next start.
+//! [`keeper`] remembers for the next start, [`reload`] changes everything while it runs.
 //! Knows nothing of how a provider is reached or shaped.
 
 mod budget;
@@ -13,6 +13,7 @@ mod heartbeat;
 mod keeper;
 mod lifecycle;
 mod proxy;
+mod reload;
 mod routes;
 mod terms;
 
@@ -30,16 +31,18 @@ use async_net::{TcpListener, TcpStream};
 use futures_lite::{FutureExt, future};
 use smol::LocalExecutor;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Fairness};
 use crate::deadline::within;
 use crate::error::Error;
 use crate::log;
 use crate::provider::Provider;
 use crate::registry::Registry;
+use crate::shaping::line::Past;
 use budget::Budget;
 use caller::Caller;
 use keeper::Keeper;
 use lifecycle::{Lifecycle, Phase};
+use reload::Front;
 
 /// Connections that the kernel keeps for us until we accept them.
 const BACKLOG: i32 = 1024;
@@ -67,6 +70,7 @@ pub enum Stop {
 pub struct Server {
     listener: std::net::TcpListener,
     config: Config,
+    reloads: (Sender<Config>, Receiver<Config>),
 }
 
 /// What every connection shares.
@@ -89,10 +93,13 @@ struct Gateway {
 impl Server {
     /// Binds `server.host` and `server.port`. Nothing is accepted before [`Server::run`].
     pub fn bind(config: &Config) -> io::Result<Server> {
-        let listener = std::net::TcpListener::bind((config.server.host.as_str(), config.server.port))?;
-        // std asks for a backlog of 128; listening again on the same socket only raises it.
-        rustix::net::listen(&listener, BACKLOG)?;
-        Ok(Server { listener, config: config.clone() })
+        let listener = listen(&config.server)?;
+        Ok(Server { listener, config: config.clone(), reloads: async_channel::bounded(1) })
+    }
+
+    /// Takes configurations to go on with while it runs.
+    pub fn reloads(&self) -> Sender<Config> {
+        self.reloads.0.clone()
     }
 
     /// Where it listens, with the port that was chosen for port 0.
@@ -111,14 +118,12 @@ impl Server {
         let mut providers = Vec::new();
         for (index, config) in self.config.providers.iter().enumerate() {
             let pasts = pasts.as_ref().map_or(&[][..], |pasts| &pasts[index]);
-            let (provider, task) = Provider::new(config, self.config.server.fairness, pasts);
-            executor.spawn(or_abort(task)).detach();
-            providers.push(provider);
+            providers.push(start(&executor, config, self.config.server.fairness, pasts));
         }
-        let gateway = Rc::new(Gateway {
+        let gateway = Gateway {
             registry: Registry::new(&self.config.providers),
             budget: Budget::new(self.config.server.max_buffered_bytes),
-            client_names: self.config.server.clients.iter().map(|client| client.name.as_str().into()).collect(),
+            client_names: client_names(&self.config.server),
             fingerprints: RandomState::new(),
             config: self.config.server,
             providers,
@@ -126,23 +131,47 @@ impl Server {
             created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             draining,
             aborting,
-        });
+        };
+        let front = Rc::new(Front::new(self.config.providers, gateway));
         let work = async {
             if let Some(keeper) = &mut keeper {
-                keeper.begin(&gateway.providers).await?;
+                keeper.begin(&front).await?;
             }
-            let served = serve(executor.clone(), listener, gateway.clone(), lifecycle, stop);
+            let served = serve(&executor, listener, &front, lifecycle, stop, self.reloads.1);
             match &mut keeper {
-                Some(keeper) => keeper.keep(&gateway.providers, served).await,
+                Some(keeper) => keeper.keep(&front, served).await,
                 None => served.await,
             }
             if let Some(keeper) = keeper {
-                keeper.end(&gateway.providers).await;
+                keeper.end(&front).await;
             }
             Ok(())
         };
         executor.run(work).await
     }
+}
+
+fn listen(config: &config::Server) -> io::Result<std::net::TcpListener> {
+    let listener = std::net::TcpListener::bind((config.host.as_str(), config.port))?;
+    // std asks for a backlog of 128; listening again on the same socket only raises it.
+    rustix::net::listen(&listener, BACKLOG)?;
+    Ok(listener)
+}
+
+fn client_names(config: &config::Server) -> Vec<Rc<str>> {
+    config.clients.iter().map(|client| client.name.as_str().into()).collect()
+}
+
+/// A provider with its task.
+fn start(
+    executor: &LocalExecutor<'static>,
+    config: &config::Provider,
+    fairness: Fairness,
+    pasts: &[Past],
+) -> Rc<Provider> {
+    let (provider, task) = Provider::new(config, fairness, pasts);
+    executor.spawn(or_abort(task)).detach();
+    provider
 }
 
 /// A provider without its scheduler would refuse everybody for ever; a program that ends is started anew.
@@ -154,20 +183,34 @@ async fn or_abort(task: impl Future<Output = ()>) {
 }
 
 async fn serve(
-    executor: Rc<LocalExecutor<'static>>,
-    listener: TcpListener,
-    gateway: Rc<Gateway>,
+    executor: &Rc<LocalExecutor<'static>>,
+    mut listener: TcpListener,
+    front: &Rc<Front>,
     lifecycle: Lifecycle,
     stop: Receiver<Stop>,
+    reloads: Receiver<Config>,
 ) {
     // Every connection holds a sender; when the last is gone, `gone` ends.
     let (alive, gone) = async_channel::bounded::<Infallible>(1);
-    let accepting = accept(&executor, &listener, &gateway, &alive);
-    let why = future::or(async { stop.recv().await.unwrap_or(Stop::Now) }, accepting).await;
+    let why = loop {
+        let stopped = async { Event::Stop(stop.recv().await.unwrap_or(Stop::Now)) };
+        let reloaded = async {
+            match reloads.recv().await {
+                Ok(config) => Event::Reload(Box::new(config)),
+                Err(_) => future::pending().await,
+            }
+        };
+        let accepting = accept(executor, &listener, front, &alive);
+        match future::or(stopped, future::or(reloaded, accepting)).await {
+            Event::Stop(why) => break why,
+            Event::Reload(config) => reload::reload(executor, front, &mut listener, *config),
+        }
+    };
     drop((listener, alive));
     if why == Stop::Now {
         return;
     }
+    let gateway = front.gateway();
     log::line(format_args!("going down: running requests have {} s", gateway.config.drain.as_secs_f64()));
     lifecycle.drain();
     if !gateway.config.drain_queue {
@@ -195,6 +238,11 @@ async fn serve(
     within(ABORT_GRACE, all_gone).await;
 }
 
+enum Event {
+    Stop(Stop),
+    Reload(Box<Config>),
+}
+
 #[derive(PartialEq, Eq)]
 enum Ending {
     Done,
@@ -205,7 +253,7 @@ enum Ending {
 async fn accept<T>(
     executor: &Rc<LocalExecutor<'static>>,
     listener: &TcpListener,
-    gateway: &Rc<Gateway>,
+    front: &Rc<Front>,
     alive: &Sender<Infallible>,
 ) -> T {
     let mut complained = false;
@@ -224,13 +272,14 @@ async fn accept<T>(
         complained = false;
         let _ = stream.set_nodelay(true);
         let open = alive.sender_count() - 1;
+        let gateway = front.gateway();
         let limit = gateway.config.max_connections;
         if open < limit {
-            let connection = connection::serve(gateway.clone(), stream, peer.ip(), alive.clone());
+            let connection = connection::serve(front.clone(), stream, peer.ip(), alive.clone());
             executor.spawn(connection).detach();
         } else {
             let patient = open < limit + MAX_TURNED_AWAY;
-            let told = turn_away(gateway.clone(), stream, patient, alive.clone());
+            let told = turn_away(gateway, stream, patient, alive.clone());
             executor.spawn(told).detach();
         }
     }

@@ -40,6 +40,12 @@ struct Ledger {
     refusals: u32,
 }
 
+impl Ledger {
+    fn new(limits: &Limits, now: Now) -> Ledger {
+        Ledger { limiter: Limiter::new(limits, now), refusals: 0 }
+    }
+}
+
 /// What books remember, for those that come after them. By default nothing.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct BooksMemory {
@@ -63,11 +69,10 @@ impl Books {
     /// For a provider with these limits and one entry of `models` for each model. `learn` lets 429s stretch the
     /// provider's cadence, if it has one.
     pub fn new(limits: &Limits, models: &[Limits], learn: bool, now: Now) -> Books {
-        let ledger = |limits| Ledger { limiter: Limiter::new(limits, now), refusals: 0 };
         let cadence = limits.cadence.filter(|_| learn);
         Books {
-            shared: ledger(limits),
-            models: models.iter().map(ledger).collect(),
+            shared: Ledger::new(limits, now),
+            models: models.iter().map(|limits| Ledger::new(limits, now)).collect(),
             adaptive: cadence.map(|cadence| Adaptive::new(cadence.interval)),
         }
     }
@@ -178,6 +183,23 @@ impl Books {
         }
         if let (Some(adaptive), Some(learned)) = (&mut self.adaptive, &memory.learned) {
             adaptive.recall(learned, elapsed, now.mono);
+        }
+        self.adapt(now);
+    }
+
+    /// Goes on under other limits; models may have been added at the end. See [`Limiter::change`].
+    pub fn change(&mut self, limits: &Limits, models: &[Limits], learn: bool, now: Now) {
+        self.shared.limiter.change(limits, now);
+        let known = self.models.len();
+        for (ledger, limits) in self.models.iter_mut().zip(models) {
+            ledger.limiter.change(limits, now);
+        }
+        self.models.extend(models.iter().skip(known).map(|limits| Ledger::new(limits, now)));
+        let learned = self.adaptive.as_ref().and_then(|adaptive| adaptive.memory(now.mono));
+        let cadence = limits.cadence.filter(|_| learn);
+        self.adaptive = cadence.map(|cadence| Adaptive::new(cadence.interval));
+        if let (Some(adaptive), Some(learned)) = (&mut self.adaptive, learned) {
+            adaptive.recall(&learned, Duration::ZERO, now.mono);
         }
         self.adapt(now);
     }

@@ -29,8 +29,8 @@ const PREPARED_WITHOUT_ROOM: usize = 2;
 /// What a line keeps to.
 #[derive(Debug, Clone)]
 pub struct Rules {
-    /// API keys that are counted apart, at least 1.
-    pub lanes: usize,
+    /// The API keys that are counted apart, at least one, and whether each is still to be used.
+    pub lanes: Vec<bool>,
     /// The provider's limits, on each lane.
     pub limits: Limits,
     /// Each model's own limits on each lane, by index.
@@ -47,6 +47,7 @@ pub struct Rules {
 
 /// What is known of an API key's use before.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each API key, at the start")]
 pub enum Past {
     /// It was not used, as far as anybody is concerned: its budgets are full.
     Fresh,
@@ -147,6 +148,8 @@ pub enum Refusal {
     },
     /// `max_queue` wait already.
     Full {
+        /// How many.
+        max_queue: usize,
         /// When the line gets shorter.
         retry_after: Duration,
     },
@@ -169,7 +172,7 @@ impl Refusal {
         match self {
             Refusal::WaitExceeded { retry_after: wait, .. }
             | Refusal::Deadline { retry_after: wait, .. }
-            | Refusal::Full { retry_after: wait }
+            | Refusal::Full { retry_after: wait, .. }
             | Refusal::ClientFull { retry_after: wait, .. }
             | Refusal::Day { resets_in: wait } => Some(*wait),
             Refusal::Closed => None,
@@ -256,6 +259,8 @@ pub struct LaneSnapshot {
     pub cooldowns: u64,
     /// When the last head was written.
     pub last_send: Option<SystemTime>,
+    /// Whether its key is not used any more.
+    pub retired: bool,
 }
 
 /// Somebody in line.
@@ -286,6 +291,8 @@ pub struct Estimate {
 #[derive(Debug)]
 pub(super) struct Lane {
     pub books: Books,
+    /// Whether its key is not to be used any more.
+    pub retired: bool,
     /// The model that the open grant is for.
     pub granted: Option<usize>,
     in_flight: usize,
@@ -299,6 +306,7 @@ impl Lane {
     pub fn new(rules: &Rules, past: &Past, now: Now) -> Lane {
         Lane {
             books: books(rules, past, now),
+            retired: false,
             granted: None,
             in_flight: 0,
             sent: 0,
@@ -330,7 +338,7 @@ fn books(rules: &Rules, past: &Past, now: Now) -> Books {
 #[derive(Debug)]
 pub struct Line {
     rules: Rules,
-    /// Whether anybody can be told in advance to wait in vain.
+    /// Whether any limit is one of a day.
     daily: bool,
     lanes: Vec<Lane>,
     queue: Queue<Joining>,
@@ -346,10 +354,9 @@ impl Line {
     /// Nobody waits. `pasts` has one for each lane; one that is not there was not used.
     pub fn new(rules: Rules, pasts: &[Past], now: Now) -> Line {
         let lane = |index| Lane::new(&rules, pasts.get(index).unwrap_or(&Past::Fresh), now);
-        let lanes = (0..rules.lanes.max(1)).map(lane).collect();
-        let daily = rules.limits.day.is_some() || rules.models.iter().any(|model| model.day.is_some());
+        let lanes = (0..rules.lanes.len()).map(lane).collect();
         Line {
-            daily,
+            daily: has_day(&rules),
             lanes,
             queue: Queue::new(rules.fairness),
             in_flight: HashMap::new(),
@@ -359,6 +366,22 @@ impl Line {
             decisions: Vec::new(),
             rules,
         }
+    }
+
+    /// Goes on under other rules. Everybody stays in line, and all that was sent counts on. Lanes and models keep their
+    /// indices: new ones come behind them, and those that are gone stay, without a use.
+    pub fn reload(&mut self, rules: Rules, now: Now) {
+        for (index, used) in rules.lanes.iter().enumerate() {
+            match self.lanes.get_mut(index) {
+                Some(lane) => lane.books.change(&rules.limits, &rules.models, rules.adaptive, now),
+                None => self.lanes.push(Lane::new(&rules, &Past::Fresh, now)),
+            }
+            self.lanes[index].retired = !used;
+        }
+        self.queue.set_fairness(rules.fairness);
+        self.daily = has_day(&rules);
+        self.changes += 1;
+        self.rules = rules;
     }
 
     /// What was decided since the last time, in order.
@@ -553,6 +576,7 @@ impl Line {
             sent: lane.sent,
             cooldowns: lane.cooldowns,
             last_send: lane.last_send.map(|(_, wall)| wall),
+            retired: lane.retired,
         };
         Snapshot {
             queued: self.queue.len(),
@@ -600,7 +624,7 @@ impl Line {
         let retry_after =
             || until(Walk::new(&self.lanes, self.rules.models.len()).slot(now, joining.ask.model).at, now);
         if self.queue.len() >= self.rules.max_queue {
-            return Some(Refusal::Full { retry_after: retry_after() });
+            return Some(Refusal::Full { max_queue: self.rules.max_queue, retry_after: retry_after() });
         }
         let max_queue = max_queue.filter(|max| self.queue.len_of(client) >= *max)?;
         Some(Refusal::ClientFull { client: client.clone(), max_queue, retry_after: retry_after() })
@@ -735,14 +759,14 @@ impl Line {
     fn announce(&mut self, now: Now) -> Option<Instant> {
         let horizon = now.mono + PREPARE_AHEAD;
         let head = self.queue.iter().next()?.waiter.ask;
-        let opens = self.lanes.iter().map(|lane| lane.books.next_shared(now, head.tokens).at);
+        let opens = self.lanes_in_use().map(|lane| lane.books.next_shared(now, head.tokens).at);
         // A lane without a time may open at any moment.
         if let Some(at) = opens.min().flatten()
             && at > horizon
         {
             return Some(at - PREPARE_AHEAD);
         }
-        let room = self.lanes.iter().fold(0, |room: usize, lane| room.saturating_add(lane.books.room()));
+        let room = self.lanes_in_use().fold(0, |room: usize, lane| room.saturating_add(lane.books.room()));
         let most = MAX_PREPARED.min(room.saturating_add(PREPARED_WITHOUT_ROOM));
         let mut walk = Walk::new(&self.lanes, self.rules.models.len());
         let mut next_near: Option<Instant> = None;
@@ -771,7 +795,7 @@ impl Line {
     /// hold; returns when the next opens, if it is only a matter of time.
     fn grant(&mut self, now: Now) -> Option<Instant> {
         let models = self.rules.models.len();
-        let mut closed: Vec<bool> = self.lanes.iter().map(|lane| lane.granted.is_some()).collect();
+        let mut closed: Vec<bool> = self.lanes.iter().map(|lane| lane.retired || lane.granted.is_some()).collect();
         let mut held = vec![false; self.lanes.len() * models];
         let mut opens: Option<Instant> = None;
         let mut chosen = Vec::new();
@@ -828,9 +852,18 @@ impl Line {
     }
 
     fn first_to_open(&self, next: impl Fn(&Books) -> Next) -> Next {
-        let all = self.lanes.iter().map(|lane| next(&lane.books));
-        all.reduce(Next::earliest).expect("a provider has a lane")
+        let all = self.lanes_in_use().map(|lane| next(&lane.books));
+        all.reduce(Next::earliest).expect("a provider has a key, or does without")
     }
+
+    fn lanes_in_use(&self) -> impl Iterator<Item = &Lane> {
+        self.lanes.iter().filter(|lane| !lane.retired)
+    }
+}
+
+/// Whether anybody can be told in advance to wait for another day.
+fn has_day(rules: &Rules) -> bool {
+    rules.limits.day.is_some() || rules.models.iter().any(|model| model.day.is_some())
 }
 
 fn standing(joining: &Joining) -> Standing {

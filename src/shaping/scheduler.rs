@@ -33,6 +33,7 @@ enum Message {
     Accepted { lane: usize, model: usize },
     Finished { id: u64 },
     Question(Question),
+    Reload(Rules),
     Close,
 }
 
@@ -135,6 +136,11 @@ impl Scheduler {
     /// When the slot of a newcomer would come; `None` where it would be refused.
     pub async fn estimate(&self, ask: Ask, terms: &Rc<Terms>) -> Option<Estimate> {
         self.ask(|reply| Question::Estimate(ask, terms.clone(), reply)).await?
+    }
+
+    /// Goes on under other rules; see [`Line::reload`].
+    pub fn reload(&self, rules: Rules) {
+        tell(&self.mailbox, Message::Reload(rules));
     }
 
     /// Refuses everybody who waits and everybody who comes.
@@ -396,6 +402,7 @@ impl Desk {
             Message::Accepted { lane, model } => self.line.accepted(lane, model),
             Message::Finished { id } => self.line.finished(id),
             Message::Question(question) => self.answer(question, now),
+            Message::Reload(rules) => self.line.reload(rules, now),
             Message::Close => self.line.close(),
         }
     }

@@ -57,21 +57,20 @@ impl<'l> Walk<'l> {
 
     /// When the provider as a whole would let the next one go.
     pub fn shared_slot(&self, now: Now) -> Option<Instant> {
-        (0..self.lanes.len()).filter_map(|lane| self.shared_slot_on(lane, now)).min()
+        self.in_use().filter_map(|lane| self.shared_slot_on(lane, now)).min()
     }
 
     /// How many of this model stand in front of the next one beyond those that may be in flight together.
     pub fn without_room(&self, model: usize) -> usize {
-        let lanes = 0..self.lanes.len();
         let room =
-            lanes.clone().fold(0, |room: usize, lane| room.saturating_add(self.lanes[lane].books.room_of(model)));
-        let ahead: usize = lanes.map(|lane| self.ahead_of_model[lane * self.models + model]).sum();
+            self.in_use().fold(0, |room: usize, lane| room.saturating_add(self.lanes[lane].books.room_of(model)));
+        let ahead: usize = self.in_use().map(|lane| self.ahead_of_model[lane * self.models + model]).sum();
         ahead.saturating_sub(room)
     }
 
     /// Whether the next one of this model has to wait for the end of one in flight.
     pub fn waits_for_an_end(&self, model: usize) -> bool {
-        (0..self.lanes.len()).all(|lane| self.is_full(lane, model))
+        self.in_use().all(|lane| self.is_full(lane, model))
     }
 
     fn is_full(&self, lane: usize, model: usize) -> bool {
@@ -84,9 +83,12 @@ impl<'l> Walk<'l> {
         if self.lanes.len() == 1 {
             return 0;
         }
-        let lanes = 0..self.lanes.len();
         let key = |lane: &usize| (self.is_full(*lane, model), self.slot_on(*lane, now, model).at, self.ahead[*lane]);
-        lanes.min_by_key(key).expect("a provider has a lane")
+        self.in_use().min_by_key(key).expect("a provider has a key, or does without")
+    }
+
+    fn in_use(&self) -> impl Iterator<Item = usize> {
+        (0..self.lanes.len()).filter(|lane| !self.lanes[*lane].retired)
     }
 
     fn slot_on(&self, lane: usize, now: Now, model: usize) -> Next {
@@ -116,7 +118,7 @@ mod tests {
     /// Model 0 goes every 5 s, model 1 as the provider does: every second.
     fn lanes(granted: &[Option<usize>], now: Now) -> Vec<Lane> {
         let rules = Rules {
-            lanes: granted.len(),
+            lanes: vec![true; granted.len()],
             limits: every(1),
             models: vec![every(5), Limits::default()],
             adaptive: false,

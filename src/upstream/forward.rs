@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use crate::config::Provider;
+use crate::config::{Provider, Secret};
 use crate::error::Dialect;
 use crate::http1::{self, RequestHead};
 
@@ -23,15 +23,20 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// Builds what `provider` gets for a caller's request below `/v1`, with its API key number `lane`. Where the answer has
+    /// Builds what `provider` gets for a caller's request below `/v1`, with this API key. Where the answer has
     /// to come `plain`, no compression is asked for.
-    pub fn new(provider: &Provider, lane: usize, request: &RequestHead, body: Rc<Vec<u8>>, plain: bool) -> Outgoing {
+    pub fn new(
+        provider: &Provider,
+        key: Option<&Secret>,
+        request: &RequestHead,
+        body: Rc<Vec<u8>>,
+        plain: bool,
+    ) -> Outgoing {
         let base = &provider.base_url;
         let below = request.target.strip_prefix("/v1").unwrap_or(&request.target);
         let target = format!("{}{below}", base.path);
         let ours = |name: &str| provider.headers.iter().any(|(own, _)| own.eq_ignore_ascii_case(name));
-        let key =
-            provider.api_keys.get(lane).and_then(|key| key_field(Dialect::of(&request.target), key.reveal(), ours));
+        let key = key.and_then(|key| key_field(Dialect::of(&request.target), key.reveal(), ours));
 
         let passed = request.headers.iter().filter(|(name, _)| {
             let kept_back = KEPT_BACK.iter().any(|kept| kept.eq_ignore_ascii_case(name))

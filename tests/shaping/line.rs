@@ -20,9 +20,13 @@ const INTERVAL: u64 = 100;
 const MODELS: usize = 2;
 
 fn rules(lanes: usize) -> Rules {
-    let interval = Duration::from_millis(INTERVAL);
+    rules_at(lanes, INTERVAL)
+}
+
+fn rules_at(lanes: usize, interval: u64) -> Rules {
+    let interval = Duration::from_millis(interval);
     Rules {
-        lanes,
+        lanes: vec![true; lanes],
         limits: Limits { cadence: Some(Cadence { interval, capacity: 1 }), ..Limits::default() },
         models: vec![Limits::default(); MODELS],
         adaptive: false,
@@ -55,6 +59,7 @@ enum End {
 struct World {
     clock: Clock,
     line: Line,
+    lanes: usize,
     now: u64,
     /// When the line wants to be asked again.
     wake: Option<u64>,
@@ -74,6 +79,7 @@ impl World {
     fn new(rules: Rules) -> World {
         let clock = Clock::new(0);
         World {
+            lanes: rules.lanes.len(),
             line: Line::new(rules, &[], clock.at(0)),
             clock,
             now: 0,
@@ -222,6 +228,7 @@ enum Step {
     Finish { which: prop::sample::Index },
     Cooldown { lane: usize, model: usize, whole: bool, wait: Option<u64> },
     Accepted { lane: usize },
+    Reload { interval: u64, retired: usize, added: bool, fifo: bool, max_queue: usize },
     Pass { ms: u64 },
 }
 
@@ -245,6 +252,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..3_usize, 0..MODELS, any::<bool>(), prop::option::of(0..3000_u64))
             .prop_map(|(lane, model, whole, wait)| Step::Cooldown { lane, model, whole, wait }),
         1 => (0..3_usize).prop_map(|lane| Step::Accepted { lane }),
+        1 => (INTERVAL..3 * INTERVAL, 0..4_usize, any::<bool>(), any::<bool>(), 3..60_usize).prop_map(
+            |(interval, retired, added, fifo, max_queue)| Step::Reload { interval, retired, added, fifo, max_queue }
+        ),
         4 => prop_oneof![9 => 0..500_u64, 1 => 0..200_000_u64].prop_map(|ms| Step::Pass { ms }),
     ]
 }
@@ -255,7 +265,7 @@ fn pick<T: Copy>(which: &prop::sample::Index, from: impl IntoIterator<Item = T>)
 }
 
 impl World {
-    fn take(&mut self, step: Step, lanes: usize) {
+    fn take(&mut self, step: Step) {
         match step {
             Step::Join { client, class, urgency, patience, fingerprint } => {
                 let deadline = patience.and_then(|patience| self.deadline(patience));
@@ -293,16 +303,27 @@ impl World {
             Step::Cooldown { lane, model, whole, wait } => {
                 let scope = if whole { Scope::Provider } else { Scope::Model };
                 let (now, wait) = (self.clock.at(self.now * MS), wait.map(Duration::from_millis));
-                self.line.refused(lane % lanes, model, scope, wait, now, 0.5);
+                self.line.refused(lane % self.lanes, model, scope, wait, now, 0.5);
                 self.settle();
             }
-            Step::Accepted { lane } => (0..MODELS).for_each(|model| self.line.accepted(lane % lanes, model)),
+            Step::Reload { interval, retired, added, fifo, max_queue } => {
+                let mut rules = rules_at(self.lanes + usize::from(added), interval);
+                self.lanes = rules.lanes.len();
+                rules.fairness = if fifo { Fairness::Fifo } else { Fairness::Client };
+                rules.max_queue = max_queue;
+                if self.lanes > 1 {
+                    rules.lanes[retired % self.lanes] = false;
+                }
+                self.line.reload(rules, self.clock.at(self.now * MS));
+                self.settle();
+            }
+            Step::Accepted { lane } => (0..MODELS).for_each(|model| self.line.accepted(lane % self.lanes, model)),
             Step::Pass { ms } => self.pass(ms),
         }
     }
 
-    fn gaps_are_kept(&self, lanes: usize) {
-        for lane in 0..lanes {
+    fn gaps_are_kept(&self) {
+        for lane in 0..self.lanes {
             let on_lane = self.sent.iter().filter_map(|id| match self.ends[id] {
                 End::Sent { at, lane: on } if on == lane => Some(at),
                 _ => None,
@@ -337,7 +358,7 @@ proptest! {
         });
         world.quick = quick;
         for step in steps {
-            world.take(step, lanes);
+            world.take(step);
         }
         for id in world.in_flight.clone() {
             world.finish(id);
@@ -347,7 +368,7 @@ proptest! {
             world.finish(id);
         }
         prop_assert_eq!(world.ends.len() as u64, world.next_id, "everybody's wait ends");
-        world.gaps_are_kept(lanes);
+        world.gaps_are_kept();
         world.pass(KEPT.as_millis() as u64 + 1);
         let now = world.line.snapshot(world.clock.at(world.now * MS));
         prop_assert_eq!((now.queued, now.preparing, now.kept), (0, 0, 0));

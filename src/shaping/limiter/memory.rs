@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Limiter, Nanos, Now, nanos};
+use super::{Limiter, Limits, Nanos, Now, nanos};
 
 pub(super) const NS_PER_MS: Nanos = 1_000_000;
 
@@ -146,6 +146,20 @@ impl Limiter {
         self.recall_day(memory, past, now);
     }
 
+    /// Goes on under other limits, with all that it remembers and all that is in flight; see [`Limiter::recall`].
+    pub fn change(&mut self, limits: &Limits, now: Now) {
+        let memory = self.memory(now);
+        let mut next = Limiter::new(limits, now);
+        next.recall(&memory, Duration::ZERO, now);
+        next.in_flight = self.in_flight;
+        // What is in flight is settled under its old number; what is assumed has one of its own.
+        next.sends = self.sends + u64::from(memory.tokens.is_none());
+        if let Some(tokens) = &mut next.tokens {
+            tokens.renumber(next.sends);
+        }
+        *self = next;
+    }
+
     /// As if all that the limits of the minute allow had just been sent: the bucket is empty, the next token a whole interval away,
     /// and the windows are full. Says nothing of the day.
     pub fn assume_the_worst(&mut self, now: Now) {
@@ -207,7 +221,7 @@ mod tests {
     use std::time::{Instant, SystemTime};
 
     use super::*;
-    use crate::shaping::limiter::{Cadence, DAY, Day, Held, Limits, MINUTE, Reset};
+    use crate::shaping::limiter::{Cadence, DAY, Day, Held, MINUTE, Reset};
     use proptest::prelude::*;
     use serde_json::json;
 

@@ -66,6 +66,11 @@ impl TokenWindow {
         entry.tokens = tokens;
     }
 
+    /// The next send has this id; those in the window have the ones before it.
+    pub(super) fn renumber(&mut self, next: u64) {
+        self.dropped = next.saturating_sub(self.sends.len() as u64);
+    }
+
     /// Those that count, oldest first.
     pub(super) fn memory(&self, now: Nanos) -> TokensMemory {
         let left = self.sends.partition_point(|entry| entry.at.saturating_add(self.span) <= now);

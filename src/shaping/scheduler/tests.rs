@@ -30,7 +30,7 @@ fn one_at_a_time() -> Limits {
 /// One lane and two models without limits of their own, and nobody is turned away.
 fn rules(limits: Limits) -> Rules {
     Rules {
-        lanes: 1,
+        lanes: vec![true],
         limits,
         models: vec![Limits::default(); 2],
         adaptive: false,
@@ -340,7 +340,7 @@ fn a_full_line_takes_only_those_who_come_back() {
         let _waits = join(scheduler, ANY);
         let refused = join(scheduler, ANY).near().await;
         assert!(
-            matches!(refused, Err(NoSlot::Refused(Refusal::Full { retry_after })) if retry_after <= NEVER),
+            matches!(refused, Err(NoSlot::Refused(Refusal::Full { max_queue: 1, retry_after })) if retry_after <= NEVER),
             "{refused:?}"
         );
         let _again = rejoin(scheduler, ANY, Instant::now());

@@ -1,0 +1,118 @@
+//! Going on under another configuration: whoever is connected stays connected, whoever waits stays in line.
+//!
+//! Each request is served under the configuration that was in force when it came. A provider that stays keeps its line and
+//! all that was sent; one that is gone gets no new requests and ends with its last one.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+
+use async_net::TcpListener;
+use smol::LocalExecutor;
+
+use super::{Gateway, client_names, listen, start};
+use crate::config::{self, Config};
+use crate::log;
+use crate::registry::Registry;
+
+/// What new requests are served with.
+pub struct Front {
+    gateway: RefCell<Rc<Gateway>>,
+    /// As configured, for telling what a reload changes.
+    providers: RefCell<Vec<config::Provider>>,
+}
+
+impl Front {
+    /// Until the first reload.
+    pub(super) fn new(providers: Vec<config::Provider>, gateway: Gateway) -> Front {
+        Front { gateway: RefCell::new(Rc::new(gateway)), providers: RefCell::new(providers) }
+    }
+
+    /// As it is at present.
+    pub(super) fn gateway(&self) -> Rc<Gateway> {
+        self.gateway.borrow().clone()
+    }
+}
+
+/// Puts a configuration in force and says in the log what it changes. Where the new address can't be had, all stays as it
+/// was.
+pub(super) fn reload(executor: &LocalExecutor<'static>, front: &Front, listener: &mut TcpListener, config: Config) {
+    let before = front.gateway();
+    let Config { server, providers: configs } = config;
+    match moved_listener(&before.config, &server) {
+        Ok(None) => {}
+        Ok(Some(moved)) => *listener = moved,
+        Err(error) => {
+            let (host, port) = (&server.host, server.port);
+            log::line(format_args!("nothing was reloaded: cannot serve on {host}:{port}: {error}"));
+            return;
+        }
+    }
+    let changes = changes(&before.config, &server, &front.providers.borrow(), &configs);
+    let provider = |config: &config::Provider| {
+        let known = before.providers.iter().find(|known| known.name() == config.name);
+        match known {
+            Some(known) => {
+                known.reload(config, server.fairness);
+                known.clone()
+            }
+            None => start(executor, config, server.fairness, &[]),
+        }
+    };
+    let providers = configs.iter().map(provider).collect();
+    before.budget.set_limit(server.max_buffered_bytes);
+    let gateway = Gateway {
+        registry: Registry::new(&configs),
+        providers,
+        client_names: client_names(&server),
+        fingerprints: before.fingerprints.clone(),
+        budget: before.budget.clone(),
+        started: before.started,
+        created: before.created,
+        draining: before.draining.clone(),
+        aborting: before.aborting.clone(),
+        config: server,
+    };
+    front.gateway.replace(Rc::new(gateway));
+    front.providers.replace(configs);
+    log::line(format_args!("reloaded: {changes}"));
+}
+
+/// A listener at the new address, if that is another one.
+fn moved_listener(before: &config::Server, after: &config::Server) -> io::Result<Option<TcpListener>> {
+    if (&before.host, before.port) == (&after.host, after.port) {
+        return Ok(None);
+    }
+    TcpListener::try_from(listen(after)?).map(Some)
+}
+
+/// What is different, in one line.
+fn changes(
+    before: &config::Server,
+    after: &config::Server,
+    old: &[config::Provider],
+    new: &[config::Provider],
+) -> String {
+    let mut changes = Vec::new();
+    if before != after {
+        changes.push("server is changed".to_owned());
+    }
+    if before.state_file != after.state_file {
+        changes.push("state_file takes effect at the next start".to_owned());
+    }
+    let find = |name: &str, among: &[config::Provider]| among.iter().position(|provider| provider.name == name);
+    for provider in new {
+        match find(&provider.name, old) {
+            None => changes.push(format!("{} is new", provider.name)),
+            Some(at) if old[at] != *provider => changes.push(format!("{} is changed", provider.name)),
+            Some(_) => {}
+        }
+    }
+    let gone = old.iter().filter(|provider| find(&provider.name, new).is_none());
+    changes.extend(gone.map(|provider| format!("{} is gone and ends with its last request", provider.name)));
+    let names = |providers: &[config::Provider]| providers.iter().map(|one| one.name.clone()).collect::<Vec<_>>();
+    if changes.is_empty() && names(old) != names(new) {
+        changes.push("the providers are in another order".to_owned());
+    }
+    if changes.is_empty() { "nothing is different".to_owned() } else { changes.join("; ") }
+}
