@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use async_net::TcpListener;
@@ -41,7 +42,10 @@ pub(super) fn reload(executor: &LocalExecutor<'static>, front: &Front, listener:
     let Config { server, providers: configs } = config;
     match moved_listener(&before.config, &server) {
         Ok(None) => {}
-        Ok(Some(moved)) => *listener = moved,
+        Ok(Some((moved, address))) => {
+            log::line(format_args!("from now on at http://{address}/v1"));
+            *listener = moved;
+        }
         Err(error) => {
             let (host, port) = (&server.host, server.port);
             log::line(format_args!("nothing was reloaded: cannot serve on {host}:{port}: {error}"));
@@ -79,11 +83,13 @@ pub(super) fn reload(executor: &LocalExecutor<'static>, front: &Front, listener:
 }
 
 /// A listener at the new address, if that is another one.
-fn moved_listener(before: &config::Server, after: &config::Server) -> io::Result<Option<TcpListener>> {
+fn moved_listener(before: &config::Server, after: &config::Server) -> io::Result<Option<(TcpListener, SocketAddr)>> {
     if (&before.host, before.port) == (&after.host, after.port) {
         return Ok(None);
     }
-    TcpListener::try_from(listen(after)?).map(Some)
+    let listener = TcpListener::try_from(listen(after)?)?;
+    let address = listener.local_addr()?;
+    Ok(Some((listener, address)))
 }
 
 /// What is different, in one line.
