@@ -2,8 +2,9 @@
 //!
 //! [`Server`] listens, keeps to `max_connections` and goes down in order; [`connection`] is one caller's connection,
 //! [`routes`] decides what a request is for, [`terms`] what it asks for beside its answer,
-//! [`proxy`] sends it on and relays the answer, [`heartbeat`] keeps its caller patient meanwhile, [`caller`] writes.
-//! [`keeper`] remembers for the next start, [`reload`] changes everything while it runs.
+//! [`proxy`] sends it on and relays the answer, [`heartbeat`] keeps its caller patient meanwhile, [`seam`] knows where a
+//! stream may break, [`caller`] writes. [`keeper`] remembers for the next start, [`reload`] changes everything while it
+//! runs.
 //! Knows nothing of how a provider is reached or shaped.
 
 mod budget;
@@ -15,6 +16,7 @@ mod lifecycle;
 mod proxy;
 mod reload;
 mod routes;
+mod seam;
 mod terms;
 
 use std::convert::Infallible;

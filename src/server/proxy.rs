@@ -10,6 +10,7 @@ use super::Gateway;
 use super::budget::Body;
 use super::caller::{Caller, Gone};
 use super::heartbeat::{Form, keep_company};
+use super::seam::Seam;
 use super::terms::{self, Wishes};
 use crate::dispatch::Dispatch;
 use crate::error::{self, Error};
@@ -106,19 +107,20 @@ async fn relay(gateway: &Gateway, answer: Answer, caller: &mut Caller) -> Result
 
 async fn relay_body(gateway: &Gateway, mut answer: Answer, caller: &mut Caller) -> Result<(), Gone> {
     let mut payload = Vec::new();
+    let mut seam = answer.is_event_stream().then(Seam::default);
     let mut waited = Ok(());
     let mut head_alone = true;
     let mut unshared = 0;
     loop {
-        payload.clear();
-        let over = match waited.and_then(|()| answer.take_buffered(&mut payload)) {
-            Ok(over) => over,
-            Err(error) => {
-                caller.body(&payload);
-                return broken_off(&error, &answer, caller).await;
-            }
+        let (over, broken) = match waited.and_then(|()| answer.take_buffered(&mut payload)) {
+            Ok(over) => (over, None),
+            Err(error) => (false, Some(error)),
         };
-        caller.body(&payload);
+        let goes_on = seam.as_mut().filter(|_| !over).map_or(payload.len(), |seam| seam.whole(&payload));
+        caller.body(&payload[..goes_on]);
+        if let Some(error) = broken {
+            return broken_off(&error, seam, caller).await;
+        }
         if over {
             caller.end();
             return caller.flush().await;
@@ -132,7 +134,8 @@ async fn relay_body(gateway: &Gateway, mut answer: Answer, caller: &mut Caller) 
             }
         }
         caller.flush().await?;
-        unshared += payload.len();
+        payload.drain(..goes_on);
+        unshared += goes_on;
         if unshared > FAIR_SHARE_BYTES {
             // A stream that never has to wait would keep the thread from everybody else.
             unshared = 0;
@@ -207,13 +210,13 @@ fn advice_headers(advice: Advice) -> Vec<(&'static str, String)> {
 
 /// The provider failed inside its answer. Where nothing has gone out yet the caller gets the error itself; in an event
 /// stream it gets it as an event, since Node's SDK takes a mere abort for a short answer.
-async fn broken_off(error: &Error, answer: &Answer, caller: &mut Caller) -> Result<(), Gone> {
+async fn broken_off(error: &Error, seam: Option<Seam>, caller: &mut Caller) -> Result<(), Gone> {
     if !caller.began() {
         caller.take_back();
         return caller.error(error).await;
     }
-    if answer.is_event_stream() {
-        caller.body(b"\n\n");
+    if let Some(seam) = seam {
+        caller.body(seam.ending());
         caller.body(error.to_sse_event(caller.dialect()).as_bytes());
     }
     caller.flush().await?;
