@@ -20,9 +20,12 @@ const PRIORITY: &str = "X-Limitrate-Priority";
 const DEADLINE: &str = "X-Limitrate-Deadline-Ms";
 const HEARTBEAT: &str = "X-Limitrate-Heartbeat";
 
-/// How long the SDKs wait between two bytes (openai-python and anthropic, `_base_client.py`) or for the head
-/// (openai-node, `client.ts`), in seconds.
-const SDK_TIMEOUTS: [&str; 2] = ["x-stainless-read-timeout", "x-stainless-timeout"];
+/// How long an SDK waits between two bytes (openai-python and anthropic, `_base_client.py`), in seconds.
+const SDK_READ_TIMEOUT: &str = "x-stainless-read-timeout";
+
+/// How long openai-node waits for the head of a stream or for the whole of a plain answer (`client.ts`,
+/// `parseResponseWithTimeout`), in whole seconds, rounded down.
+const SDK_TIMEOUT: &str = "x-stainless-timeout";
 
 /// How often the SDK has sent this request before; sent with every request, 0 the first time.
 const SDK_RETRIES: &str = "x-stainless-retry-count";
@@ -45,10 +48,13 @@ pub fn wishes(
     since: Instant,
 ) -> Result<Wishes, Error> {
     let client = client(&gateway.config, head);
-    let patience = SDK_TIMEOUTS.iter().filter_map(|name| seconds(head, name)).min();
+    let (between_bytes, timeout) = (seconds(head, SDK_READ_TIMEOUT), seconds(head, SDK_TIMEOUT));
+    let (for_the_head, for_the_whole) = if peek.stream { (timeout, None) } else { (None, timeout) };
+    let patience = [between_bytes, for_the_head].into_iter().flatten().min();
     let heartbeat = heartbeat(&gateway.config, head, peek.stream, patience, since)?;
-    // Who hears from us does not give up.
-    let gives_up = patience.filter(|_| heartbeat.is_none()).and_then(|patience| since.checked_add(patience));
+    // Who hears from us does not give up, unless it wants the whole answer by then.
+    let gives_up = [patience.filter(|_| heartbeat.is_none()), for_the_whole].into_iter().flatten().min();
+    let gives_up = gives_up.and_then(|patience| since.checked_add(patience));
     let deadline = deadline(head, since)?;
     let retries = text(head, SDK_RETRIES).and_then(|count| count.parse::<u32>().ok());
     let terms = Terms {
