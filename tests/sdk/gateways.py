@@ -4,6 +4,7 @@ import json
 import os
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 STACK = json.loads(os.environ["STACK"])
 
@@ -49,3 +50,9 @@ def until(provider, gateway="open", within=5, **fields):
 def gaps(provider):
     instants = [request["at"] for request in seen(provider)]
     return [later - earlier for earlier, later in zip(instants, instants[1:])]
+
+
+def together(*calls):
+    """Makes the calls at the same time: their waits are as long as the longest. Returns or raises as they do."""
+    with ThreadPoolExecutor(len(calls)) as callers:
+        return [running.result() for running in [callers.submit(call) for call in calls]]

@@ -2,71 +2,19 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { setTimeout as pause } from 'node:timers/promises';
 import OpenAI, { APIError, APIUserAbortError } from 'openai';
 
-const STACK = JSON.parse(process.env.STACK);
+import {
+  CLOCKS_APART_SECONDS, STACK, collect, content, failure, gaps, openGate, says, scripted, seen, stats, until, word,
+} from './gateways.mjs';
 
 // Retries hide failures; where they are the subject a test asks for them.
 const PLAIN = { apiKey: "the-caller's-key", maxRetries: 0, timeout: 20_000 };
 const client = new OpenAI({ baseURL: `${STACK.open}/v1`, ...PLAIN });
 const demo = new OpenAI({ baseURL: `${STACK.demo}/v1`, ...PLAIN });
 
-// The upstream's clock is the wall's, the gateway's is monotonic: NTP may bend one against the other.
-const CLOCKS_APART_SECONDS = 0.001;
-
-// --- helpers
-
-const says = (content) => [{ role: 'user', content }];
-const scripted = (script) => ({ headers: { 'x-script': script } });
-
 function ask(model, text = 'hi', { sdk = client, options, ...more } = {}) {
   return sdk.chat.completions.create({ model, messages: says(text), ...more }, options);
-}
-
-async function get(url) {
-  return (await fetch(url)).json();
-}
-
-// What the upstream got for that provider, oldest first.
-const seen = (provider) => get(`${STACK.upstream}/-/seen/${provider}`);
-const openGate = (gate) => fetch(`${STACK.upstream}/-/open/${gate}`, { method: 'POST' });
-
-async function stats(provider, gateway = 'open') {
-  const { providers } = await get(`${STACK[gateway]}/admin/stats`);
-  return providers.find((row) => row.provider === provider);
-}
-
-// Waits until /admin/stats shows these values; a cadence is no reason to wait longer.
-async function until(fields, provider, gateway = 'open') {
-  const deadline = Date.now() + 5000;
-  for (;;) {
-    const row = await stats(provider, gateway);
-    if (Object.entries(fields).every(([name, value]) => row[name] === value)) return;
-    assert.ok(Date.now() < deadline, `never ${JSON.stringify(fields)}: ${JSON.stringify(row)}`);
-    await pause(10);
-  }
-}
-
-async function gaps(provider) {
-  const instants = (await seen(provider)).map((request) => request.at);
-  return instants.slice(1).map((instant, index) => instant - instants[index]);
-}
-
-async function collect(iterable) {
-  const items = [];
-  for await (const item of iterable) items.push(item);
-  return items;
-}
-
-const content = (answer) => answer.choices[0].message.content;
-const word = (chunk) => chunk.choices[0].delta?.content ?? chunk.choices[0].text;
-
-// The error that a call ends in; its class is checked exactly.
-async function failure(call, kind) {
-  const error = await call().then(() => assert.fail('no error'), (error) => error);
-  assert.equal(error.constructor, kind, error.stack);
-  return error;
 }
 
 // --- models

@@ -1,8 +1,8 @@
 """Runs a command among running gateways: `stack.py COMMAND...`
 
-Starts the scripted upstream and three gateways (open.yaml, locked.yaml, the demo), tells the command in the variable
-STACK (JSON) where they are, and stops them when it ends. LIMITRATE_BIN names the binary. Exits as the command
-did, or with 1 when a gateway died or did not stop as it should.
+Starts the scripted upstream and four gateways (open.yaml, locked.yaml, patient.yaml, the demo), tells the command in
+the variable STACK (JSON) where they are, and stops them when it ends. LIMITRATE_BIN names the binary. Exits as the
+command did, or with 1 when a gateway died or did not stop as it should.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ def main():
             "GATEWAY_TOKEN": stack["gateway_token"],
             "PROVIDER_KEY": stack["provider_key"],
         }
-        gateways = [Gateway(name, Path(folder), variables) for name in ("open", "locked", "demo")]
+        gateways = [Gateway(name, Path(folder), variables) for name in ("open", "locked", "patient", "demo")]
         try:
             stack |= {gateway.name: gateway.ready() for gateway in gateways}
             status = subprocess.run(sys.argv[1:], env=os.environ | {"STACK": json.dumps(stack)}).returncode

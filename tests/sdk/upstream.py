@@ -7,9 +7,13 @@ API and, below `/v1/messages`, Anthropic's.
     refused N M     the same with Retry-After: M
     limited N NAME  the first request of that name gets 429 with Retry-After: N, later ones an answer
     quota           a 429 that no waiting mends
+    html N          a page that is no JSON under that status
     held GATE       the answer is kept back until the gate opens
     gated GATE      a stream that waits at the gate before every word but the first
     broken          a stream that closes in mid chunk after two words
+    torn            a stream that closes in the middle of the third word's event
+    cut             an answer that promises more than comes
+    late S SCRIPT   what SCRIPT says (none: an answer), S seconds later
 
 The tests talk to it directly as well: `POST /-/open/GATE` lets one pass a gate, `GET /-/seen/NAME` lists the requests
 below `/NAME/` in the order of their arrival.
@@ -19,6 +23,7 @@ import json
 import socket
 import struct
 import threading
+import time
 from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -36,11 +41,16 @@ lock = threading.Lock()
 
 def start():
     """Serves on a free port of 127.0.0.1 in a thread of its own; returns the address as a URL."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Exchange)
+    server = Server(("127.0.0.1", 0), Exchange)
     # Connections inherit it from here. Set on each of them, it would come after their first bytes.
     server.socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return f"http://127.0.0.1:{server.server_port}"
+
+
+class Server(ThreadingHTTPServer):
+    # Past the usual 5 that are not accepted yet, a connection takes a second to be made.
+    request_queue_size = 128
 
 
 class Exchange(BaseHTTPRequestHandler):
@@ -71,10 +81,15 @@ class Exchange(BaseHTTPRequestHandler):
 
     def follow(self, script, body):
         match script:
+            case ["late", seconds, *rest]:
+                time.sleep(float(seconds))
+                self.follow(rest or ["answer"], body)
             case ["status", status]:
                 self.refuse(int(status), f"scripted {status}")
             case ["refused", status, seconds]:
                 self.refuse(int(status), f"scripted {status}", {"Retry-After": seconds})
+            case ["html", status]:
+                self.whole(int(status), b"<html>\r\n<h1>scripted page</h1>\n</html>", {"Content-Type": "text/html"})
             case ["quota"]:
                 self.refuse(429, "no credit", code="insufficient_quota")
             case ["limited", seconds, name] if self.first(name):
@@ -85,7 +100,13 @@ class Exchange(BaseHTTPRequestHandler):
             case ["gated", gate]:
                 self.stream(body, lambda: pass_gate(gate))
             case ["broken"]:
-                self.stream(body, words=WORDS[:2], whole=False)
+                # A chunk of 255 bytes is promised; two of them come.
+                self.stream(body, breaks_off=lambda _: b"ff\r\nda")
+            case ["torn"]:
+                self.stream(body, breaks_off=lambda event: chunk(event[: len(event) // 2]))
+            case ["cut"]:
+                self.answer(body, {"Content-Length": 9999})
+                self.close_connection = True
             case _ if body.get("stream"):
                 self.stream(body)
             case _:
@@ -98,10 +119,10 @@ class Exchange(BaseHTTPRequestHandler):
     def kind(self):
         return self.path.partition("/v1/")[2].partition("?")[0]
 
-    def answer(self, body):
+    def answer(self, body, headers={}):
         kind = self.kind()
         request_id = "request-id" if kind.startswith("messages") else "x-request-id"
-        self.json(200, ANSWERS[kind](body), {request_id: "given-by-the-provider"})
+        self.json(200, ANSWERS[kind](body), {request_id: "given-by-the-provider", **headers})
 
     def refuse(self, status, message, headers={}, code="scripted"):
         error = {"message": message, "type": "scripted_error"}
@@ -111,37 +132,39 @@ class Exchange(BaseHTTPRequestHandler):
 
     def json(self, status, value, headers={}):
         payload = json.dumps(value, ensure_ascii=False).encode()
+        self.whole(status, payload, {"Content-Type": "application/json", **headers})
+
+    def whole(self, status, payload, headers):
         self.send_response(status, "Scripted")
-        for name, text in {"Content-Type": "application/json", "Content-Length": len(payload), **headers}.items():
+        for name, text in {"Content-Length": len(payload), **headers}.items():
             self.send_header(name, str(text))
         self.end_headers()
         self.wfile.write(payload)
 
-    def stream(self, body, between=lambda: None, words=WORDS, whole=True):
+    def stream(self, body, between=lambda: None, breaks_off=None):
         self.send_response(200, "Scripted")
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         before, piece, after = STREAMS[self.kind()](body)
-        self.chunk(before)
-        for number, word in enumerate(words):
+        self.wfile.write(chunk(before))
+        for number, word in enumerate(WORDS):
             if number:
                 between()
-            self.chunk(piece(word))
-        if not whole:
-            # A chunk of 255 bytes is promised; two of them come.
-            self.wfile.write(b"ff\r\nda")
-            self.close_connection = True
-            return
-        self.chunk(after)
-        self.wfile.write(b"0\r\n\r\n")
-
-    def chunk(self, text):
-        data = text.encode()
-        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data) if data else b"")
+            if breaks_off and number == 2:
+                self.wfile.write(breaks_off(piece(word)))
+                self.close_connection = True
+                return
+            self.wfile.write(chunk(piece(word)))
+        self.wfile.write(chunk(after) + b"0\r\n\r\n")
 
     def log_message(self, *_):
         pass
+
+
+def chunk(text):
+    data = text.encode()
+    return b"%x\r\n%s\r\n" % (len(data), data) if data else b""
 
 
 def arrival(connection):
@@ -208,13 +231,27 @@ ANSWERS = {
 }
 
 
-def openai_stream(chunk):
+def openai_stream(chunk_of):
     data = lambda value: f"data: {json.dumps(value)}\n\n"
-    return lambda body: ("", lambda word: data(chunk(body, word)), "data: [DONE]\n\n")
+    usage = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}}
+    counted = lambda body: data(chunk_of(body, "") | usage) if body.get("stream_options", {}).get("include_usage") else ""
+    return lambda body: ("", lambda word: data(chunk_of(body, word)), counted(body) + "data: [DONE]\n\n")
+
+
+def event(kind, **fields):
+    return f"event: {kind}\ndata: {json.dumps({'type': kind} | fields)}\n\n"
+
+
+def response_stream(body):
+    """Of the Responses API: named events, and no `[DONE]`."""
+    where = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+    whole = lambda status: {"id": "resp_1", "object": "response", "status": status, "model": body["model"], "output": []}
+    delta = lambda word: event("response.output_text.delta", sequence_number=1, delta=word, logprobs=[], **where)
+    start = event("response.created", sequence_number=0, response=whole("in_progress"))
+    return start, delta, event("response.completed", sequence_number=2, response=whole("completed"))
 
 
 def message_stream(body):
-    event = lambda kind, **fields: f"event: {kind}\ndata: {json.dumps({'type': kind} | fields)}\n\n"
     delta = lambda word: event("content_block_delta", index=0, delta={"type": "text_delta", "text": word})
     start = event("message_start", message=message(body, [], None, 1))
     start += event("content_block_start", index=0, content_block={"type": "text", "text": ""}) + event("ping")
@@ -228,4 +265,5 @@ STREAMS = {
     "chat/completions": openai_stream(chat_chunk),
     "completions": openai_stream(text_completion),
     "messages": message_stream,
+    "responses": response_stream,
 }
