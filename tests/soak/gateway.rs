@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -25,6 +26,8 @@ const LOG_LINES: usize = 40;
 pub struct Gateway {
     pub addr: SocketAddr,
     child: Child,
+    /// Its configuration and its state file.
+    files: [PathBuf; 2],
     log: Arc<Mutex<Log>>,
 }
 
@@ -44,15 +47,12 @@ pub struct Held {
 impl Gateway {
     /// `patience` is how long it waits for a request head, and the measure of its other deadlines towards callers.
     pub fn start(desks: &[Rc<Desk>], patience: Duration, seed: u64) -> Gateway {
-        let config = std::env::temp_dir().join(format!("limitrate-soak-{}-{seed}.yaml", std::process::id()));
-        std::fs::write(&config, server(patience) + &entries(desks)).expect("write the configuration");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_limitrate"))
-            .arg("--config")
-            .arg(&config)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("start the gateway");
+        let file =
+            |extension| std::env::temp_dir().join(format!("limitrate-soak-{}-{seed}.{extension}", std::process::id()));
+        let files @ [config, state] = &[file("yaml"), file("json")];
+        std::fs::write(config, server(patience, state) + &entries(desks)).expect("write the configuration");
+        forget_the_past(config, state);
+        let mut child = spawn(config);
         let log = Arc::new(Mutex::new(Log::default()));
         let (stderr, shared) = (child.stderr.take().expect("stderr is piped"), log.clone());
         thread::spawn(move || {
@@ -66,9 +66,7 @@ impl Gateway {
         thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
         let log_now = || log.lock().expect("nobody panics with the log").last.make_contiguous().join("\n");
         let addr = addr.unwrap_or_else(|| panic!("no address in {first:?}\n{}", log_now()));
-        // It has been read.
-        let _ = std::fs::remove_file(&config);
-        Gateway { addr, child, log }
+        Gateway { addr, child, files: files.clone(), log }
     }
 
     pub fn pid(&self) -> u32 {
@@ -92,9 +90,7 @@ impl Gateway {
     }
 
     pub fn terminate(&self) {
-        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).expect("a child has a pid");
-        // Fails where it has ended already, which `ended` tells.
-        let _ = kill_process(pid, Signal::TERM);
+        signal(self.pid(), Signal::TERM);
     }
 
     /// How it ended, if it does within `patience`.
@@ -120,6 +116,41 @@ impl Gateway {
     }
 }
 
+fn spawn(config: &Path) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_limitrate"))
+        .arg("--config")
+        .arg(config)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("start the gateway")
+}
+
+/// A first start would assume that every minute's limit is used up: leaves a state file of an hour ago.
+fn forget_the_past(config: &Path, state: &Path) {
+    const HOUR_MS: u64 = 3_600_000;
+    let mut child = spawn(config);
+    let mut first = String::new();
+    let _ = BufReader::new(child.stdout.take().expect("stdout is piped")).read_line(&mut first);
+    signal(child.id(), Signal::TERM);
+    let _ = child.wait();
+    let written = std::fs::read(state).expect("the gateway writes its state file");
+    let mut content: Value = serde_json::from_slice(&written).expect("the state file is JSON");
+    content["saved_at"] = (content["saved_at"].as_u64().expect("a time") - HOUR_MS).into();
+    std::fs::write(state, content.to_string()).expect("write the state file");
+}
+
+/// Makes the gateway read its configuration again.
+pub fn reload(pid: u32) {
+    signal(pid, Signal::HUP);
+}
+
+fn signal(pid: u32, signal: Signal) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a child has a pid");
+    // Fails where it has ended already, which `ended` tells.
+    let _ = kill_process(pid, signal);
+}
+
 /// What process `pid` holds, from /proc.
 pub fn held(pid: u32) -> Held {
     let files = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("the gateway runs").count();
@@ -132,6 +163,9 @@ impl Drop for Gateway {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        for file in &self.files {
+            let _ = std::fs::remove_file(file);
+        }
     }
 }
 
@@ -147,11 +181,11 @@ impl Log {
     }
 }
 
-fn server(patience: Duration) -> String {
-    let (head, rest) = (patience.as_secs(), 2 * patience.as_secs());
+fn server(patience: Duration, state: &Path) -> String {
+    let (head, rest, state) = (patience.as_secs(), 2 * patience.as_secs(), state.display());
     format!(
         "server:\n  host: 127.0.0.1\n  port: 0\n  header_timeout_seconds: {head}\n  body_timeout_seconds: {rest}\n  \
-         keep_alive_seconds: {rest}\n  drain_seconds: 10\nproviders:\n"
+         keep_alive_seconds: {rest}\n  drain_seconds: 10\n  state_file: {state}\nproviders:\n"
     )
 }
 

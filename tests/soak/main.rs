@@ -3,7 +3,8 @@
 //! `cargo test --test soak` runs it for a few seconds, `just soak 600` for as long as you like; SOAK_SEED replays the
 //! choices of a run (not its timing). At the end: every well-behaved request was answered exactly once with the right
 //! bytes or an explicit error ([`client`]), no provider was sent to faster than its limit ([`pace`]), and the gateway
-//! holds no more than after the warm-up, stops on SIGTERM with 0 and has not panicked. Linux only, 127.0.0.1 only.
+//! holds no more than after the warm-up, stops on SIGTERM with 0 and has not panicked. Its configuration is reloaded all
+//! the while, and its state file written. Linux only, 127.0.0.1 only.
 
 mod ask;
 mod client;
@@ -42,6 +43,9 @@ const LAST_CALLERS: usize = 60;
 /// Beyond what is held after the warm-up: what the allocator keeps of a busier moment. 60 s are some 30,000 requests,
 /// so that 500 bytes lost by each would show.
 const MEMORY_TOLERANCE_KIB: u64 = 12 * 1024;
+
+/// Between two reloads of the configuration.
+const RELOAD_EVERY: Duration = ms(700);
 
 /// How long the whole may take beyond its rounds.
 const OVERTIME: Duration = Duration::from_secs(120);
@@ -224,10 +228,18 @@ async fn round(
             say(&format!("{at:>4} s: {total} requests, {open} sessions open, {files} files, {memory_kib} KiB"));
         }
     });
+    // Under load all the while: nobody may notice.
+    let reloading = executor.spawn(async move {
+        loop {
+            pause(RELOAD_EVERY).await;
+            gateway::reload(gateway);
+        }
+    });
     for life in lives {
         life.await;
     }
     telling.cancel().await;
+    reloading.cancel().await;
 }
 
 /// Waits until nothing is queued or in flight, no connection to a provider is open, and where a count from before is
