@@ -138,34 +138,12 @@ fn provider(walk: &mut Walk<'_>, item: &Found<'_>, names: &mut Vec<String>) -> O
 }
 
 fn provider_name(walk: &mut Walk<'_>, found: &Found<'_>, names: &mut Vec<String>) -> Option<String> {
-    let name = word(walk, found)?;
+    let name = walk.word(found)?;
     if name.contains('/') {
         walk.fault(found, "has a /, which parts provider and model in <provider>/<model>; write e.g. a - instead");
     }
-    once(walk, found, &name, names, "is the name of an earlier provider; give each its own");
+    walk.once(found, &name, names, "is the name of an earlier provider; give each its own");
     Some(name)
-}
-
-/// Notes `name` as seen, or a fault if it was.
-pub(super) fn once(walk: &mut Walk<'_>, found: &Found<'_>, name: &str, seen: &mut Vec<String>, problem: &str) {
-    if seen.iter().any(|other| other == name) {
-        walk.fault(found, problem);
-    }
-    seen.push(name.to_owned());
-}
-
-/// A name that shows on one line: not empty, no control characters.
-pub(super) fn word(walk: &mut Walk<'_>, found: &Found<'_>) -> Option<String> {
-    let text = walk.text(found)?;
-    let problem = if text.value.is_empty() {
-        "is empty; write a name"
-    } else if text.value.chars().any(char::is_control) {
-        "holds a line break or control character; write the name on one line"
-    } else {
-        return Some(text.value);
-    };
-    walk.fault(found, problem);
-    None
 }
 
 fn base_url_of(walk: &mut Walk<'_>, found: &Found<'_>) -> Option<BaseUrl> {
@@ -262,7 +240,7 @@ fn model(walk: &mut Walk<'_>, item: &Found<'_>, ids: &mut Vec<String>) -> Option
     let mut keys = walk.section(item, item.node.id)?;
     let id = keys.required("id", "write the name callers use, e.g. {id: fast, upstream: vendor/model-a}");
     let id = id.and_then(|found| model_id(keys.walk, &found, ids));
-    let upstream = keys.optional("upstream").map(|found| word(keys.walk, &found));
+    let upstream = keys.optional("upstream").map(|found| keys.walk.word(&found));
     let rate_limit = keys.optional("rate_limit").and_then(|_| keys.section("rate_limit")).map(limits::model);
     keys.finish();
     let id = id?;
@@ -271,7 +249,7 @@ fn model(walk: &mut Walk<'_>, item: &Found<'_>, ids: &mut Vec<String>) -> Option
 }
 
 fn model_id(walk: &mut Walk<'_>, found: &Found<'_>, ids: &mut Vec<String>) -> Option<String> {
-    let id = word(walk, found)?;
-    once(walk, found, &id, ids, "is listed twice; keep one of them");
+    let id = walk.word(found)?;
+    walk.once(found, &id, ids, "is listed twice; keep one of them");
     Some(id)
 }

@@ -66,6 +66,28 @@ impl<'e> Walk<'e> {
         None
     }
 
+    /// `at` as a name that shows on one line: not empty, no control characters.
+    pub fn word(&mut self, at: &Found<'_>) -> Option<String> {
+        let text = self.text(at)?;
+        let problem = if text.value.is_empty() {
+            "is empty; write a name"
+        } else if text.value.chars().any(char::is_control) {
+            "holds a line break or control character; write the name on one line"
+        } else {
+            return Some(text.value);
+        };
+        self.fault(at, problem);
+        None
+    }
+
+    /// Notes `name` as seen, or a fault of `at` if it was.
+    pub fn once(&mut self, at: &Found<'_>, name: &str, seen: &mut Vec<String>, problem: &str) {
+        if seen.iter().any(|other| other == name) {
+            self.fault(at, problem);
+        }
+        seen.push(name.to_owned());
+    }
+
     /// `at` as a text that goes into a header as it is.
     pub fn secret(&mut self, at: &Found<'_>) -> Option<Secret> {
         let text = self.text(at)?;

@@ -4,7 +4,6 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::read::{once, word};
 use super::section::{Found, SECONDS_MIN, Section, Walk};
 use super::tree::Kind;
 use super::{Client, Fairness, HEARTBEAT_AFTER, Priority, Routing, Secret};
@@ -59,11 +58,11 @@ fn client(walk: &mut Walk<'_>, item: &Found<'_>, names: &mut Vec<String>, tokens
 }
 
 fn client_name(walk: &mut Walk<'_>, found: &Found<'_>, names: &mut Vec<String>) -> Option<String> {
-    let name = word(walk, found)?;
+    let name = walk.word(found)?;
     if name.chars().count() > CLIENT_NAME_CHARS {
         walk.fault(found, format!("is longer than {CLIENT_NAME_CHARS} characters; write a shorter name"));
     }
-    once(walk, found, &name, names, "is the name of an earlier client; give each its own");
+    walk.once(found, &name, names, "is the name of an earlier client; give each its own");
     Some(name)
 }
 
@@ -89,7 +88,7 @@ fn unlike(walk: &mut Walk<'_>, found: &Found<'_>, seen: &mut Vec<String>, again:
         walk.fault(found, format!("is empty; {empty}"));
         return None;
     }
-    once(walk, found, secret.reveal(), seen, again);
+    walk.once(found, secret.reveal(), seen, again);
     Some(secret)
 }
 
