@@ -48,7 +48,8 @@ pub async fn forward(
         routing: gateway.config.routing,
         fallback: gateway.config.fallback,
     };
-    let work = unless_aborted(gateway, dispatch.run(&errand, body, peek));
+    // On the heap: each future around it would weigh its weight twice, for as long as a request waits.
+    let work = unless_aborted(gateway, Box::pin(dispatch.run(&errand, body, peek)));
     let outcome = keep_company(heartbeat, &errand.progress, caller, work).await?;
     drop(reserved);
     match (outcome, form.filter(|_| caller.began())) {
