@@ -89,7 +89,9 @@ fn no_pure_room_looks_at_the_clock() {
         let pure = [
             "shaping/limiter",
             "shaping/queue",
+            "shaping/lane",
             "shaping/line",
+            "shaping/terms",
             "shaping/walk",
             "shaping/books",
             "shaping/observed",

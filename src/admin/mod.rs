@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use crate::config::{self, Budget, Model};
 use crate::provider::{Provider, Setup};
-use crate::shaping::line::{LaneSnapshot, Timing, Waiting};
+use crate::shaping::lane::LaneSnapshot;
+use crate::shaping::line::{Timing, Waiting};
 
 /// `{"status":"ok","version":...,"uptime_seconds":...}`
 pub fn health(started: Instant) -> Vec<u8> {

@@ -26,8 +26,10 @@ use crate::config::{self, Budget, Fairness, Pace};
 use crate::error::Error;
 use crate::log;
 use crate::shaping::books::{Ask, BooksMemory};
-use crate::shaping::line::{Estimate, Past, Refusal, Snapshot, Terms, Timing, Waiting};
+use crate::shaping::lane::Past;
+use crate::shaping::line::{Estimate, Refusal, Snapshot, Timing, Waiting};
 use crate::shaping::scheduler::Scheduler;
+use crate::shaping::terms::Terms;
 use crate::upstream::Failure;
 
 /// Between two looks for connections that have been idle for too long.

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use crate::config::{self, Budget, DayReset, Fairness, Mode, Pace, Secret};
 use crate::shaping::limiter::{Cadence, Day, Limits, Reset};
-use crate::shaping::line::Rules;
+use crate::shaping::terms::Rules;
 use crate::upstream::connect::Connector;
 use crate::upstream::pool::Pool;
 

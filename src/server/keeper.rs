@@ -16,7 +16,7 @@ use crate::config::{self, Secret};
 use crate::deadline::within;
 use crate::log;
 use crate::provider::Provider;
-use crate::shaping::line::Past;
+use crate::shaping::lane::Past;
 use crate::state::{State, Unknown, fingerprint};
 
 /// Between two writes, if there is something to write.

@@ -18,6 +18,7 @@ mod reload;
 mod routes;
 mod seam;
 mod terms;
+mod token;
 
 use std::convert::Infallible;
 use std::hash::RandomState;
@@ -39,7 +40,7 @@ use crate::error::Error;
 use crate::log;
 use crate::provider::Provider;
 use crate::registry::Registry;
-use crate::shaping::line::Past;
+use crate::shaping::lane::Past;
 use budget::Budget;
 use caller::Caller;
 use keeper::Keeper;

@@ -6,8 +6,8 @@ use super::Gateway;
 use super::budget::Body;
 use super::caller::{Caller, Gone};
 use super::proxy;
+use super::token::presents;
 use crate::admin;
-use crate::config::Secret;
 use crate::error::Error;
 use crate::http1::RequestHead;
 use crate::openai;
@@ -90,27 +90,6 @@ fn authorize(gateway: &Gateway, head: &RequestHead) -> Result<(), Error> {
     let Some(token) = &gateway.config.auth_token else { return Ok(()) };
     let mut tokens = std::iter::once(token).chain(gateway.config.clients.iter().map(|client| &client.token));
     if tokens.any(|token| presents(head, token)) { Ok(()) } else { Err(Error::InvalidApiKey) }
-}
-
-/// Whether a token was sent, as OpenAI's clients send it or as Anthropic's do. Where both fields came, one of them has to be
-/// right.
-pub(super) fn presents(head: &RequestHead, token: &Secret) -> bool {
-    let bearer = head.headers.get("authorization").and_then(|sent| {
-        let (scheme, rest) = sent.split_at_checked(7)?;
-        scheme.eq_ignore_ascii_case(b"bearer ").then_some(rest)
-    });
-    let sent = [bearer, head.headers.get("x-api-key")].map(|key| key.unwrap_or_default().trim_ascii());
-    let [bearer, api_key] = sent.map(|key| is_same(token.reveal().as_bytes(), key));
-    bearer | api_key
-}
-
-/// Compares every byte whatever the first ones are.
-fn is_same(want: &[u8], sent: &[u8]) -> bool {
-    let mut difference = want.len() ^ sent.len();
-    for (at, byte) in want.iter().enumerate() {
-        difference |= usize::from(byte ^ sent.get(at).unwrap_or(&0));
-    }
-    std::hint::black_box(difference) == 0
 }
 
 /// Whether a path has dot segments, however written: they could lead out of the provider's base_url with the provider's

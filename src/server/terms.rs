@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use super::Gateway;
 use super::heartbeat::{Form, Heartbeat};
-use super::routes::presents;
+use super::token::presents;
 use crate::config::{self, Priority};
 use crate::error::Error;
 use crate::http1::RequestHead;
 use crate::openai::Peek;
-use crate::shaping::line::Terms;
+use crate::shaping::terms::Terms;
 
 const PRIORITY: &str = "X-Limitrate-Priority";
 const DEADLINE: &str = "X-Limitrate-Deadline-Ms";

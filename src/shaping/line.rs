@@ -6,14 +6,14 @@
 
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::books::{Ask, Books, BooksMemory, Entry, Scope, is_day};
-use super::limiter::{Held, Limits, Next, Now};
-use super::observed::Observed;
+use super::lane::{Lane, LaneSnapshot, Past};
+use super::limiter::{Held, Next, Now};
 use super::queue::{Queue, Standing};
+use super::terms::{Joining, Rules, Terms};
 use super::walk::Walk;
-use crate::config::{Fairness, Priority};
 
 /// How long before its slot a waiter is told to have a connection ready: a cold DNS look-up, TCP and TLS handshake to
 /// another continent take less, and few servers close an idle connection sooner.
@@ -25,78 +25,6 @@ pub(super) const MAX_PREPARED: usize = 64;
 /// Waiters told although as many requests are in flight as may be: one that goes when the next of those ends, and one in
 /// case the first one's connection is lost by then.
 const PREPARED_WITHOUT_ROOM: usize = 2;
-
-/// What a line keeps to.
-#[derive(Debug, Clone)]
-pub struct Rules {
-    /// The API keys that are counted apart, at least one, and whether each is still to be used.
-    pub lanes: Vec<bool>,
-    /// The provider's limits, on each lane.
-    pub limits: Limits,
-    /// Each model's own limits on each lane, by index.
-    pub models: Vec<Limits>,
-    /// Whether 429s may stretch the cadence.
-    pub adaptive: bool,
-    /// Longest wait from the first join to the send; `None` waits for ever.
-    pub max_wait: Option<Duration>,
-    /// Most waiters at once.
-    pub max_queue: usize,
-    /// How clients share the line.
-    pub fairness: Fairness,
-}
-
-/// What is known of an API key's use before.
-#[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "there is one for each API key, at the start")]
-pub enum Past {
-    /// It was not used, as far as anybody is concerned: its budgets are full.
-    Fresh,
-    /// It may have been used as much as its limits allow.
-    Lost,
-    /// It was used like this.
-    Remembered {
-        /// As of some instant.
-        memory: BooksMemory,
-        /// Since that instant.
-        elapsed: Duration,
-        /// How long it may have been used afterwards without a word of it; `None`: it was not.
-        unsaved: Option<Duration>,
-    },
-}
-
-/// On whose behalf a request waits, and for how long at most: the same for each of its sends.
-#[derive(Debug, Clone)]
-pub struct Terms {
-    /// The client by name: requests of one name take turns with those of others.
-    pub client: Rc<str>,
-    /// The client's priority among clients.
-    pub class: Priority,
-    /// The request's priority among its client's.
-    pub urgency: Priority,
-    /// Most waiters of this client at once.
-    pub max_queue: Option<usize>,
-    /// When the caller gives up.
-    pub deadline: Option<Instant>,
-    /// What tells the request again when its caller repeats it: its place is kept for that.
-    pub fingerprint: Option<u64>,
-    /// Whether the caller has tried before.
-    pub repeated: bool,
-}
-
-/// Who joins, and how.
-#[derive(Debug, Clone)]
-pub struct Joining {
-    /// What for.
-    pub ask: Ask,
-    /// On which terms.
-    pub terms: Rc<Terms>,
-    /// When it joined for the first time.
-    pub since: Instant,
-    /// Whether it was sent before and comes back to the head.
-    pub again: bool,
-    /// After which wait another provider could take it: if this line takes longer, it is of no use.
-    pub elsewhere: Option<Duration>,
-}
 
 /// What becomes of a waiter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -240,29 +168,6 @@ pub struct Snapshot {
     pub lanes: Vec<LaneSnapshot>,
 }
 
-/// A lane as it stands.
-#[derive(Debug, Clone)]
-pub struct LaneSnapshot {
-    /// Whole sends that could go now.
-    pub available: u32,
-    /// Sent and not finished.
-    pub in_flight: usize,
-    /// The limit that holds its next send.
-    pub held_by: Held,
-    /// Sends in the last 60 s.
-    pub sent_last_minute: u32,
-    /// The cadence in force where 429s may stretch it.
-    pub learned_interval: Option<Duration>,
-    /// Request heads written.
-    pub sent: u64,
-    /// Answers that asked for a pause.
-    pub cooldowns: u64,
-    /// When the last head was written.
-    pub last_send: Option<SystemTime>,
-    /// Whether its key is not used any more.
-    pub retired: bool,
-}
-
 /// Somebody in line.
 #[derive(Debug, Clone)]
 pub struct Waiting {
@@ -285,53 +190,6 @@ pub struct Estimate {
     pub waits_for_an_end: bool,
     /// Until the slot, at the least.
     pub wait: Duration,
-}
-
-/// One API key.
-#[derive(Debug)]
-pub(super) struct Lane {
-    pub books: Books,
-    /// Whether its key is not to be used any more.
-    pub retired: bool,
-    /// The model that the open grant is for.
-    pub granted: Option<usize>,
-    in_flight: usize,
-    sent: u64,
-    cooldowns: u64,
-    last_send: Option<(Instant, SystemTime)>,
-    observed: Observed,
-}
-
-impl Lane {
-    pub fn new(rules: &Rules, past: &Past, now: Now) -> Lane {
-        Lane {
-            books: books(rules, past, now),
-            retired: false,
-            granted: None,
-            in_flight: 0,
-            sent: 0,
-            cooldowns: 0,
-            last_send: None,
-            observed: Observed::new(now.mono),
-        }
-    }
-}
-
-fn books(rules: &Rules, past: &Past, now: Now) -> Books {
-    let mut books = Books::new(&rules.limits, &rules.models, rules.adaptive, now);
-    match past {
-        Past::Fresh => {}
-        Past::Lost => books.assume_the_worst(now),
-        Past::Remembered { memory, elapsed, unsaved } => {
-            books.recall(memory, *elapsed, now);
-            if let Some(unsaved) = unsaved {
-                let sends = rules.limits.worst_case(*unsaved).unwrap_or(0);
-                books.assume_the_worst(now);
-                books.spend_day(u32::try_from(sends).unwrap_or(u32::MAX), now);
-            }
-        }
-    }
-    books
 }
 
 /// A provider's line.
@@ -432,12 +290,7 @@ impl Line {
     pub fn sent(&mut self, id: u64, lane: usize, ask: Ask, at: Now, waited: Duration) {
         let Some(on) = self.lanes.get_mut(lane) else { return };
         self.changes += 1;
-        on.granted = None;
-        on.sent += 1;
-        on.in_flight += 1;
-        on.last_send = Some((at.mono, at.wall));
-        on.observed.sent(at.mono);
-        self.in_flight.insert(id, (lane, on.books.sent(at, ask)));
+        self.in_flight.insert(id, (lane, on.sent(at, ask)));
         self.tally.queue_wait.add(waited);
     }
 
@@ -459,8 +312,7 @@ impl Line {
     /// A request is over.
     pub fn finished(&mut self, id: u64) {
         if let Some((lane, entry)) = self.in_flight.remove(&id) {
-            self.lanes[lane].in_flight -= 1;
-            self.lanes[lane].books.release(entry);
+            self.lanes[lane].finished(entry);
         }
     }
 
@@ -469,8 +321,7 @@ impl Line {
     pub fn refused(&mut self, lane: usize, model: usize, scope: Scope, wait: Option<Duration>, now: Now, random: f64) {
         let Some(lane) = self.lanes.get_mut(lane) else { return };
         self.changes += 1;
-        lane.cooldowns += 1;
-        lane.books.refused(now, model, scope, wait, random);
+        lane.refused(model, scope, wait, now, random);
         let movable =
             |joining: &Joining| joining.elsewhere.is_some() && (scope == Scope::Provider || joining.ask.model == model);
         let moving: Vec<u64> = self.queue.iter().filter(|entry| movable(&entry.waiter)).map(|entry| entry.id).collect();
@@ -550,13 +401,7 @@ impl Line {
     /// What is to be remembered of each lane.
     pub fn memory(&mut self, now: Now) -> Vec<BooksMemory> {
         if self.closed {
-            // Nobody will be asked again: a send that may still go on an open grant is counted as gone.
-            for lane in &mut self.lanes {
-                if let Some(model) = lane.granted.take() {
-                    let entry = lane.books.sent(now, Ask { model, tokens: 0 });
-                    lane.books.release(entry);
-                }
-            }
+            self.lanes.iter_mut().for_each(|lane| lane.give_up_grant(now));
         }
         self.lanes.iter().map(|lane| lane.books.memory(now)).collect()
     }
@@ -567,17 +412,6 @@ impl Line {
         let end = self.walk(self.queue.len(), now);
         let soonest = (0..self.rules.models.len()).filter_map(|model| end.slot(now, model).at).min();
         let held_by = self.held_by(now);
-        let lane = |lane: &mut Lane| LaneSnapshot {
-            available: lane.books.available(now),
-            in_flight: lane.in_flight,
-            held_by: lane.books.next_shared(now, 0).held_by,
-            sent_last_minute: lane.observed.per_minute(now.mono),
-            learned_interval: lane.books.learned_interval(now.mono),
-            sent: lane.sent,
-            cooldowns: lane.cooldowns,
-            last_send: lane.last_send.map(|(_, wall)| wall),
-            retired: lane.retired,
-        };
         Snapshot {
             queued: self.queue.len(),
             preparing: self.queue.told(),
@@ -585,7 +419,7 @@ impl Line {
             estimated_wait: until(soonest, now),
             held_by,
             tally: self.tally,
-            lanes: self.lanes.iter_mut().map(lane).collect(),
+            lanes: self.lanes.iter_mut().map(|lane| lane.snapshot(now)).collect(),
         }
     }
 
@@ -819,7 +653,7 @@ impl Line {
                 match lane.books.next(now, ask).at {
                     // Of several that are open, the one that has rested longest.
                     Some(at) if at <= now.mono => {
-                        let rested = |index: usize| self.lanes[index].last_send.map(|(at, _)| at);
+                        let rested = |index: usize| self.lanes[index].rests_since();
                         best = Some(best.filter(|best| rested(*best) <= rested(index)).unwrap_or(index));
                     }
                     later => {

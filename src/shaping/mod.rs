@@ -5,6 +5,8 @@
 //! | [`limiter`] | the limits of one scope: when the next send may go |
 //! | [`books`] | the limiters of one API key together, the provider's and its models' |
 //! | [`queue`] | the order in which waiters go: clients in turn, priority, ageing, places kept |
+//! | [`lane`] | one API key: its books, its open grant, its past |
+//! | [`terms`] | a line's rules, and the terms of one request |
 //! | [`line`] | the queue and the lanes: who goes next, when, on which lane, and who waits in vain |
 //! | `walk` | when each waiter can go at the earliest |
 //! | [`observed`] | how many really went |
@@ -17,9 +19,11 @@
 //! with its own count of everything.
 
 pub mod books;
+pub mod lane;
 pub mod limiter;
 pub mod line;
 pub mod observed;
 pub mod queue;
 pub mod scheduler;
+pub mod terms;
 mod walk;

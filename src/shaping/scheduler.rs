@@ -19,8 +19,10 @@ use async_io::Timer;
 use futures_lite::future;
 
 use super::books::{Ask, BooksMemory, Scope};
+use super::lane::Past;
 use super::limiter::Now;
-use super::line::{Decision, Estimate, Joining, Line, Past, Refusal, Rules, Snapshot, Terms, Waiting};
+use super::line::{Decision, Estimate, Line, Refusal, Snapshot, Waiting};
+use super::terms::{Joining, Rules, Terms};
 
 enum Message {
     Join { id: u64, joining: Joining, turns: Sender<Turn> },

@@ -5,8 +5,8 @@
 
 use std::time::Instant;
 
+use super::lane::Lane;
 use super::limiter::{Next, Now};
-use super::line::Lane;
 
 /// So many in front, counted by lane.
 pub(super) struct Walk<'l> {
@@ -107,8 +107,9 @@ mod tests {
 
     use super::*;
     use crate::config::Fairness;
+    use crate::shaping::lane::Past;
     use crate::shaping::limiter::{Cadence, Limits};
-    use crate::shaping::line::{Past, Rules};
+    use crate::shaping::terms::Rules;
 
     fn every(seconds: u64) -> Limits {
         let interval = Duration::from_secs(seconds);

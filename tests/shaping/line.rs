@@ -9,8 +9,9 @@ use std::time::Duration;
 use limitrate::config::{Fairness, Priority};
 use limitrate::shaping::books::{Ask, Scope};
 use limitrate::shaping::limiter::{Cadence, Limits};
-use limitrate::shaping::line::{Decision, Joining, Line, Refusal, Rules, Terms};
+use limitrate::shaping::line::{Decision, Line, Refusal};
 use limitrate::shaping::queue::{AGEING, KEPT};
+use limitrate::shaping::terms::{Joining, Rules, Terms};
 use proptest::prelude::*;
 
 use crate::{Clock, MS};
