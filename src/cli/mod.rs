@@ -149,7 +149,7 @@ fn serve_demo(port: u16) -> ExitCode {
 
 /// `file` is read again on SIGHUP.
 fn serve_until_signalled(config: &Config, file: Option<&Path>, announce: impl FnOnce(SocketAddr)) -> ExitCode {
-    match try_serving(config, file, announce) {
+    let code = match try_serving(config, file, announce) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let (host, port) = (&config.server.host, config.server.port);
@@ -165,7 +165,9 @@ fn serve_until_signalled(config: &Config, file: Option<&Path>, announce: impl Fn
             }
             ExitCode::from(1)
         }
-    }
+    };
+    log::flush();
+    code
 }
 
 fn try_serving(config: &Config, file: Option<&Path>, announce: impl FnOnce(SocketAddr)) -> std::io::Result<()> {
@@ -180,9 +182,7 @@ fn try_serving(config: &Config, file: Option<&Path>, announce: impl FnOnce(Socke
     notify_systemd("READY=1");
     log::in_background();
     let (stop, stopped) = async_channel::bounded(2);
-    let served = smol::block_on(future::or(server.run(stopped), forward_signals(signals, stop, file, reloads)));
-    log::flush();
-    served
+    smol::block_on(future::or(server.run(stopped), forward_signals(signals, stop, file, reloads)))
 }
 
 /// SIGTERM and SIGINT drain; the second one ends at once. SIGHUP reads the file again, where there is one. Never returns.
