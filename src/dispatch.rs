@@ -18,6 +18,9 @@ use crate::shaping::books::Ask;
 /// How often the choice is made anew because others were quicker; after that, any wait will do.
 const MAX_CHOICES: usize = 5;
 
+/// A wait that nobody can foresee: longer than any that can be.
+const UNKNOWN: Duration = Duration::from_secs(u32::MAX as u64);
+
 /// All providers, and how one is chosen.
 pub struct Dispatch<'g> {
     /// By the index that the registry knows.
@@ -100,9 +103,7 @@ impl<'g> Dispatch<'g> {
         match ranked[..] {
             [] => (0, None),
             [(.., at)] => (at, None),
-            [(.., at), (_, second, _), ..] => {
-                (at, Some(if second.waits_for_an_end { Duration::MAX } else { second.wait }))
-            }
+            [(.., at), (_, second, _), ..] => (at, Some(if second.waits_for_an_end { UNKNOWN } else { second.wait })),
         }
     }
 }

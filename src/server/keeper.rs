@@ -72,7 +72,7 @@ impl Keeper {
         // A write is never left alone: it might end after the last one.
         let keep = async {
             while within(WRITE_EVERY, ends.recv()).await.is_none() {
-                if changes(&front.gateway().providers).await != self.written {
+                if changes(&front.all_providers()).await != self.written {
                     self.try_to_write(front, false).await;
                 }
             }
@@ -82,7 +82,7 @@ impl Keeper {
 
     /// Writes for the last time: nobody sends any more.
     pub async fn end(mut self, front: &Front) {
-        front.gateway().providers.iter().for_each(|provider| provider.close());
+        front.all_providers().iter().for_each(|provider| provider.close());
         self.try_to_write(front, true).await;
     }
 
@@ -97,7 +97,7 @@ impl Keeper {
     }
 
     async fn write(&mut self, front: &Front, clean: bool) -> io::Result<()> {
-        let providers = &front.gateway().providers;
+        let providers = &front.all_providers();
         let changes = changes(providers).await;
         let mut state = State::new(SystemTime::now(), clean);
         for provider in providers {

@@ -217,7 +217,7 @@ async fn serve(
     log::line(format_args!("going down: running requests have {} s", gateway.config.drain.as_secs_f64()));
     lifecycle.drain();
     if !gateway.config.drain_queue {
-        gateway.providers.iter().for_each(|provider| provider.close());
+        front.all_providers().iter().for_each(|provider| provider.close());
     }
     let everybody_gone = async {
         let _ = gone.recv().await;

@@ -1,7 +1,8 @@
 //! Going on under another configuration: whoever is connected stays connected, whoever waits stays in line.
 //!
 //! Each request is served under the configuration that was in force when it came. A provider that stays keeps its line and
-//! all that was sent; one that is gone gets no new requests and ends with its last one.
+//! all that was sent; one that is gone gets no new requests. It is kept all the same: what was sent to it counts when it
+//! comes back.
 
 use std::cell::RefCell;
 use std::io;
@@ -14,24 +15,36 @@ use smol::LocalExecutor;
 use super::{Gateway, client_names, listen, start};
 use crate::config::{self, Config};
 use crate::log;
+use crate::provider::Provider;
 use crate::registry::Registry;
 
 /// What new requests are served with.
 pub struct Front {
     gateway: RefCell<Rc<Gateway>>,
     /// As configured, for telling what a reload changes.
-    providers: RefCell<Vec<config::Provider>>,
+    configured: RefCell<Vec<config::Provider>>,
+    /// All that there ever were, by unique names.
+    known: RefCell<Vec<Rc<Provider>>>,
 }
 
 impl Front {
     /// Until the first reload.
-    pub(super) fn new(providers: Vec<config::Provider>, gateway: Gateway) -> Front {
-        Front { gateway: RefCell::new(Rc::new(gateway)), providers: RefCell::new(providers) }
+    pub(super) fn new(configured: Vec<config::Provider>, gateway: Gateway) -> Front {
+        Front {
+            known: RefCell::new(gateway.providers.clone()),
+            gateway: RefCell::new(Rc::new(gateway)),
+            configured: RefCell::new(configured),
+        }
     }
 
     /// As it is at present.
     pub(super) fn gateway(&self) -> Rc<Gateway> {
         self.gateway.borrow().clone()
+    }
+
+    /// Those at work and those that are gone: somebody may still wait for one, and what was sent counts.
+    pub(super) fn all_providers(&self) -> Vec<Rc<Provider>> {
+        self.known.borrow().clone()
     }
 }
 
@@ -52,16 +65,15 @@ pub(super) fn reload(executor: &LocalExecutor<'static>, front: &Front, listener:
             return;
         }
     }
-    let changes = changes(&before.config, &server, &front.providers.borrow(), &configs);
+    let changes = changes(&before.config, &server, &front.configured.borrow(), &configs);
     let provider = |config: &config::Provider| {
-        let known = before.providers.iter().find(|known| known.name() == config.name);
-        match known {
-            Some(known) => {
-                known.reload(config, server.fairness);
-                known.clone()
-            }
-            None => start(executor, config, server.fairness, &[]),
+        let mut all = front.known.borrow_mut();
+        if let Some(known) = all.iter().find(|known| known.name() == config.name) {
+            known.reload(config, server.fairness);
+            return known.clone();
         }
+        all.push(start(executor, config, server.fairness, &[]));
+        all[all.len() - 1].clone()
     };
     let providers = configs.iter().map(provider).collect();
     before.budget.set_limit(server.max_buffered_bytes);
@@ -78,7 +90,7 @@ pub(super) fn reload(executor: &LocalExecutor<'static>, front: &Front, listener:
         config: server,
     };
     front.gateway.replace(Rc::new(gateway));
-    front.providers.replace(configs);
+    front.configured.replace(configs);
     log::line(format_args!("reloaded: {changes}"));
 }
 
@@ -115,7 +127,7 @@ fn changes(
         }
     }
     let gone = old.iter().filter(|provider| find(&provider.name, new).is_none());
-    changes.extend(gone.map(|provider| format!("{} is gone and ends with its last request", provider.name)));
+    changes.extend(gone.map(|provider| format!("{} is gone", provider.name)));
     let names = |providers: &[config::Provider]| providers.iter().map(|one| one.name.clone()).collect::<Vec<_>>();
     if changes.is_empty() && names(old) != names(new) {
         changes.push("the providers are in another order".to_owned());

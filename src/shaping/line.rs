@@ -256,14 +256,13 @@ impl Line {
             return;
         }
         if let Some(refusal) = self.full(&joining, now) {
-            self.tally.rejected_full += 1;
-            return self.refuse(id, refusal);
+            return self.turn_away(id, &joining, refusal);
         }
         let standing = standing(&joining);
         if self.may_be_in_vain(&joining) || joining.elsewhere.is_some() {
             let ahead = self.queue.ahead_of(&standing, now.mono);
-            if let Some(refusal) = self.in_vain(&joining, ahead, now) {
-                return self.refuse(id, refusal);
+            if let Some(refusal) = self.verdict(&joining, ahead, now) {
+                return self.turn_away(id, &joining, refusal);
             }
             let wait = || until(self.slot(ahead, joining.ask.model, now).at, now);
             if joining.elsewhere.is_some_and(|elsewhere| wait() > elsewhere) {
@@ -441,8 +440,8 @@ impl Line {
             former.fingerprint == Some(fingerprint) && former.client == joining.terms.client
         });
         let Some((former, ahead)) = found else { return false };
-        if let Some(refusal) = self.in_vain(joining, ahead, now) {
-            self.refuse(id, refusal);
+        if let Some(refusal) = self.verdict(joining, ahead, now) {
+            self.turn_away(id, joining, refusal);
             return true;
         }
         self.tally.returned += 1;
@@ -464,15 +463,18 @@ impl Line {
         Some(Refusal::ClientFull { client: client.clone(), max_queue, retry_after: retry_after() })
     }
 
-    /// Counts and returns why somebody with so many in front would wait in vain.
-    fn in_vain(&mut self, joining: &Joining, ahead: usize, now: Now) -> Option<Refusal> {
-        let refusal = self.verdict(joining, ahead, now)?;
+    /// Nothing is to be had here for a newcomer; elsewhere there may be, if others have not been quicker there too often.
+    fn turn_away(&mut self, id: u64, joining: &Joining, refusal: Refusal) {
+        if joining.elsewhere.is_some_and(|elsewhere| elsewhere < Duration::MAX) {
+            return self.move_on(id);
+        }
         match refusal {
             Refusal::Day { .. } => self.tally.rejected_day += 1,
             Refusal::Deadline { .. } => self.tally.rejected_deadline += 1,
+            Refusal::Full { .. } | Refusal::ClientFull { .. } => self.tally.rejected_full += 1,
             _ => self.tally.rejected_wait += 1,
         }
-        Some(refusal)
+        self.refuse(id, refusal);
     }
 
     /// Whether there is a limit on its wait at all.
@@ -480,6 +482,7 @@ impl Line {
         self.rules.max_wait.is_some() || joining.terms.deadline.is_some() || self.daily
     }
 
+    /// Why somebody with so many in front would wait in vain, if it would.
     fn verdict(&self, joining: &Joining, ahead: usize, now: Now) -> Option<Refusal> {
         if !self.may_be_in_vain(joining) {
             return None;

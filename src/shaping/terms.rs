@@ -56,6 +56,7 @@ pub struct Joining {
     pub since: Instant,
     /// Whether it was sent before and comes back to the head.
     pub again: bool,
-    /// After which wait another provider could take it: if this line takes longer, it is of no use.
+    /// After which wait another provider could take it: if this line takes longer, it is of no use. With [`Duration::MAX`] it
+    /// leaves for a pause of this provider only.
     pub elsewhere: Option<Duration>,
 }

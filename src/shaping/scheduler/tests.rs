@@ -396,3 +396,45 @@ fn a_burst_starts_no_more_handshakes_than_its_bound() {
         drop(places);
     });
 }
+
+#[test]
+fn who_could_go_elsewhere_is_told_to_and_not_refused() {
+    let soon = Duration::from_secs(1);
+    let full = Rules { max_queue: 1, ..rules(every(NEVER)) };
+    let impatient = Rules { max_wait: Some(soon), ..rules(every(NEVER)) };
+    for (rules, waiting) in [(full, 1), (impatient, 0), (rules(every(NEVER)), 1)] {
+        run_with(rules, async |scheduler| {
+            let _sent = send(&join(scheduler, ANY)).await;
+            let _waits: Vec<_> = (0..waiting).map(|_| join(scheduler, ANY)).collect();
+            let moved = scheduler.join(ANY, &terms(), Instant::now(), Some(soon));
+            assert_eq!(moved.near().await, Err(NoSlot::Moved));
+            let now = settled(scheduler).await;
+            assert_eq!((now.tally.moved, now.tally.rejected_full, now.tally.rejected_wait), (1, 0, 0));
+        });
+    }
+    run_with(Rules { max_queue: 1, ..rules(every(NEVER)) }, async |scheduler| {
+        let _sent = send(&join(scheduler, ANY)).await;
+        let _waits = join(scheduler, ANY);
+        // It has looked around often enough.
+        let refused = scheduler.join(ANY, &terms(), Instant::now(), Some(Duration::MAX));
+        assert!(matches!(refused.near().await, Err(NoSlot::Refused(Refusal::Full { .. }))));
+    });
+}
+
+#[test]
+fn a_pause_sends_those_away_who_can_go_elsewhere() {
+    run_with(rules(every(NEVER)), async |scheduler| {
+        let _sent = send(&join(scheduler, ANY)).await;
+        let elsewhere = Some(Duration::MAX);
+        let [movable, of_other_model] =
+            [ANY, OTHER].map(|ask| scheduler.join(ask, &terms(), Instant::now(), elsewhere));
+        let stays = join(scheduler, ANY);
+        scheduler.refused(0, 0, Scope::Model, Some(NEVER));
+        assert_eq!(movable.near().await, Err(NoSlot::Moved));
+        assert_eq!(settled(scheduler).await.queued, 2);
+        scheduler.refused(0, 0, Scope::Provider, Some(NEVER));
+        assert_eq!(of_other_model.near().await, Err(NoSlot::Moved));
+        assert_eq!(settled(scheduler).await.queued, 1);
+        drop(stays);
+    });
+}
