@@ -31,6 +31,8 @@ impl Process {
         static FILES: AtomicUsize = AtomicUsize::new(0);
         let n = FILES.fetch_add(1, Ordering::Relaxed);
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{n}", std::process::id()));
+        // Process numbers come again: an earlier run may have left one of that name.
+        let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).expect("create a folder under the build directory");
         let file = folder.join(name);
         fs::write(&file, text).expect("write a file under the build directory");
