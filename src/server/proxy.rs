@@ -96,7 +96,10 @@ async fn as_event(gateway: &Gateway, mut answer: Answer, caller: &Caller) -> Str
     }
     let said = if status < 400 { openai::event(&body) } else { openai::error_event(dialect, &body) };
     said.unwrap_or_else(|| {
-        let detail = String::from_utf8_lossy(&body).into_owned();
+        let detail = match body.trim_ascii() {
+            b"" => "its body is empty".to_owned(),
+            said => String::from_utf8_lossy(said).into_owned(),
+        };
         Error::UpstreamRefused { provider, status, detail }.to_sse_event(dialect)
     })
 }
