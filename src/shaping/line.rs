@@ -631,6 +631,7 @@ impl Line {
     /// Opens the slots that are due, each for the first waiter that is ready and that only its own model's limits could
     /// hold; returns when the next opens, if it is only a matter of time.
     fn grant(&mut self, now: Now) -> Option<Instant> {
+        self.queue.ready().next()?;
         let models = self.rules.models.len();
         let mut closed: Vec<bool> = self.lanes.iter().map(|lane| lane.retired || lane.granted.is_some()).collect();
         let mut held = vec![false; self.lanes.len() * models];
