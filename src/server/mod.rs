@@ -206,7 +206,14 @@ async fn serve(
         let accepting = accept(executor, &listener, front, &alive);
         match future::or(stopped, future::or(reloaded, accepting)).await {
             Event::Stop(why) => break why,
-            Event::Reload(config) => reload::reload(executor, front, &mut listener, *config),
+            Event::Reload(config) => {
+                if let Some(left) = reload::reload(executor, front, &mut listener, *config) {
+                    // Who has connected already is let in: closing would reset it.
+                    while let Some(Ok((stream, peer))) = future::poll_once(left.accept()).await {
+                        admit(executor, front, &alive, stream, peer);
+                    }
+                }
+            }
         }
     };
     drop((listener, alive));
@@ -273,18 +280,29 @@ async fn accept<T>(
             }
         };
         complained = false;
-        let _ = stream.set_nodelay(true);
-        let open = alive.sender_count() - 1;
-        let gateway = front.gateway();
-        let limit = gateway.config.max_connections;
-        if open < limit {
-            let connection = connection::serve(front.clone(), stream, peer.ip(), alive.clone());
-            executor.spawn(connection).detach();
-        } else {
-            let patient = open < limit + MAX_TURNED_AWAY;
-            let told = turn_away(gateway, stream, patient, alive.clone());
-            executor.spawn(told).detach();
-        }
+        admit(executor, front, alive, stream, peer);
+    }
+}
+
+/// Serves a caller, or tells it that there is no room.
+fn admit(
+    executor: &Rc<LocalExecutor<'static>>,
+    front: &Rc<Front>,
+    alive: &Sender<Infallible>,
+    stream: TcpStream,
+    peer: SocketAddr,
+) {
+    let _ = stream.set_nodelay(true);
+    let open = alive.sender_count() - 1;
+    let gateway = front.gateway();
+    let limit = gateway.config.max_connections;
+    if open < limit {
+        let connection = connection::serve(front.clone(), stream, peer.ip(), alive.clone());
+        executor.spawn(connection).detach();
+    } else {
+        let patient = open < limit + MAX_TURNED_AWAY;
+        let told = turn_away(gateway, stream, patient, alive.clone());
+        executor.spawn(told).detach();
     }
 }
 

@@ -49,22 +49,27 @@ impl Front {
 }
 
 /// Puts a configuration in force and says in the log what it changes. Where the new address can't be had, all stays as it
-/// was.
-pub(super) fn reload(executor: &LocalExecutor<'static>, front: &Front, listener: &mut TcpListener, config: Config) {
+/// was. Returns the listener that it has left, if it moves.
+pub(super) fn reload(
+    executor: &LocalExecutor<'static>,
+    front: &Front,
+    listener: &mut TcpListener,
+    config: Config,
+) -> Option<TcpListener> {
     let before = front.gateway();
     let Config { server, providers: configs } = config;
-    match moved_listener(&before.config, &server) {
-        Ok(None) => {}
+    let left = match moved_listener(&before.config, &server) {
+        Ok(None) => None,
         Ok(Some((moved, address))) => {
             log::line(format_args!("from now on at http://{address}/v1"));
-            *listener = moved;
+            Some(std::mem::replace(listener, moved))
         }
         Err(error) => {
             let (host, port) = (&server.host, server.port);
             log::line(format_args!("nothing was reloaded: cannot serve on {host}:{port}: {error}"));
-            return;
+            return None;
         }
-    }
+    };
     let changes = changes(&before.config, &server, &front.configured.borrow(), &configs);
     let provider = |config: &config::Provider| {
         let mut all = front.known.borrow_mut();
@@ -92,6 +97,7 @@ pub(super) fn reload(executor: &LocalExecutor<'static>, front: &Front, listener:
     front.gateway.replace(Rc::new(gateway));
     front.configured.replace(configs);
     log::line(format_args!("reloaded: {changes}"));
+    left
 }
 
 /// A listener at the new address, if that is another one.
