@@ -170,7 +170,10 @@ impl Client {
     pub fn read_response(&mut self) -> Response {
         let head = self.read_head();
         let mut chunks: Vec<Chunk> = Vec::new();
+        let deadline = Instant::now() + PATIENCE * 6;
         let ended = loop {
+            // Something comes again and again where a heartbeat does.
+            assert!(Instant::now() < deadline, "a body without an end: {:?}", String::from_utf8_lossy(&self.wire.log));
             match self.read_chunk() {
                 Ok(chunk) => chunks.push(chunk),
                 Err(ended) => break ended,
