@@ -191,6 +191,31 @@ fn a_key_without_quota_leaves_the_request_to_the_other() {
 }
 
 #[test]
+fn when_no_key_has_quota_left_the_refusal_is_passed_on_at_once() {
+    let upstream = Upstream::start([Reply::Json(429, SPENT.to_owned())]);
+    let gateway = gateway(&upstream, "one, two, three", UNSHAPED, "retry: {attempts: 9}");
+    let refused = post(gateway.addr(), CHAT, BODY);
+    assert_eq!((refused.status, refused.text().as_str()), (429, SPENT));
+    assert_eq!(refused.header("x-should-retry").as_deref(), Some("false"));
+    assert_eq!(keys(&upstream.requests()), ["one", "two", "three"]);
+}
+
+#[test]
+fn a_key_that_pauses_is_waited_for_when_the_other_has_no_quota() {
+    let upstream = Upstream::answering(|request, nth| match (nth, &*key(request)) {
+        (0, _) => pause("2"),
+        (_, "two") => Reply::Json(429, SPENT.to_owned()),
+        _ => Reply::ok(),
+    });
+    let gateway = gateway(&upstream, "one, two", UNSHAPED, "retry: {attempts: 9}");
+    assert_eq!(post(gateway.addr(), CHAT, BODY).status, 200);
+    let requests = upstream.requests();
+    let (first, last) = (&requests[0], &requests[requests.len() - 1]);
+    assert_eq!((key(first), key(last)), ("one".to_owned(), "one".to_owned()));
+    assert!(last.arrived - first.arrived >= Duration::from_secs(2), "{:?}", last.arrived - first.arrived);
+}
+
+#[test]
 fn a_key_that_answers_badly_is_not_blamed() {
     let upstream = by_key(&[("one", Reply::Json(400, "{}".to_owned()))]);
     let gateway = gateway(&upstream, "one, two", UNSHAPED, "retry: {attempts: 3}");

@@ -4,6 +4,7 @@
 //! Everything here happens before the first byte to the caller. Each send takes a slot. What remains at the end is the
 //! provider's own last answer.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -107,6 +108,8 @@ enum Judgement {
     Unable,
     /// Send again; the scheduler knows for how long the provider pauses.
     Again,
+    /// This API key has had its fill. Send again while there is one that has not said so.
+    WithAnotherKey,
     /// Send again after a pause of this request's own.
     AgainAfterBackoff,
 }
@@ -129,6 +132,7 @@ impl Provider {
         let mut place = join(attempts > 0);
         let mut last = None;
         let mut repeats = 0;
+        let mut spent_keys = HashSet::new();
         loop {
             let (outcome, judgement) = match self.attempt(place, errand, &offer, repeats > 0).await {
                 Attempt::Refused(refusal) => return self.given_up(last, refusal),
@@ -149,8 +153,16 @@ impl Provider {
             if judgement == Judgement::PassOn {
                 return Exchanged::Final(outcome);
             }
+            let all_spent = match &outcome {
+                Ok(answer) if judgement == Judgement::WithAnotherKey => {
+                    spent_keys.insert(answer.lane());
+                    spent_keys.len() >= self.setup().config.api_keys.len()
+                }
+                _ => false,
+            };
             let pauses = judgement == Judgement::AgainAfterBackoff;
             if judgement == Judgement::Unable
+                || all_spent
                 || attempts >= self.setup().config.retry.attempts
                 || pauses && !self.back_off(attempts, errand).await
             {
@@ -302,9 +314,8 @@ impl Provider {
             Verdict::Exhausted => {
                 answer.advice = Some(Advice::StayAway);
                 if setup.has_several_keys() && listed {
-                    // This key has had its fill; the others have not said so.
                     self.scheduler.refused(answer.lane(), ask.model, Scope::Provider, None);
-                    return Judgement::Again;
+                    return Judgement::WithAnotherKey;
                 }
                 if listed { Judgement::Unable } else { Judgement::PassOn }
             }
