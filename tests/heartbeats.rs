@@ -417,6 +417,16 @@ fn anthropics_callers_get_errors_as_events_named_so() {
     }
 }
 
+#[test]
+fn anthropics_callers_get_an_error_for_a_whole_message_in_the_place_of_a_stream() {
+    let body = r#"{"type":"message","content":[]}"#;
+    let (text, _) = answered_late(MESSAGES, STREAM, EAGER, |gate| held(gate, &answer(200, "application/json", body)));
+    let event = after_pings(&text).strip_prefix("event: error\n").unwrap_or_else(|| panic!("{text:?}"));
+    let error = only_event(event)["error"].take();
+    assert_eq!(error["type"], "api_error");
+    assert!(error["message"].as_str().is_some_and(|text| text.contains("200") && text.contains("message")), "{error}");
+}
+
 // --- plain callers
 
 #[test]

@@ -13,7 +13,7 @@ use super::heartbeat::{Form, keep_company};
 use super::seam::Seam;
 use super::terms::{self, Wishes};
 use crate::dispatch::Dispatch;
-use crate::error::{self, Error};
+use crate::error::{self, Dialect, Error};
 use crate::http1::{self, BodyLength, Framing, RequestHead};
 use crate::openai;
 use crate::provider::{Advice, Answer, Errand, Progress};
@@ -94,7 +94,12 @@ async fn as_event(gateway: &Gateway, mut answer: Answer, caller: &Caller) -> Str
     if let Err(error) = read.await {
         return error.to_sse_event(dialect);
     }
-    let said = if status < 400 { openai::event(&body) } else { openai::error_event(dialect, &body) };
+    let said = match dialect {
+        _ if status >= 400 => openai::error_event(dialect, &body),
+        Dialect::OpenAi => openai::event(&body),
+        // A whole message is none of the events that its SDKs know by name, and they pass over all others in silence.
+        Dialect::Anthropic => None,
+    };
     said.unwrap_or_else(|| {
         let detail = match body.trim_ascii() {
             b"" => "its body is empty".to_owned(),
