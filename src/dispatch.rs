@@ -54,6 +54,7 @@ impl<'g> Dispatch<'g> {
             choices += 1;
             let elsewhere = elsewhere.map(|wait| if choices < MAX_CHOICES { wait } else { Duration::MAX });
             let Candidate { provider, model, upstream, attempts } = candidates[at];
+            errand.trace.goes_to(provider.name(), provider.setup().model_id(model));
             let offer = Offer {
                 ask: Ask { model, tokens },
                 body: payload.under(upstream),

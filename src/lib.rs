@@ -11,6 +11,7 @@
 //! | 5 | [`demo`] | the built-in provider of `limitrate demo` |
 //! | 4 | [`provider`] | one provider: waiting, sending, repeating; its answers, its counters |
 //! | 3 | [`registry`] | model name -> provider; the merged model list |
+//! | 3 | [`telemetry`] | what was asked and how it was answered: the request log, the counters |
 //! | 3 | [`state`] | the file that a restart finds the limits' memory in |
 //! | 3 | [`upstream`] | the back: pool, connect (DNS, TCP, TLS), client (one exchange), what a refusal says |
 //! | 2 | [`shaping`] | limiters, books and queue (pure), scheduler (the task that sleeps) |
@@ -45,4 +46,5 @@ pub mod registry;
 pub mod server;
 pub mod shaping;
 pub mod state;
+pub mod telemetry;
 pub mod upstream;

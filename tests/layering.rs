@@ -10,7 +10,7 @@ const FLOORS: [&[&str]; 8] = [
     &["deadline", "edits", "error", "log"],
     &["config"],
     &["http1", "openai", "shaping"],
-    &["registry", "state", "upstream"],
+    &["registry", "state", "telemetry", "upstream"],
     &["provider"],
     &["admin", "demo", "dispatch"],
     &["server"],

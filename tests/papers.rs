@@ -63,7 +63,7 @@ fn both_readmes_list_every_setting() {
     let mut settings = BTreeSet::new();
     keys(&example(), &mut settings);
     assert!(settings.len() > 30, "{settings:?}");
-    settings.retain(|key| key != "server" && key != "providers"); // these two are headings
+    settings.retain(|key| key != "server" && key != "log" && key != "providers"); // these are headings
     for name in READMES {
         let listed = listed(&read(name));
         let missing: Vec<_> = settings.difference(&listed).collect();
@@ -90,15 +90,16 @@ fn both_readmes_list_every_error() {
 
 #[test]
 fn both_readmes_list_every_field_of_the_pages() {
-    let source = read("src/admin/mod.rs");
+    let source = ["stats", "queue", "requests"].map(|page| read(format!("src/admin/{page}.rs"))).concat();
     let fields_of = |name: &str| {
-        let row = source.split(&format!("struct {name} {{")).nth(1).and_then(|rest| rest.split("\n}").next());
-        row.expect("the row is there").replace("#[serde(flatten)]\n    budget: BudgetRow,", "")
+        let row = source.split(&format!("struct {name}")).nth(1).and_then(|rest| rest.split("\n}").next());
+        row.expect("the row is there").replace("#[serde(flatten)]\n    pub budget: BudgetRow,", "")
     };
-    let rows = ["ServerRow", "ClientRow", "Row", "BudgetRow", "LaneRow", "QueueRow"].map(fields_of).concat();
+    let rows =
+        ["ServerRow", "ClientRow {", "Row {", "BudgetRow", "LaneRow", "QueueRow", "RequestRow"].map(fields_of).concat();
     let fields =
         rows.lines().filter(|line| !line.trim_start().starts_with("//")).filter_map(|line| line.split_once(':'));
-    let fields: BTreeSet<String> = fields.map(|(name, _)| name.trim().to_owned()).collect();
+    let fields: BTreeSet<String> = fields.map(|(name, _)| name.trim().trim_start_matches("pub ").to_owned()).collect();
     assert!(fields.len() > 20, "{fields:?}");
     for name in READMES {
         let listed = listed(&read(name));
@@ -175,4 +176,25 @@ fn gather(folder: &Path, sources: &mut Vec<PathBuf>) {
             false => {}
         }
     }
+}
+
+#[test]
+fn the_dashboard_asks_for_figures_that_there_are() {
+    let source = read("src/admin/metrics.rs");
+    let dashboard: serde_json::Value = serde_json::from_str(&read("docs/grafana.json")).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("a list of panels");
+    let expressions = panels.iter().flat_map(|panel| panel["targets"].as_array().expect("a list of targets"));
+    let mut asked = BTreeSet::new();
+    for target in expressions {
+        let expression = target["expr"].as_str().expect("PromQL");
+        let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let name = |word: &str| {
+            let word = word.strip_suffix("_bucket").or_else(|| word.strip_suffix("_sum")).unwrap_or(word);
+            word.strip_suffix("_count").unwrap_or(word).to_owned()
+        };
+        asked.extend(words.filter(|word| word.starts_with("limitrate_") || word.starts_with("process_")).map(name));
+    }
+    assert!(asked.len() > 15, "{asked:?}");
+    let missing: Vec<_> = asked.iter().filter(|name| !source.contains(&format!("\"{name}\""))).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }

@@ -67,7 +67,7 @@ fn a_body_that_is_no_json_object_with_a_model_is_refused_and_the_connection_goes
 fn an_unknown_path_is_a_404() {
     let upstream = Upstream::start([Reply::ok()]);
     let gateway = gateway(&upstream, "", "");
-    for path in ["/", "/v1", "/v2/chat/completions", "/admin", "/admin/", "/v1chat", "/favicon.ico"] {
+    for path in ["/", "/v1", "/v2/chat/completions", "/admin/nope", "/admin/stats/", "/v1chat", "/favicon.ico"] {
         for response in [get(gateway.addr(), path), post(gateway.addr(), path, BODY)] {
             assert_eq!(response.status, 404, "{path}: {response:?}");
             assert_eq!(response.error()["type"], "invalid_request_error");

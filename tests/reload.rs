@@ -78,7 +78,7 @@ fn those_in_line_go_on_under_the_new_limits() {
     let mut waiting = [ask(process.addr()), ask(process.addr())];
     wait_queued(process.addr(), 2);
     let said = reload(&process, &file, &yaml("", &provider(&spaced(50))));
-    assert!(said.ends_with("reloaded: p is changed"), "{said}");
+    assert!(said.ends_with("reloaded: p is changed\""), "{said}");
     for client in &mut waiting {
         assert_eq!(client.read_response().status, 200);
     }
@@ -120,7 +120,7 @@ fn a_provider_that_goes_ends_with_its_last_request_and_a_new_one_serves() {
     let mut waiting = ask(process.addr());
     wait_queued(process.addr(), 1);
     let said = reload(&process, &file, &yaml("", &provider_yaml("new", new.addr(), &["n"], UNSHAPED, "")));
-    assert!(said.ends_with("new is new; old is gone"), "{said}");
+    assert!(said.ends_with("new is new; old is gone\""), "{said}");
     assert_eq!(post(process.addr(), CHAT, BODY).code(), "model_not_found");
     assert_eq!(post(process.addr(), CHAT, BODY.replace("\"m\"", "\"n\"")).status, 200);
     gate.release(100);
@@ -155,7 +155,7 @@ fn a_connection_and_the_counters_live_on_under_another_key_and_token() {
     client.post_json(CHAT, BODY);
     assert_eq!(client.read_response().status, 200);
     let said = reload(&process, &file, &yaml("auth_token: new-token", &provider("api_key: sk-the-second-key")));
-    assert!(said.ends_with("server is changed; p is changed"), "{said}");
+    assert!(said.ends_with("server is changed; p is changed\""), "{said}");
     client.post_json(CHAT, BODY);
     assert_eq!(client.read_response().code(), "invalid_api_key");
     let mut client = Client::connect(process.addr());
@@ -182,7 +182,7 @@ fn the_listener_moves_with_the_address_and_stays_where_that_is_taken() {
     fs::write(&file, yaml("", &provider).replace("127.0.0.1\n  port", "127.0.0.2\n  port")).expect("write");
     process.signal(Signal::HUP);
     let said = process.wait_log("from now on at");
-    let moved = said.split("http://").nth(1).and_then(|rest| rest.strip_suffix("/v1")).expect("an address");
+    let moved = said.split("http://").nth(1).and_then(|rest| rest.strip_suffix("/v1\"")).expect("an address");
     let moved: SocketAddr = moved.parse().expect("an address");
     assert_eq!(moved.ip().to_string(), "127.0.0.2");
     assert_eq!(post(moved, CHAT, BODY).status, 200);
@@ -198,10 +198,10 @@ fn an_unchanged_file_says_so() {
         [("p", "m"), ("q", "n")].map(|(name, model)| provider_yaml(name, upstream.addr(), &[model], UNSHAPED, ""));
     let (file, process) = serve("", &providers.concat());
     let said = reload(&process, &file, &yaml("", &providers.concat()));
-    assert!(said.ends_with("reloaded: nothing is different"), "{said}");
+    assert!(said.ends_with("reloaded: nothing is different\""), "{said}");
     let [p, q] = providers;
     let said = reload(&process, &file, &yaml("", &(q + &p)));
-    assert!(said.ends_with("the providers are in another order"), "{said}");
+    assert!(said.ends_with("the providers are in another order\""), "{said}");
     let said = reload(&process, &file, &yaml("state_file: state.json", &p));
     assert!(said.contains("state_file takes effect at the next start; q is gone"), "{said}");
 }

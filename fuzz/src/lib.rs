@@ -22,7 +22,7 @@ use limitrate::http1::{
     ResponseHead, parse_request_head, parse_response_head, read_request_head, read_response_head, write_chunk,
     write_request_head, write_response_head,
 };
-use limitrate::openai::{EventScanner, peek, splice_model, usage_total};
+use limitrate::openai::{EventScanner, Usage, peek, splice_model};
 use limitrate::shaping::books::{Ask, Books, BooksMemory};
 use limitrate::shaping::limiter::{Cadence, Day, Limits, Now, Reset};
 use limitrate::state::State;
@@ -281,24 +281,24 @@ fn splice_back(mut body: Vec<u8>, span: std::ops::Range<usize>, old: &[u8]) -> V
 /// A stream's usage is made of those on its finished lines, and the same however the stream is cut.
 pub fn sse(input: &[u8]) {
     let (mut scanner, mut lines) = (EventScanner::new(), Lines::default());
-    let mut seen = vec![scanner.usage_total()];
+    let mut seen = vec![scanner.usage().total()];
     for &byte in input {
         scanner.feed(&[byte]);
         lines.push(byte);
-        seen.push(scanner.usage_total());
+        seen.push(scanner.usage().total());
     }
     for cut in [pieces(input).collect(), vec![input]] {
         let (mut scanner, mut at) = (EventScanner::new(), 0);
         for piece in cut {
             scanner.feed(piece);
             at += piece.len();
-            assert_eq!(scanner.usage_total(), seen[at], "after {at} bytes");
+            assert_eq!(scanner.usage().total(), seen[at], "after {at} bytes");
         }
     }
     let data = lines.finished.iter().filter_map(|line| line.strip_prefix(b"data:"));
-    let totals: Vec<_> = data.filter_map(usage_total).collect();
+    let totals: Vec<_> = data.filter_map(|data| Usage::of(data)?.total()).collect();
     let sum = totals.iter().fold(0, |sum: u64, total| sum.saturating_add(*total));
-    let total = scanner.usage_total();
+    let total = scanner.usage().total();
     assert!(total.is_none_or(|total| !totals.is_empty() && total <= sum), "{total:?} was never sent");
 }
 

@@ -90,7 +90,7 @@ fn early_exit(exit: argh::EarlyExit) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(()) => {
-            log::line(format_args!("{}", exit.output.trim_end()));
+            log::error(format_args!("{}", exit.output.trim_end()));
             ExitCode::from(2)
         }
     }
@@ -99,7 +99,7 @@ fn early_exit(exit: argh::EarlyExit) -> ExitCode {
 fn with_config(file: Option<PathBuf>, then: impl FnOnce(&Path, Config) -> ExitCode) -> ExitCode {
     let default = Path::new(DEFAULT_CONFIG);
     if file.is_none() && !default.exists() {
-        log::line(format_args!(
+        log::error(format_args!(
             "there is no {DEFAULT_CONFIG} here\n\
              \n  To configure your providers:  cp config.example.yaml config.yaml, and edit it\
              \n  To use a file elsewhere:      limitrate --config FILE\
@@ -111,7 +111,7 @@ fn with_config(file: Option<PathBuf>, then: impl FnOnce(&Path, Config) -> ExitCo
     match config::load(file, &|name| std::env::var(name).ok()) {
         Ok(config) => then(file, config),
         Err(faults) => {
-            log::line(format_args!("{} can't be used\n{faults}", file.display()));
+            log::error(format_args!("{} can't be used\n{faults}", file.display()));
             ExitCode::from(2)
         }
     }
@@ -126,7 +126,7 @@ fn explain(file: &Path, config: Config) -> ExitCode {
 /// `limitrate`
 fn serve(file: &Path, config: Config) -> ExitCode {
     for warning in check::warnings(&config) {
-        log::line(format_args!("{warning}"));
+        log::warn(format_args!("{warning}"));
     }
     serve_until_signalled(&config, Some(file), |address| {
         say(format_args!("limitrate {} at {}", env!("CARGO_PKG_VERSION"), addresses(address)));
@@ -138,7 +138,7 @@ fn serve_demo(port: u16) -> ExitCode {
     let upstream = match demo::start() {
         Ok(upstream) => upstream,
         Err(error) => {
-            log::line(format_args!("the demo provider can't start: {error}"));
+            log::error(format_args!("the demo provider can't start: {error}"));
             return ExitCode::from(1);
         }
     };
@@ -154,14 +154,14 @@ fn serve_until_signalled(config: &Config, file: Option<&Path>, announce: impl Fn
         Err(error) => {
             let (host, port) = (&config.server.host, config.server.port);
             match error.kind() {
-                std::io::ErrorKind::AddrInUse => log::line(format_args!(
+                std::io::ErrorKind::AddrInUse => log::error(format_args!(
                     "port {port} on {host} is taken by another program; `ss -ltnp 'sport = :{port}'` says by which. \
                      Stop that one or choose another server.port"
                 )),
-                std::io::ErrorKind::PermissionDenied => log::line(format_args!(
+                std::io::ErrorKind::PermissionDenied => log::error(format_args!(
                     "port {port} on {host} may not be opened by this user: {error}. Choose a server.port of 1024 or more"
                 )),
-                _ => log::line(format_args!("cannot serve on {host}:{port}: {error}")),
+                _ => log::error(format_args!("cannot serve on {host}:{port}: {error}")),
             }
             ExitCode::from(1)
         }
@@ -180,7 +180,7 @@ fn try_serving(config: &Config, file: Option<&Path>, announce: impl FnOnce(Socke
         say(format_args!("  {}", check::summary(provider)));
     }
     notify_systemd("READY=1");
-    log::in_background();
+    log::start(config.log);
     let (stop, stopped) = async_channel::bounded(2);
     smol::block_on(future::or(server.run(stopped), forward_signals(signals, stop, file, reloads)))
 }
@@ -208,13 +208,13 @@ fn reload(file: &Path, reloads: &Sender<Config>) {
     match config::load(file, &|name| std::env::var(name).ok()) {
         Ok(config) => {
             for warning in check::warnings(&config) {
-                log::line(format_args!("{warning}"));
+                log::warn(format_args!("{warning}"));
             }
             raise_file_limit(config.server.max_connections as u64);
             // The latest counts.
             let _ = reloads.force_send(config);
         }
-        Err(faults) => log::line(format_args!("nothing was reloaded: {} can't be used\n{faults}", file.display())),
+        Err(faults) => log::error(format_args!("nothing was reloaded: {} can't be used\n{faults}", file.display())),
     }
 }
 
@@ -222,13 +222,13 @@ fn reload(file: &Path, reloads: &Sender<Config>) {
 fn raise_file_limit(max_connections: u64) {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_err() {
-        log::line(format_args!("the limit on open files stays at {}", current.unwrap_or(u64::MAX)));
+        log::warn(format_args!("the limit on open files stays at {}", current.unwrap_or(u64::MAX)));
     }
     let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     // A caller's connection and the provider's that answers it.
     let wanted = 2 * max_connections + SPARE_FILES;
     if wanted > allowed {
-        log::line(format_args!(
+        log::warn(format_args!(
             "max_connections: {max_connections} may need {wanted} open files and the system allows {allowed}; \
              raise `ulimit -Hn` (LimitNOFILE= in systemd) or set max_connections: {}",
             allowed.saturating_sub(SPARE_FILES) / 2
@@ -249,7 +249,7 @@ fn notify_systemd(state: &str) {
     };
     let sent = address.and_then(|address| socket.send_to_addr(state.as_bytes(), &address));
     if let Err(error) = sent {
-        log::line(format_args!("systemd can't be told {state}: {error}"));
+        log::warn(format_args!("systemd can't be told {state}: {error}"));
     }
 }
 

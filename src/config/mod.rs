@@ -31,6 +31,8 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::log;
+
 pub use faults::Faults;
 
 /// Looks a variable up: its value, or `None` where it is not set.
@@ -83,6 +85,8 @@ fn read_bounded(file: File) -> io::Result<Vec<u8>> {
 /// A whole configuration file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    /// What is told on standard error, and how; default: each request, as logfmt.
+    pub log: log::Settings,
     /// The front: where to listen and what a caller may use up.
     pub server: Server,
     /// At least one, with unique names, in the order of the file (the order decides routing).

@@ -34,11 +34,12 @@ pub(super) fn config(walk: &mut Walk<'_>, root: &Node) -> Option<Config> {
     let file = Found { node: root, path: String::new() };
     let mut keys = walk.section(&file, root.id)?;
     let server = keys.section("server").map(server);
+    let log = keys.section("log").map(sharing::log);
     let items = keys.list("providers", "write at least one entry: - name: ..., as in config.example.yaml");
     let mut names = Vec::new();
     let providers = items.iter().filter_map(|item| provider(keys.walk, item, &mut names)).collect();
     keys.finish();
-    Some(Config { server: server?, providers })
+    Some(Config { log: log?, server: server?, providers })
 }
 
 fn server(mut keys: Section<'_, '_, '_>) -> Server {

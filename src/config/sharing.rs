@@ -1,4 +1,4 @@
-//! Who shares what: several callers the gateway, several API keys a provider's work, a restart the budget before it.
+//! Who shares what: several callers the gateway, several API keys a provider's work, a restart the budget before it; and what is logged.
 
 use std::fs;
 use std::path::PathBuf;
@@ -6,15 +6,30 @@ use std::time::Duration;
 
 use super::section::{Found, SECONDS_MIN, Section, Walk};
 use super::tree::Kind;
+use crate::log::{self, Format, Level};
+
 use super::{Client, Fairness, HEARTBEAT_AFTER, Priority, Routing, Secret};
 
 const PRIORITIES: [(&str, Priority); 3] =
     [("high", Priority::High), ("normal", Priority::Normal), ("low", Priority::Low)];
 const ROUTINGS: [(&str, Routing); 2] = [("first", Routing::First), ("earliest", Routing::Earliest)];
+const LEVELS: [(&str, Level); 4] =
+    [("error", Level::Error), ("warn", Level::Warn), ("info", Level::Info), ("debug", Level::Debug)];
+const FORMATS: [(&str, Format); 2] = [("logfmt", Format::Logfmt), ("json", Format::Json)];
 const FAIRNESSES: [(&str, Fairness); 2] = [("client", Fairness::Client), ("fifo", Fairness::Fifo)];
 
 /// A name has to fit on a line of a page.
 const CLIENT_NAME_CHARS: usize = 64;
+
+/// `log:`
+pub(super) fn log(mut keys: Section<'_, '_, '_>) -> log::Settings {
+    let settings = log::Settings {
+        level: keys.choice("level", &LEVELS, Level::Info),
+        format: keys.choice("format", &FORMATS, Format::Logfmt),
+    };
+    keys.finish();
+    settings
+}
 
 pub(super) fn routing(keys: &mut Section<'_, '_, '_>) -> Routing {
     keys.choice("routing", &ROUTINGS, Routing::First)

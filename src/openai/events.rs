@@ -1,5 +1,6 @@
 //! Watching a server-sent event stream go by (WHATWG HTML, section 9.2). Looks, and never changes a byte.
 
+use memchr::memmem;
 use serde_json::Value;
 
 use super::usage::Usage;
@@ -31,7 +32,7 @@ impl EventScanner {
             self.after_cr = false;
             bytes = bytes.strip_prefix(b"\n").unwrap_or(bytes);
         }
-        while let Some(end) = bytes.iter().position(|byte| matches!(byte, b'\n' | b'\r')) {
+        while let Some(end) = memchr::memchr2(b'\n', b'\r', bytes) {
             self.end_line(&bytes[..end]);
             self.after_cr = bytes[end..] == *b"\r";
             let ending = if bytes[end..].starts_with(b"\r\n") { 2 } else { 1 };
@@ -40,9 +41,9 @@ impl EventScanner {
         self.keep(bytes);
     }
 
-    /// The total of the `usage` objects so far, each of which brings the ones before it up to date.
-    pub fn usage_total(&self) -> Option<u64> {
-        self.usage.total()
+    /// The `usage` so far: each object brings the ones before it up to date.
+    pub fn usage(&self) -> Usage {
+        self.usage
     }
 
     fn end_line(&mut self, rest: &[u8]) {
@@ -106,7 +107,7 @@ fn data(line: &[u8]) -> Option<&[u8]> {
 /// JSON string the quotes would be escaped, so text cannot look like this.
 fn has_usage_object(data: &[u8]) -> bool {
     const KEY: &[u8] = b"\"usage\"";
-    data.windows(KEY.len()).enumerate().filter(|(_, window)| *window == KEY).any(|(at, _)| {
+    memmem::find_iter(data, KEY).any(|at| {
         let after = data[at + KEY.len()..].trim_ascii_start();
         after.strip_prefix(b":").is_some_and(|value| value.trim_ascii_start().starts_with(b"{"))
     })
@@ -123,7 +124,7 @@ mod tests {
     fn scan<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Option<u64> {
         let mut scanner = EventScanner::new();
         pieces.into_iter().for_each(|piece| scanner.feed(piece));
-        scanner.usage_total()
+        scanner.usage().total()
     }
 
     /// A stream as Anthropic documents it, but for the usage in its `message_delta`.
@@ -215,7 +216,7 @@ data: {"type":"message_stop"}
         (0..1000).for_each(|_| scanner.feed(&[b'x'; 1000]));
         assert_eq!(scanner.line.len(), LINE_LIMIT_BYTES + 1);
         scanner.feed(format!("\n\n{USAGE}\n\n").as_bytes());
-        assert_eq!(scanner.usage_total(), Some(7), "the next line is read again");
+        assert_eq!(scanner.usage().total(), Some(7), "the next line is read again");
     }
 
     fn stream() -> impl Strategy<Value = Vec<u8>> {

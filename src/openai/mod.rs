@@ -12,4 +12,4 @@ mod usage;
 pub use events::{EventScanner, error_event, event};
 pub use models::{Model, model_list, model_object};
 pub use request::{Peek, peek, splice_model};
-pub use usage::usage_total;
+pub use usage::Usage;

@@ -4,17 +4,12 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
-/// The tokens of a JSON answer, input and output together, as its `usage` tells; `None` where it tells nothing.
-pub fn usage_total(body: &[u8]) -> Option<u64> {
-    Usage::of(body)?.total()
-}
-
 /// The `usage` of an answer, or of an event in a stream.
 ///
 /// Takes the field names of chat completions, completions and embeddings (`prompt_tokens`, `completion_tokens`) and those
 /// of OpenAI's Responses and Anthropic's Messages (`input_tokens`, `output_tokens`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-pub(super) struct Usage {
+pub struct Usage {
     #[serde(alias = "prompt_tokens")]
     input_tokens: Option<u64>,
     /// Anthropic's: not part of `input_tokens`. Tokens read from the cache are in neither and count for no limit of
@@ -28,7 +23,7 @@ pub(super) struct Usage {
 impl Usage {
     /// Looks where answers keep it, and where events do: inside `response` (Responses) or `message` (Messages). Counting the
     /// tokens of a message (`{"input_tokens": N}`) uses none. `None` where the body is no such JSON.
-    pub(super) fn of(json: &[u8]) -> Option<Usage> {
+    pub fn of(json: &[u8]) -> Option<Usage> {
         let answer: Answer = serde_json::from_slice(json).ok()?;
         let inside = || {
             let event: Event = serde_json::from_str(answer.response.or(answer.message)?.get()).ok()?;
@@ -49,10 +44,19 @@ impl Usage {
         }
     }
 
+    /// What was read, as far as it counts for a limit.
+    pub fn input(self) -> Option<u64> {
+        [self.input_tokens, self.cache_creation_input_tokens].into_iter().flatten().reduce(u64::saturating_add)
+    }
+
+    /// What was written.
+    pub fn output(self) -> Option<u64> {
+        self.output_tokens
+    }
+
     /// `total_tokens`, or the sum of the parts; `None` where there is nothing.
-    pub(super) fn total(self) -> Option<u64> {
-        let parts = [self.input_tokens, self.cache_creation_input_tokens, self.output_tokens];
-        let sum = parts.into_iter().flatten().reduce(u64::saturating_add);
+    pub fn total(self) -> Option<u64> {
+        let sum = [self.input(), self.output_tokens].into_iter().flatten().reduce(u64::saturating_add);
         self.total_tokens.or(sum)
     }
 }
@@ -115,7 +119,7 @@ mod tests {
             ("", None),
             ("<html>", None),
         ] {
-            assert_eq!(usage_total(body.as_bytes()), total, "{body}");
+            assert_eq!(Usage::of(body.as_bytes()).and_then(Usage::total), total, "{body}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! A provider's answer on its way to the caller: its head, and its body as it comes.
 //!
-//! Counts how the answer ends, and where a limit on tokens is kept, finds out how many it cost.
+//! Counts how the answer ends, and finds out how many tokens it cost, if it says so and is not compressed.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -8,12 +8,15 @@ use std::time::{Duration, Instant};
 use super::Provider;
 use crate::error::Error;
 use crate::http1::{Headers, ResponseHead};
-use crate::openai::{self, EventScanner};
+use crate::openai::{EventScanner, Usage};
 use crate::shaping::scheduler::InFlight;
 use crate::upstream::client::{Body, Response};
 
-/// A plain answer larger than this is not searched for its usage.
+/// A plain answer larger than this is not searched for its usage where a limit on tokens needs it.
 const METERED_BYTES: usize = 1024 * 1024;
+
+/// The same where it is merely told.
+const TOLD_BYTES: usize = 64 * 1024;
 
 /// What a refusal that is passed on tells the caller about coming back, in the place of the provider's own words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,18 +41,20 @@ pub struct Answer {
     lane: usize,
     idle_timeout: Duration,
     meter: Option<Meter>,
+    usage: Usage,
     provider: Rc<Provider>,
 }
 
 /// Looks for the tokens that an answer says it used.
 enum Meter {
     Events(Box<EventScanner>),
-    Whole(Vec<u8>),
+    /// The body so far, and how long it may get.
+    Whole(Vec<u8>, usize),
     TooLong,
 }
 
 impl Answer {
-    /// Counts the response. `metered` asks for its tokens to be found; `idle_timeout` is for each piece of its body.
+    /// Counts the response. `metered`: a limit needs its tokens; `idle_timeout` is for each piece of its body.
     pub(super) fn new(provider: &Rc<Provider>, response: Response, metered: bool, idle_timeout: Duration) -> Answer {
         let Response { head, body, in_flight, latency } = response;
         let mut counters = provider.counters.borrow_mut();
@@ -60,11 +65,12 @@ impl Answer {
             _ => {}
         }
         Answer {
-            meter: (metered && is_plain(&head.headers)).then(|| match is_event_stream(&head.headers) {
+            meter: is_plain(&head.headers).then(|| match is_event_stream(&head.headers) {
                 true => Meter::Events(Box::default()),
-                false => Meter::Whole(Vec::new()),
+                false => Meter::Whole(Vec::new(), if metered { METERED_BYTES } else { TOLD_BYTES }),
             }),
             head,
+            usage: Usage::default(),
             advice: None,
             prefix: Vec::new(),
             body,
@@ -84,6 +90,11 @@ impl Answer {
     /// The API key that it was sent with, by index.
     pub(super) fn lane(&self) -> usize {
         self.lane
+    }
+
+    /// The tokens that it said it cost, once it is over.
+    pub fn usage(&self) -> Usage {
+        self.usage
     }
 
     /// How long the request waited for its slot.
@@ -147,7 +158,8 @@ impl Answer {
             self.provider.counters.borrow_mut().succeeded += 1;
         }
         let Some(in_flight) = self.in_flight.take() else { return };
-        if let Some(tokens) = self.meter.as_ref().and_then(Meter::total) {
+        self.usage = self.meter.take().and_then(Meter::usage).unwrap_or_default();
+        if let Some(tokens) = self.usage.total() {
             in_flight.settle(tokens);
         }
     }
@@ -157,15 +169,15 @@ impl Meter {
     fn feed(&mut self, bytes: &[u8]) {
         match self {
             Meter::Events(scanner) => scanner.feed(bytes),
-            Meter::Whole(body) if body.len() + bytes.len() <= METERED_BYTES => body.extend_from_slice(bytes),
-            Meter::Whole(_) | Meter::TooLong => *self = Meter::TooLong,
+            Meter::Whole(body, limit) if body.len() + bytes.len() <= *limit => body.extend_from_slice(bytes),
+            Meter::Whole(..) | Meter::TooLong => *self = Meter::TooLong,
         }
     }
 
-    fn total(&self) -> Option<u64> {
+    fn usage(self) -> Option<Usage> {
         match self {
-            Meter::Events(scanner) => scanner.usage_total(),
-            Meter::Whole(body) => openai::usage_total(body),
+            Meter::Events(scanner) => Some(scanner.usage()),
+            Meter::Whole(body, _) => Usage::of(&body),
             Meter::TooLong => None,
         }
     }

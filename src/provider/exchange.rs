@@ -22,6 +22,7 @@ use crate::shaping::limiter::backoff;
 use crate::shaping::line::Refusal;
 use crate::shaping::scheduler::{NoSlot, Permit, Place};
 use crate::shaping::terms::Terms;
+use crate::telemetry::Trace;
 use crate::upstream::Failure;
 use crate::upstream::client::{self, SendFailure};
 use crate::upstream::forward::Outgoing;
@@ -54,6 +55,8 @@ pub struct Errand<'r> {
     pub since: Instant,
     /// Whether the answer's body may not come compressed: the gateway has something to say in it, or to read from it.
     pub plain: bool,
+    /// For those who will want to know how it went.
+    pub trace: &'r Trace,
     /// For those who want to know how far it is.
     pub progress: Progress,
 }
@@ -201,6 +204,7 @@ impl Provider {
             Err(Lost::Connection(failure)) => return Attempt::Down(self.failed(failure)),
         };
         errand.progress.sent();
+        errand.trace.sent(Instant::now());
         let setup = self.setup();
         let metered = setup.is_metered(offer.ask.model);
         let plain = errand.plain || metered;
@@ -335,8 +339,8 @@ impl Provider {
         };
         let (name, status) = (self.with_key(answer.lane()), answer.head.status);
         match wait {
-            Some(wait) => log::line(format_args!("{name} answered {status}: {who} pause for {} s", wait.as_secs_f64())),
-            None => log::line(format_args!("{name} answered {status} and no time: {who} back off")),
+            Some(wait) => log::warn(format_args!("{name} answered {status}: {who} pause for {} s", wait.as_secs_f64())),
+            None => log::warn(format_args!("{name} answered {status} and no time: {who} back off")),
         }
     }
 

@@ -53,7 +53,7 @@ pub struct Counters {
 /// One provider. Lives as long as a configuration names it, and as long as anybody waits for it.
 pub struct Provider {
     /// Unique.
-    name: String,
+    name: Rc<str>,
     setup: RefCell<Rc<Setup>>,
     scheduler: Scheduler,
     counters: RefCell<Counters>,
@@ -72,7 +72,7 @@ impl Provider {
         let setup = Setup::new(config, None);
         let (scheduler, schedule) = Scheduler::new(setup.rules(fairness), pasts);
         let provider = Rc::new(Provider {
-            name: config.name.clone(),
+            name: config.name.as_str().into(),
             setup: RefCell::new(Rc::new(setup)),
             scheduler,
             counters: RefCell::default(),
@@ -96,7 +96,7 @@ impl Provider {
     }
 
     /// The name, which no other has.
-    pub fn name(&self) -> &str {
+    pub fn name(&self) -> &Rc<str> {
         &self.name
     }
 
@@ -145,7 +145,7 @@ impl Provider {
     fn with_key(&self, lane: usize) -> String {
         let setup = self.setup();
         match setup.has_several_keys() {
-            false => self.name.clone(),
+            false => self.name.to_string(),
             true => format!("{} (key {})", self.name, setup.key_label(lane)),
         }
     }
@@ -158,19 +158,19 @@ impl Provider {
     /// Counts and logs a failure and makes the caller's error of it.
     fn failed(&self, failure: Failure) -> Error {
         self.counters.borrow_mut().upstream_errors += 1;
-        let provider = self.name.clone();
+        let provider = self.name.to_string();
         let error = match failure {
             Failure::Unreachable(reason) => Error::UpstreamUnreachable { provider, reason },
             Failure::Timeout(waited) => Error::UpstreamTimeout { provider, waited },
             Failure::Disconnected(detail) => Error::UpstreamDisconnected { provider, detail },
             Failure::Invalid(detail) => Error::UpstreamInvalidResponse { provider, detail },
         };
-        log::line(format_args!("{error}"));
+        log::warn(format_args!("{error}"));
         error
     }
 
     fn refused(&self, refusal: Refusal) -> Error {
-        let provider = self.name.clone();
+        let provider = self.name.to_string();
         match refusal {
             Refusal::WaitExceeded { position, expected_wait, max_wait, retry_after } => {
                 Error::QueueWaitExceeded { provider, position, expected_wait, max_wait, retry_after }

@@ -28,7 +28,7 @@ pub struct Setup {
 /// A model by its number.
 #[derive(Clone)]
 struct Model {
-    id: String,
+    id: Rc<str>,
     /// Whether a limit on tokens has to know what a request used.
     metered: bool,
 }
@@ -45,9 +45,9 @@ impl Setup {
         let mut models = before.map(|before| before.models.clone()).unwrap_or_default();
         for model in &config.models {
             let metered = is_metered(config, model);
-            match models.iter_mut().find(|known| known.id == model.id) {
+            match models.iter_mut().find(|known| *known.id == *model.id) {
                 Some(known) => known.metered = metered,
-                None => models.push(Model { id: model.id.clone(), metered }),
+                None => models.push(Model { id: model.id.as_str().into(), metered }),
             }
         }
         let pool = before.filter(|before| before.reaches_the_same(config)).map(|before| before.pool.clone());
@@ -69,11 +69,11 @@ impl Setup {
 
     /// A model's number.
     pub fn model(&self, id: &str) -> Option<usize> {
-        self.models.iter().position(|model| model.id == id)
+        self.models.iter().position(|model| *model.id == *id)
     }
 
     /// A model's name.
-    pub fn model_id(&self, model: usize) -> &str {
+    pub fn model_id(&self, model: usize) -> &Rc<str> {
         &self.models[model].id
     }
 
@@ -92,7 +92,7 @@ impl Setup {
 
     /// The names of all models, by number.
     pub fn model_ids(&self) -> impl Iterator<Item = &str> {
-        self.models.iter().map(|model| model.id.as_str())
+        self.models.iter().map(|model| &*model.id)
     }
 
     pub(super) fn is_metered(&self, model: usize) -> bool {
@@ -109,7 +109,7 @@ impl Setup {
         let rate = &self.config.rate_limit;
         let in_use: Vec<_> = keys_of(&self.config).collect();
         let of_model = |model: &Model| {
-            let configured = self.config.models.iter().find(|configured| configured.id == model.id);
+            let configured = self.config.models.iter().find(|configured| *configured.id == *model.id);
             let limit = configured.and_then(|configured| configured.rate_limit.as_ref());
             limit.map_or_else(Limits::default, |limit| limits(limit.pace.as_ref(), &limit.budget))
         };

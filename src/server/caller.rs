@@ -5,6 +5,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::time::Duration;
 
 use async_net::{Shutdown, TcpStream};
@@ -14,6 +15,7 @@ use super::lifecycle::Phase;
 use crate::deadline::within;
 use crate::error::{Dialect, Error};
 use crate::http1::{self, BodyLength, FINAL_CHUNK, RequestHead};
+use crate::telemetry::Trace;
 
 /// How long and for how many bytes a caller may go on sending after our last word. Closing on unread bytes makes
 /// the kernel send a reset, which may overtake the answer (RFC 9112 section 9.6).
@@ -28,9 +30,9 @@ const IDLE_BUFFER_BYTES: usize = 1024;
 pub struct Gone;
 
 /// The writing half of a caller's connection, and what the current request asks of the answer.
-#[derive(Debug)]
 pub struct Caller {
     stream: TcpStream,
+    trace: Rc<Trace>,
     write_timeout: Duration,
     draining: Phase,
     request_id: String,
@@ -45,10 +47,11 @@ pub struct Caller {
 
 impl Caller {
     /// A caller of whom nothing is known yet: answers close the connection.
-    /// Once `draining` has begun, every answer is the last.
-    pub fn new(stream: TcpStream, write_timeout: Duration, draining: Phase) -> Caller {
+    /// Once `draining` has begun, every answer is the last. What it is told is noted in `trace`.
+    pub fn new(stream: TcpStream, trace: Rc<Trace>, write_timeout: Duration, draining: Phase) -> Caller {
         Caller {
             stream,
+            trace,
             write_timeout,
             draining,
             request_id: new_request_id(),
@@ -65,6 +68,7 @@ impl Caller {
     /// Before a head is read: whatever is answered now closes the connection.
     pub fn expect_request(&mut self) {
         self.request_id = new_request_id();
+        self.trace.begins(&self.request_id);
         self.dialect = Dialect::OpenAi;
         (self.http_10, self.head_only, self.keep_alive, self.began) = (false, false, false, false);
         // An idle connection holds next to no memory.
@@ -73,6 +77,7 @@ impl Caller {
 
     /// The answer that follows is for this request.
     pub fn answer_to(&mut self, head: &RequestHead) {
+        self.trace.has_head(head);
         self.dialect = Dialect::of(&head.target);
         self.http_10 = head.http_10;
         self.head_only = head.method == "HEAD";
@@ -104,8 +109,19 @@ impl Caller {
 
     /// A whole JSON answer.
     pub async fn json(&mut self, status: u16, headers: &[(&str, &str)], body: &[u8]) -> Result<(), Gone> {
+        self.whole(status, "application/json", headers, body).await
+    }
+
+    /// A whole answer of some other media type.
+    pub async fn whole(
+        &mut self,
+        status: u16,
+        media_type: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Result<(), Gone> {
         let request_id = self.request_id.clone();
-        let fields = [("Content-Type", "application/json"), (self.dialect.request_id_header(), &request_id)];
+        let fields = [("Content-Type", media_type), (self.dialect.request_id_header(), &request_id)];
         let fields = fields.iter().chain(headers).map(|(name, value)| (*name, value.as_bytes()));
         self.head(status, b"", fields, BodyLength::Length(body.len() as u64));
         if !self.head_only {
@@ -116,6 +132,7 @@ impl Caller {
 
     /// A refusal.
     pub async fn error(&mut self, error: &Error) -> Result<(), Gone> {
+        self.trace.failed(error.code());
         if error.closes_connection() {
             self.close_after();
         }
@@ -141,6 +158,12 @@ impl Caller {
             self.keep_alive = false;
         }
         self.head(status, reason, headers, length);
+    }
+
+    /// Queues an error inside an answer that has begun, as an event.
+    pub fn error_event(&mut self, error: &Error) {
+        self.trace.failed(error.code());
+        self.body(error.to_sse_event(self.dialect).as_bytes());
     }
 
     /// Queues a piece of the body, framed.
@@ -185,7 +208,10 @@ impl Caller {
             let (stream, bytes) = (&mut self.stream, &self.out[from..]);
             let write = poll_fn(|cx| Pin::new(&mut *stream).poll_write(cx, bytes));
             match within(self.write_timeout, write).await {
-                Some(Ok(written @ 1..)) => from += written,
+                Some(Ok(written @ 1..)) => {
+                    from += written;
+                    self.trace.wrote(written);
+                }
                 _ => return Err(Gone),
             }
         }
@@ -217,6 +243,11 @@ impl Caller {
         self.dialect
     }
 
+    /// What is noted of the request under way.
+    pub fn trace(&self) -> &Rc<Trace> {
+        &self.trace
+    }
+
     /// The id of the answer under way.
     pub fn request_id(&self) -> &str {
         &self.request_id
@@ -229,6 +260,7 @@ impl Caller {
         headers: impl Iterator<Item = (&'a str, &'a [u8])>,
         framing: BodyLength,
     ) {
+        self.trace.says(status);
         self.framing = framing;
         self.keep_alive &= !self.draining.has_begun();
         http1::write_response_head(&mut self.out, status, reason, headers, framing, self.keep_alive);

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_channel::Sender;
 use async_io::Async;
@@ -25,18 +26,21 @@ use crate::deadline::within;
 use crate::error::Error;
 use crate::http1::{self, BodyDecoder, Framing, ReadError, Reader, RequestHead};
 use crate::log;
+use crate::telemetry::Trace;
 
 /// Serves until the connection ends. `_alive` counts it as open.
 pub async fn serve(front: Rc<Front>, stream: TcpStream, peer: IpAddr, _alive: Sender<Infallible>) {
     let gateway = front.gateway();
-    let caller = Caller::new(stream.clone(), gateway.config.write_timeout, gateway.draining.clone());
-    let peer = peer.to_canonical().to_string().into();
+    let peer = address(peer);
+    let trace = Rc::new(Trace::new(peer.clone()));
+    let caller = Caller::new(stream.clone(), trace, gateway.config.write_timeout, gateway.draining.clone());
     let mut connection = Connection { reader: Reader::new(stream), caller, front, gateway, peer, first: true };
     let ending = loop {
         let next = match contain(connection.one_request()).await {
             Ok(next) => next,
             Err(Panicked) => connection.after_panic().await,
         };
+        connection.is_over(next);
         match next {
             Next::Request => connection.first = false,
             ending => break ending,
@@ -45,6 +49,11 @@ pub async fn serve(front: Rc<Front>, stream: TcpStream, peer: IpAddr, _alive: Se
     if ending == Next::Linger {
         connection.caller.linger().await;
     }
+}
+
+/// How a caller without a name is called.
+pub(super) fn address(peer: IpAddr) -> Rc<str> {
+    peer.to_canonical().to_string().into()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +83,7 @@ impl Connection {
         if !self.something_comes().await {
             return Next::Close;
         }
+        self.caller.trace().arrives(Instant::now());
         self.gateway = self.front.gateway();
         let head = match self.head().await {
             Ok(Some(head)) => head,
@@ -197,6 +207,7 @@ impl Connection {
     /// The caller still gets an answer, if it has not got part of one.
     async fn after_panic(&mut self) -> Next {
         if self.caller.began() {
+            self.caller.trace().failed(Error::Internal.code());
             self.caller.abort();
             return Next::Close;
         }
@@ -208,6 +219,13 @@ impl Connection {
         match self.caller.error(error).await {
             Ok(()) => self.next(),
             Err(Gone) => Next::Close,
+        }
+    }
+
+    /// Keeps what there is to tell of the request, if there was one.
+    fn is_over(&self, next: Next) {
+        if let Some(record) = self.caller.trace().ends(next == Next::Close, Instant::now()) {
+            self.gateway.telemetry.record(record);
         }
     }
 
@@ -250,7 +268,7 @@ struct Panicked;
 /// A panic stays inside the request that caused it.
 async fn contain<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
     AssertUnwindSafe(work).catch_unwind().await.map_err(|_| {
-        log::line(format_args!(
+        log::error(format_args!(
             "a request's code panicked (see above); its caller got an error, nobody else was touched"
         ));
         Panicked
@@ -262,7 +280,7 @@ mod tests {
     use std::hash::RandomState;
     use std::io::{Read, Write};
     use std::path::Path;
-    use std::time::{Instant, SystemTime};
+    use std::time::SystemTime;
 
     use super::*;
     use crate::config;
@@ -280,6 +298,7 @@ mod tests {
             client_names: Vec::new(),
             fingerprints: RandomState::new(),
             budget: Budget::new(config.server.max_buffered_bytes),
+            telemetry: Rc::default(),
             config: config.server,
             providers: Vec::new(),
             started: Instant::now(),

@@ -135,10 +135,12 @@ fn comment(dialect: Dialect, whereabouts: Whereabouts) -> String {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::rc::Rc;
 
     use super::*;
     use crate::deadline::within;
     use crate::server::lifecycle::Lifecycle;
+    use crate::telemetry::Trace;
 
     #[test]
     fn beats_start_late_and_soon_enough_for_who_would_give_up() {
@@ -178,7 +180,8 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let _unread = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let stream = async_net::TcpStream::try_from(listener.accept().unwrap().0).unwrap();
-        let mut caller = Caller::new(stream, Duration::from_secs(60), Lifecycle::new().1);
+        let trace = Rc::new(Trace::new("127.0.0.1".into()));
+        let mut caller = Caller::new(stream, trace, Duration::from_secs(60), Lifecycle::new().1);
         // More than the system takes before somebody reads.
         caller.body(&vec![0; 64 << 20]);
         let heartbeat = Heartbeat { form: Form::WhiteSpace, first: Instant::now(), every: AT_LEAST };

@@ -48,7 +48,7 @@ impl Keeper {
             }
         };
         if let Some(problem) = problem {
-            log::line(format_args!(
+            log::warn(format_args!(
                 "the state file {} {problem}: assuming that the limits of the minute are used up",
                 path.display()
             ));
@@ -91,7 +91,7 @@ impl Keeper {
         if let Err(error) = &written
             && !self.complained
         {
-            log::line(format_args!("{}; trying on", unwritable(&self.path, error)));
+            log::warn(format_args!("{}; trying on", unwritable(&self.path, error)));
         }
         self.complained = written.is_err();
     }

@@ -23,7 +23,7 @@ mod token;
 use std::convert::Infallible;
 use std::hash::RandomState;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
@@ -41,6 +41,7 @@ use crate::log;
 use crate::provider::Provider;
 use crate::registry::Registry;
 use crate::shaping::lane::Past;
+use crate::telemetry::{Telemetry, Trace};
 use budget::Budget;
 use caller::Caller;
 use keeper::Keeper;
@@ -86,6 +87,7 @@ struct Gateway {
     /// Makes fingerprints that nobody outside can foresee.
     fingerprints: RandomState,
     budget: Rc<Budget>,
+    telemetry: Rc<Telemetry>,
     started: Instant,
     /// When every model was "created": Unix seconds of the start.
     created: u64,
@@ -126,6 +128,7 @@ impl Server {
         let gateway = Gateway {
             registry: Registry::new(&self.config.providers),
             budget: Budget::new(self.config.server.max_buffered_bytes),
+            telemetry: Rc::default(),
             client_names: client_names(&self.config.server),
             fingerprints: RandomState::new(),
             config: self.config.server,
@@ -180,7 +183,7 @@ fn start(
 /// A provider without its scheduler would refuse everybody for ever; a program that ends is started anew.
 async fn or_abort(task: impl Future<Output = ()>) {
     if AssertUnwindSafe(task).catch_unwind().await.is_err() {
-        log::line(format_args!("a provider's scheduler panicked (see above); nothing can go on without it"));
+        log::error(format_args!("a provider's scheduler panicked (see above); nothing can go on without it"));
         std::process::abort();
     }
 }
@@ -221,7 +224,7 @@ async fn serve(
         return;
     }
     let gateway = front.gateway();
-    log::line(format_args!("going down: running requests have {} s", gateway.config.drain.as_secs_f64()));
+    log::info(format_args!("going down: running requests have {} s", gateway.config.drain.as_secs_f64()));
     lifecycle.drain();
     if !gateway.config.drain_queue {
         front.all_providers().iter().for_each(|provider| provider.close());
@@ -272,7 +275,7 @@ async fn accept<T>(
             Ok(accepted) => accepted,
             Err(error) => {
                 if !complained {
-                    log::line(format_args!("cannot accept connections, trying on: {error}"));
+                    log::error(format_args!("cannot accept connections, trying on: {error}"));
                 }
                 complained = true;
                 Timer::after(ACCEPT_PAUSE).await;
@@ -301,17 +304,22 @@ fn admit(
         executor.spawn(connection).detach();
     } else {
         let patient = open < limit + MAX_TURNED_AWAY;
-        let told = turn_away(gateway, stream, patient, alive.clone());
+        let told = turn_away(gateway, stream, peer.ip(), patient, alive.clone());
         executor.spawn(told).detach();
     }
 }
 
 /// Tells a caller that there is no room. The patient way makes sure that the answer arrives even if the caller still
 /// sends; for a flood of them there is no time for that.
-async fn turn_away(gateway: Rc<Gateway>, stream: TcpStream, patient: bool, _alive: Sender<Infallible>) {
-    let mut caller = Caller::new(stream, gateway.config.write_timeout, gateway.draining.clone());
+async fn turn_away(gateway: Rc<Gateway>, stream: TcpStream, peer: IpAddr, patient: bool, _alive: Sender<Infallible>) {
+    let trace = Rc::new(Trace::new(connection::address(peer)));
+    let mut caller = Caller::new(stream, trace.clone(), gateway.config.write_timeout, gateway.draining.clone());
     let error = Error::TooManyConnections { max_connections: gateway.config.max_connections };
-    if caller.error(&error).await.is_ok() && patient {
+    let told = caller.error(&error).await;
+    if let Some(record) = trace.ends(told.is_err(), Instant::now()) {
+        gateway.telemetry.record(record);
+    }
+    if told.is_ok() && patient {
         caller.linger().await;
     }
 }

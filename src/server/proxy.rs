@@ -34,14 +34,20 @@ pub async fn forward(
 ) -> Result<(), Gone> {
     let since = Instant::now();
     let Body { bytes: body, reserved } = body;
+    let trace = caller.trace().clone();
+    trace.is_complete(body.len(), since);
     let prepared =
         openai::peek(&body).and_then(|peek| Ok((terms::wishes(gateway, peer, head, &body, &peek, since)?, peek)));
-    let (Wishes { terms, heartbeat }, peek) = match prepared {
+    let (Wishes { terms, named, heartbeat }, peek) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => return caller.error(&error).await,
     };
+    trace.asks(&peek.model, peek.stream);
+    if named {
+        trace.is_of(&terms.client);
+    }
     let form = heartbeat.map(|heartbeat| heartbeat.form());
-    let errand = Errand { head, terms, since, plain: form.is_some(), progress: Progress::default() };
+    let errand = Errand { head, terms, since, plain: form.is_some(), trace: &trace, progress: Progress::default() };
     let dispatch = Dispatch {
         providers: &gateway.providers,
         registry: &gateway.registry,
@@ -51,6 +57,7 @@ pub async fn forward(
     // On the heap: each future around it would weigh its weight twice, for as long as a request waits.
     let work = unless_aborted(gateway, Box::pin(dispatch.run(&errand, body, peek)));
     let outcome = keep_company(heartbeat, &errand.progress, caller, work).await?;
+    trace.answered(Instant::now());
     drop(reserved);
     match (outcome, form.filter(|_| caller.began())) {
         (Ok(answer), None) => relay(gateway, answer, caller).await,
@@ -66,23 +73,24 @@ async fn relay_late(
     form: Form,
     caller: &mut Caller,
 ) -> Result<(), Gone> {
-    let dialect = caller.dialect();
-    let rest = match (outcome, form) {
+    match (outcome, form) {
         (Ok(answer), Form::WhiteSpace) => return relay_body(gateway, answer, caller).await,
         (Ok(answer), Form::Events) if answer.is_event_stream() && answer.head.status < 400 => {
             return relay_body(gateway, answer, caller).await;
         }
         (Ok(answer), Form::Events) => as_event(gateway, answer, caller).await,
-        (Err(error), Form::Events) => error.to_sse_event(dialect),
-        (Err(error), Form::WhiteSpace) => error.to_json(dialect),
-    };
-    caller.body(rest.as_bytes());
+        (Err(error), Form::Events) => caller.error_event(&error),
+        (Err(error), Form::WhiteSpace) => {
+            caller.trace().failed(error.code());
+            caller.body(error.to_json(caller.dialect()).as_bytes());
+        }
+    }
     caller.end();
     caller.flush().await
 }
 
-/// An answer that is no stream, as one event: an error under its own words, if they have the shape of one.
-async fn as_event(gateway: &Gateway, mut answer: Answer, caller: &Caller) -> String {
+/// Queues an answer that is no stream as one event: an error under its own words, if they have the shape of one.
+async fn as_event(gateway: &Gateway, mut answer: Answer, caller: &mut Caller) {
     let (dialect, status, provider) = (caller.dialect(), answer.head.status, answer.provider().to_owned());
     let mut body = Vec::new();
     let read = unless_aborted(gateway, async {
@@ -92,21 +100,25 @@ async fn as_event(gateway: &Gateway, mut answer: Answer, caller: &Caller) -> Str
         Ok(())
     });
     if let Err(error) = read.await {
-        return error.to_sse_event(dialect);
+        return caller.error_event(&error);
     }
+    caller.trace().used(answer.usage());
     let said = match dialect {
         _ if status >= 400 => openai::error_event(dialect, &body),
         Dialect::OpenAi => openai::event(&body),
         // A whole message is none of the events that its SDKs know by name, and they pass over all others in silence.
         Dialect::Anthropic => None,
     };
-    said.unwrap_or_else(|| {
-        let detail = match body.trim_ascii() {
-            b"" => "its body is empty".to_owned(),
-            said => String::from_utf8_lossy(said).into_owned(),
-        };
-        Error::UpstreamRefused { provider, status, detail }.to_sse_event(dialect)
-    })
+    let detail = match body.trim_ascii() {
+        b"" => "its body is empty".to_owned(),
+        said => String::from_utf8_lossy(said).into_owned(),
+    };
+    let refused = Error::UpstreamRefused { provider, status, detail };
+    let Some(said) = said else { return caller.error_event(&refused) };
+    if status >= 400 {
+        caller.trace().failed(refused.code());
+    }
+    caller.body(said.as_bytes());
 }
 
 async fn relay(gateway: &Gateway, answer: Answer, caller: &mut Caller) -> Result<(), Gone> {
@@ -131,6 +143,7 @@ async fn relay_body(gateway: &Gateway, mut answer: Answer, caller: &mut Caller) 
             return broken_off(&error, seam, caller).await;
         }
         if over {
+            caller.trace().used(answer.usage());
             caller.end();
             return caller.flush().await;
         }
@@ -226,7 +239,9 @@ async fn broken_off(error: &Error, seam: Option<Seam>, caller: &mut Caller) -> R
     }
     if let Some(seam) = seam {
         caller.body(seam.ending());
-        caller.body(error.to_sse_event(caller.dialect()).as_bytes());
+        caller.error_event(error);
+    } else {
+        caller.trace().failed(error.code());
     }
     caller.flush().await?;
     Err(caller.abort())

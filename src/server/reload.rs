@@ -57,23 +57,24 @@ pub(super) fn reload(
     config: Config,
 ) -> Option<TcpListener> {
     let before = front.gateway();
-    let Config { server, providers: configs } = config;
+    let Config { log: settings, server, providers: configs } = config;
     let left = match moved_listener(&before.config, &server) {
         Ok(None) => None,
         Ok(Some((moved, address))) => {
-            log::line(format_args!("from now on at http://{address}/v1"));
+            log::info(format_args!("from now on at http://{address}/v1"));
             Some(std::mem::replace(listener, moved))
         }
         Err(error) => {
             let (host, port) = (&server.host, server.port);
-            log::line(format_args!("nothing was reloaded: cannot serve on {host}:{port}: {error}"));
+            log::error(format_args!("nothing was reloaded: cannot serve on {host}:{port}: {error}"));
             return None;
         }
     };
+    log::change(settings);
     let changes = changes(&before.config, &server, &front.configured.borrow(), &configs);
     let provider = |config: &config::Provider| {
         let mut all = front.known.borrow_mut();
-        if let Some(known) = all.iter().find(|known| known.name() == config.name) {
+        if let Some(known) = all.iter().find(|known| **known.name() == *config.name) {
             known.reload(config, server.fairness);
             return known.clone();
         }
@@ -88,6 +89,7 @@ pub(super) fn reload(
         client_names: client_names(&server),
         fingerprints: before.fingerprints.clone(),
         budget: before.budget.clone(),
+        telemetry: before.telemetry.clone(),
         started: before.started,
         created: before.created,
         draining: before.draining.clone(),
@@ -96,7 +98,7 @@ pub(super) fn reload(
     };
     front.gateway.replace(Rc::new(gateway));
     front.configured.replace(configs);
-    log::line(format_args!("reloaded: {changes}"));
+    log::info(format_args!("reloaded: {changes}"));
     left
 }
 

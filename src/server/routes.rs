@@ -25,20 +25,35 @@ pub enum Route {
     Health,
     /// `GET /admin/stats`
     Stats,
-    /// `GET /admin/queue`
-    Queue,
+    /// `GET /admin/queue`, so many of each line at most.
+    Queue(usize),
+    /// `GET /admin/requests`, so many at most.
+    Requests(usize),
+    /// `GET /metrics`, or `/admin/stats` for who wants it so.
+    Metrics,
+    /// `GET /admin/`
+    Page,
+    /// `GET /admin`, which is no folder.
+    ToPage,
 }
 
 /// Decides from the head alone, so that a refusal comes before the body.
 pub fn route(gateway: &Gateway, head: &RequestHead) -> Result<Route, Error> {
-    let path = head.target.split(['?', '#']).next().unwrap_or_default();
-    if path != "/admin/health" {
+    let (path, query) = head.target.split_once('?').unwrap_or((&head.target, ""));
+    let path = path.split('#').next().unwrap_or_default();
+    // The page is the same for everybody; what it shows it has to ask for.
+    if !matches!(path, "/admin/health" | "/admin" | "/admin/") {
         authorize(gateway, head)?;
     }
     let (route, allow) = match path {
         "/admin/health" => (Route::Health, "GET, HEAD"),
+        "/admin/stats" if asks_for_metrics(head) => (Route::Metrics, "GET, HEAD"),
         "/admin/stats" => (Route::Stats, "GET, HEAD"),
-        "/admin/queue" => (Route::Queue, "GET, HEAD"),
+        "/admin/queue" => (Route::Queue(limit(query)), "GET, HEAD"),
+        "/admin/requests" => (Route::Requests(limit(query)), "GET, HEAD"),
+        "/admin/" => (Route::Page, "GET, HEAD"),
+        "/admin" => (Route::ToPage, "GET, HEAD"),
+        "/metrics" => (Route::Metrics, "GET, HEAD"),
         "/v1/models" | "/v1/models/" => (Route::Models, "GET, HEAD"),
         _ => match path.strip_prefix("/v1/models/") {
             Some(id) => (Route::Model(percent_decode(id)), "GET, HEAD"),
@@ -69,13 +84,20 @@ pub async fn answer(
     match route {
         Route::Health => caller.json(200, &[], &admin::health(gateway.started)).await,
         Route::Stats => {
-            let stats = admin::stats(&gateway.config, &gateway.providers).await;
-            caller.json(200, &[("Cache-Control", "no-store")], &stats).await
+            let stats = admin::stats(&gateway.config, &gateway.providers, &gateway.telemetry, gateway.started).await;
+            caller.json(200, &VARIES, &stats).await
         }
-        Route::Queue => {
-            let queue = admin::queue(&gateway.providers).await;
-            caller.json(200, &[("Cache-Control", "no-store")], &queue).await
+        Route::Metrics => {
+            let metrics = admin::metrics(&gateway.providers, &gateway.telemetry, gateway.started).await;
+            caller.whole(200, admin::METRICS_TYPE, &VARIES, &metrics).await
         }
+        Route::Queue(limit) => {
+            let queue = admin::queue(&gateway.providers, limit).await;
+            caller.json(200, &[NO_STORE], &queue).await
+        }
+        Route::Requests(limit) => caller.json(200, &[NO_STORE], &admin::requests(&gateway.telemetry, limit)).await,
+        Route::Page => caller.whole(200, "text/html; charset=utf-8", &admin::PAGE_HEADERS, admin::PAGE).await,
+        Route::ToPage => caller.whole(308, "text/plain", &[("Location", "admin/")], b"It is at /admin/\n").await,
         Route::Models => caller.json(200, &[], &openai::model_list(models(), created)).await,
         Route::Model(id) => match gateway.registry.get(&id) {
             Ok(model) => caller.json(200, &[], &openai::model_object(model, created)).await,
@@ -83,6 +105,20 @@ pub async fn answer(
         },
         Route::Forward => proxy::forward(gateway, peer, head, body, caller).await,
     }
+}
+
+const NO_STORE: (&str, &str) = ("Cache-Control", "no-store");
+
+/// Of a page with two forms.
+const VARIES: [(&str, &str); 2] = [NO_STORE, ("Vary", "Accept")];
+
+fn asks_for_metrics(head: &RequestHead) -> bool {
+    head.headers.get("accept").is_some_and(|accept| admin::wants_metrics(&String::from_utf8_lossy(accept)))
+}
+
+/// `limit` of a query; without a sensible one, all.
+fn limit(query: &str) -> usize {
+    query.split('&').find_map(|pair| pair.strip_prefix("limit=")?.parse().ok()).unwrap_or(usize::MAX)
 }
 
 /// `server.auth_token`, if one is set, or the token of a client.

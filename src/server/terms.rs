@@ -34,6 +34,8 @@ const SDK_RETRIES: &str = "x-stainless-retry-count";
 pub struct Wishes {
     /// How it waits.
     pub terms: Rc<Terms>,
+    /// Whether its client is one of the configuration.
+    pub named: bool,
     /// What keeps its caller patient.
     pub heartbeat: Option<Heartbeat>,
 }
@@ -66,7 +68,7 @@ pub fn wishes(
         fingerprint: retries.map(|_| gateway.fingerprints.hash_one((&head.target, body))),
         repeated: retries.is_some_and(|count| count > 0),
     };
-    Ok(Wishes { terms: Rc::new(terms), heartbeat })
+    Ok(Wishes { terms: Rc::new(terms), named: client.is_some(), heartbeat })
 }
 
 /// The configured client whose token was sent, by index.

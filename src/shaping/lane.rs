@@ -2,12 +2,16 @@
 //!
 //! Pure. Does not know who waits.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::books::{Ask, Books, BooksMemory, Entry, Scope};
 use super::limiter::{Held, Now};
 use super::observed::Observed;
 use super::terms::Rules;
+
+/// Sends whose time is kept to be shown.
+const RECENT_SENDS: usize = 64;
 
 /// What is known of an API key's use before.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,6 +51,8 @@ pub struct LaneSnapshot {
     pub cooldowns: u64,
     /// When the last head was written.
     pub last_send: Option<SystemTime>,
+    /// When the latest heads were written, oldest first.
+    pub recent_sends: Vec<SystemTime>,
     /// Whether its key is not used any more.
     pub retired: bool,
 }
@@ -63,6 +69,7 @@ pub(super) struct Lane {
     sent: u64,
     cooldowns: u64,
     last_send: Option<Now>,
+    recent: VecDeque<SystemTime>,
     observed: Observed,
 }
 
@@ -77,6 +84,7 @@ impl Lane {
             sent: 0,
             cooldowns: 0,
             last_send: None,
+            recent: VecDeque::new(),
             observed: Observed::new(now.mono),
         }
     }
@@ -87,6 +95,10 @@ impl Lane {
         self.sent += 1;
         self.in_flight += 1;
         self.last_send = Some(at);
+        if self.recent.len() == RECENT_SENDS {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(at.wall);
         self.observed.sent(at.mono);
         self.books.sent(at, ask)
     }
@@ -127,6 +139,7 @@ impl Lane {
             sent: self.sent,
             cooldowns: self.cooldowns,
             last_send: self.last_send.map(|at| at.wall),
+            recent_sends: self.recent.iter().copied().collect(),
             retired: self.retired,
         }
     }

@@ -1,0 +1,184 @@
+//! What becomes known of a request on its way.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::{Instant, SystemTime};
+
+use super::Record;
+use crate::http1::RequestHead;
+use crate::openai::Usage;
+
+/// nginx's status for a caller that hung up before it was answered.
+const CALLER_GONE_STATUS: u16 = 499;
+
+/// The error of a caller that hung up.
+const CALLER_GONE: &str = "caller_gone";
+
+/// A longer name or path is cut: it is one that nobody here gave.
+const SHOWN_CHARS: usize = 120;
+
+/// One request after the other of one connection, each written by whoever does something for it.
+pub struct Trace(RefCell<Known>);
+
+struct Known {
+    since: Instant,
+    id: String,
+    peer: Rc<str>,
+    /// Of the configuration.
+    client: Option<Rc<str>>,
+    method: String,
+    path: String,
+    asked_for: Option<Rc<str>>,
+    route: Option<(Rc<str>, Rc<str>)>,
+    stream: bool,
+    bytes_in: u64,
+    bytes_out: u64,
+    sends: u32,
+    sent: Option<Instant>,
+    answered: Option<Instant>,
+    status: Option<u16>,
+    error: Option<&'static str>,
+    usage: Usage,
+}
+
+impl Trace {
+    /// Of a caller at that address.
+    pub fn new(peer: Rc<str>) -> Trace {
+        Trace(RefCell::new(Known::new(peer)))
+    }
+
+    /// A new request begins.
+    pub fn begins(&self, id: &str) {
+        let mut known = self.0.borrow_mut();
+        *known = Known { id: id.to_owned(), ..Known::new(known.peer.clone()) };
+    }
+
+    /// Its first bytes are there: until it is complete, times count from here.
+    pub fn arrives(&self, now: Instant) {
+        self.0.borrow_mut().since = now;
+    }
+
+    /// What it asks for. A query may hold a key and is left out.
+    pub fn has_head(&self, head: &RequestHead) {
+        let mut known = self.0.borrow_mut();
+        let path = head.target.split(['?', '#']).next().unwrap_or_default();
+        (known.method, known.path) = (cut(&head.method), cut(path));
+    }
+
+    /// It is complete, with so many bytes of a body: times count from here.
+    pub fn is_complete(&self, bytes: usize, now: Instant) {
+        let mut known = self.0.borrow_mut();
+        (known.bytes_in, known.since) = (bytes as u64, now);
+    }
+
+    /// For which model, and whether as a stream.
+    pub fn asks(&self, model: &str, stream: bool) {
+        let mut known = self.0.borrow_mut();
+        (known.asked_for, known.stream) = (Some(cut(model).into()), stream);
+    }
+
+    /// It is a configured client's.
+    pub fn is_of(&self, client: &Rc<str>) {
+        self.0.borrow_mut().client = Some(client.clone());
+    }
+
+    /// It is offered to this provider as its model of that id.
+    pub fn goes_to(&self, provider: &Rc<str>, model: &Rc<str>) {
+        self.0.borrow_mut().route = Some((provider.clone(), model.clone()));
+    }
+
+    /// It was sent.
+    pub fn sent(&self, now: Instant) {
+        let mut known = self.0.borrow_mut();
+        known.sends += 1;
+        known.sent = Some(now);
+    }
+
+    /// Its answer is about to go out.
+    pub fn answered(&self, now: Instant) {
+        self.0.borrow_mut().answered = Some(now);
+    }
+
+    /// Its caller is told this status.
+    pub fn says(&self, status: u16) {
+        self.0.borrow_mut().status = Some(status);
+    }
+
+    /// Its caller is told of this error.
+    pub fn failed(&self, code: &'static str) {
+        self.0.borrow_mut().error = Some(code);
+    }
+
+    /// Its answer said so.
+    pub fn used(&self, usage: Usage) {
+        self.0.borrow_mut().usage = usage;
+    }
+
+    /// So many bytes went out for it.
+    pub fn wrote(&self, bytes: usize) {
+        self.0.borrow_mut().bytes_out += bytes as u64;
+    }
+
+    /// It is over; `gone`: because its caller is. `None` where there was nothing.
+    pub fn ends(&self, gone: bool, now: Instant) -> Option<Record> {
+        let known = &mut *self.0.borrow_mut();
+        let ended = std::mem::replace(known, Known::new(known.peer.clone()));
+        let hung_up = gone && !ended.method.is_empty();
+        let status = ended.status.or(hung_up.then_some(CALLER_GONE_STATUS))?;
+        let since_then = |at: Instant| at.saturating_duration_since(ended.since);
+        let total = since_then(now);
+        let queued = match ended.sent {
+            Some(sent) => Some(since_then(sent)),
+            // Whoever waited in vain waited until now.
+            None => ended.route.is_some().then_some(total),
+        };
+        Some(Record {
+            ended: SystemTime::now(),
+            id: ended.id,
+            named: ended.client.is_some(),
+            client: ended.client.unwrap_or(ended.peer),
+            method: ended.method,
+            path: ended.path,
+            asked_for: ended.asked_for,
+            route: ended.route,
+            stream: ended.stream,
+            status,
+            error: ended.error.or(gone.then_some(CALLER_GONE)),
+            sends: ended.sends,
+            queued,
+            first_byte: ended.answered.map_or(total, since_then),
+            total,
+            bytes_in: ended.bytes_in,
+            bytes_out: ended.bytes_out,
+            usage: ended.usage,
+        })
+    }
+}
+
+impl Known {
+    fn new(peer: Rc<str>) -> Known {
+        Known {
+            since: Instant::now(),
+            id: String::new(),
+            peer,
+            client: None,
+            method: String::new(),
+            path: String::new(),
+            asked_for: None,
+            route: None,
+            stream: false,
+            bytes_in: 0,
+            bytes_out: 0,
+            sends: 0,
+            sent: None,
+            answered: None,
+            status: None,
+            error: None,
+            usage: Usage::default(),
+        }
+    }
+}
+
+fn cut(text: &str) -> String {
+    text.chars().take(SHOWN_CHARS).collect()
+}
