@@ -85,13 +85,13 @@ fn version_and_help_go_to_standard_output() {
         let version = format!("limitrate {}\n", env!("CARGO_PKG_VERSION"));
         assert_eq!(outcome(&Process::run(&[option])), (Some(0), version, String::new()));
     }
-    for arguments in [&["--help"][..], &["check", "--help"], &["demo", "--help"]] {
+    for arguments in [&["--help"][..], &["check", "--help"], &["demo", "--help"], &["health", "--help"]] {
         let (code, out, err) = outcome(&Process::run(arguments));
         assert_eq!((code, err.as_str()), (Some(0), ""), "{arguments:?}");
         assert!(out.contains("Usage: limitrate"), "{out}");
     }
     let (_, out, _) = outcome(&Process::run(&["--help"]));
-    for word in ["--config", "--version", "check", "demo"] {
+    for word in ["--config", "--version", "check", "demo", "health"] {
         assert!(out.contains(word), "no {word} in {out}");
     }
 }

@@ -1,10 +1,11 @@
 //! The command line: `limitrate` serves, `limitrate check` explains a configuration, `limitrate demo` shows it all
-//! without a key.
+//! without a key, `limitrate health` asks one that runs.
 //!
 //! Owns what a person reads at the start, the exit codes (0 fine, 1 runtime failure, 2 bad configuration or usage), the
 //! signals and systemd's notifications. A configuration in words is `check`'s.
 
 mod check;
+mod health;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -44,6 +45,7 @@ struct Args {
 enum Command {
     Check(Check),
     Demo(Demo),
+    Health(Health),
 }
 
 /// Validate the configuration and say what it will do.
@@ -64,6 +66,18 @@ struct Demo {
     port: u16,
 }
 
+/// Ask a running gateway whether it serves; exits with 0 if it does.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "health")]
+struct Health {
+    /// where it serves (default: http://127.0.0.1:8080)
+    #[argh(option, arg_name = "url", from_str_fn(health::authority_of_url))]
+    url: Option<String>,
+    /// the configuration file that says where it serves, in the place of --url
+    #[argh(option, short = 'c', arg_name = "file")]
+    config: Option<PathBuf>,
+}
+
 /// Runs one command line; the first argument is the program's name.
 pub fn run(arguments: Vec<String>) -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().skip(1).map(String::as_str).collect();
@@ -79,6 +93,10 @@ pub fn run(arguments: Vec<String>) -> ExitCode {
         None => with_config(args.config, serve),
         Some(Command::Check(check)) => with_config(check.config.or(args.config), explain),
         Some(Command::Demo(demo)) => serve_demo(demo.port),
+        Some(Command::Health(health)) => match (health.url, health.config.or(args.config)) {
+            (None, Some(file)) => with_config(Some(file), |_, config| ask(&health::authority_of(&config.server))),
+            (url, _) => ask(url.as_deref().unwrap_or(health::DEFAULT_AUTHORITY)),
+        },
     }
 }
 
@@ -145,6 +163,20 @@ fn serve_demo(port: u16) -> ExitCode {
     serve_until_signalled(&demo::config(port, upstream), None, |address| {
         say(format_args!("{}", demo::instructions(address)));
     })
+}
+
+/// `limitrate health`
+fn ask(authority: &str) -> ExitCode {
+    match health::ask(authority) {
+        Ok(words) => {
+            say(format_args!("{words}"));
+            ExitCode::SUCCESS
+        }
+        Err(words) => {
+            log::line(format_args!("{words}"));
+            ExitCode::from(1)
+        }
+    }
 }
 
 /// `file` is read again on SIGHUP.
