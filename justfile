@@ -36,10 +36,26 @@ run:
 demo:
     cargo run --release -- demo
 
-# The small static binary, in target/<host>/release/limitrate
-release:
-    RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target "$(rustc -vV | sed -n 's/^host: //p')"
+# A static binary for this machine, in target/<host>/release/limitrate
+static:
+    RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target "$(rustc --print host-tuple)"
 
-# Advisories, licences and sources of what is built in; needs cargo-deny
+# The same for another processor, aarch64 or armv7; says what it needs for that
+cross arch:
+    packaging/cross {{arch}}
+
+# How large the static binary is, and what memory it holds while nobody asks
+size:
+    packaging/size
+
+# The static binary in an empty chroot: DNS, TLS, its health check; needs root, openssl, dnsmasq
+alone:
+    packaging/alone "target/$(rustc --print host-tuple)/release/limitrate"
+
+# A Debian package of the static binary for this machine, in target/<host>/debian; needs cargo-deb
+deb: static
+    cargo deb --no-build --no-strip --target "$(rustc --print host-tuple)"
+
+# Advisories, licences, duplicates and sources of what is built in; needs cargo-deny
 deny:
     cargo deny check
