@@ -198,3 +198,99 @@ fn the_dashboard_asks_for_figures_that_there_are() {
     let missing: Vec<_> = asked.iter().filter(|name| !source.contains(&format!("\"{name}\""))).collect();
     assert!(missing.is_empty(), "{missing:?}");
 }
+
+/// What `limitrate --help` and the `--help` of each command print, by command; the first one, "", is limitrate's own.
+fn helps() -> Vec<(String, String)> {
+    let help = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_limitrate")).args(arguments).output().expect("it starts");
+        String::from_utf8(output.stdout).expect("help is UTF-8")
+    };
+    let own = help(&["--help"]);
+    let rows = own.split("Commands:\n").nth(1).expect("there are commands").lines();
+    let names = rows.filter_map(|row| row.strip_prefix("  ")?.split(' ').next().filter(|name| !name.is_empty()));
+    let commands = names.map(|name| (name.to_owned(), help(&[name, "--help"]))).collect::<Vec<_>>();
+    assert!(commands.len() >= 3, "{commands:?}");
+    [(String::new(), own)].into_iter().chain(commands).collect()
+}
+
+/// The options that a help names, short ones and long ones.
+fn options(help: &str) -> BTreeSet<String> {
+    let rows = help.split("Options:\n").nth(1).expect("there is --help at least").lines();
+    let names = rows.take_while(|row| row.starts_with(' ')).filter_map(|row| row.trim_start().split("  ").next());
+    let names = names.flat_map(|names| names.split(", ")).filter(|name| name.starts_with('-'));
+    names.map(str::to_owned).collect()
+}
+
+/// Every word of `text` that stands behind `mark`, up to what can't be in the name of an option or command.
+fn behind(text: &str, mark: &str) -> BTreeSet<String> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    text.split(mark).skip(1).map(|rest| rest.split(|c| !is_name(c)).next().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+fn the_man_page_says_what_help_says() {
+    let page = read("packaging/limitrate.1");
+    let (synopsis, body) = page.split_once(".Sh DESCRIPTION").expect("both sections");
+    let helps = helps();
+    for (command, help) in &helps[1..] {
+        let form = synopsis.split(".Nm\n").find(|form| form.starts_with(&format!(".Cm {command}\n")));
+        let form = form.unwrap_or_else(|| panic!("no {command} in the synopsis"));
+        let options = form.lines().filter_map(|line| line.strip_prefix(".Op Fl "));
+        let options = options.map(|option| option.replace("Fl ", "-")).map(|option| match option.split_once(" Ar ") {
+            Some((name, value)) => format!(" [-{name} <{value}>]"),
+            None => format!(" [-{option}]"),
+        });
+        let usage: String = options.collect();
+        let told = help.lines().next().expect("the usage");
+        assert_eq!(told, format!("Usage: limitrate {command}{usage}"));
+        assert!(body.contains(&format!("\n.It Cm {command}\n")), "no {command} among the commands");
+    }
+    let named: BTreeSet<String> = body
+        .lines()
+        .filter_map(|line| line.strip_prefix(".It Fl "))
+        .flat_map(|row| {
+            row.split(" , ").map(|name| name.trim_start_matches("Fl ").split(" Ar ").next().unwrap_or(name))
+        })
+        .map(|name| if name.len() == 1 { format!("-{name}") } else { format!("--{name}") })
+        .collect();
+    assert_eq!(named, helps.iter().flat_map(|(_, help)| options(help)).collect());
+}
+
+#[test]
+fn each_shell_completes_what_help_says() {
+    let helps = helps();
+    let commands: BTreeSet<String> = helps[1..].iter().map(|(command, _)| command.clone()).collect();
+    let long = |help: &str| options(help).into_iter().filter(|name| name.starts_with("--")).collect::<BTreeSet<_>>();
+
+    let bash = "source packaging/completions/limitrate.bash; COMP_WORDS=(limitrate $1 ''); \
+                COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _limitrate; echo \"${COMPREPLY[@]}\"";
+    for (command, help) in &helps {
+        let output = Command::new("bash").current_dir(root()).args(["-c", bash, "bash", command]).output();
+        let output = output.expect("there is a bash");
+        let offered = String::from_utf8_lossy(&output.stdout);
+        let offered: BTreeSet<String> = offered.split_whitespace().map(str::to_owned).collect();
+        let wanted = if command.is_empty() { &long(help) | &commands } else { long(help) };
+        assert_eq!(offered, wanted, "bash, {command}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    let all: BTreeSet<String> = helps.iter().flat_map(|(_, help)| long(help)).map(|name| name[2..].into()).collect();
+    let fish = read("packaging/completions/limitrate.fish");
+    assert_eq!((behind(&fish, " -l "), behind(&fish, " -a ")), (all.clone(), commands.clone()));
+    let zsh = read("packaging/completions/_limitrate");
+    let described = zsh.split("commands=(").nth(1).and_then(|rest| rest.split("\n)").next()).expect("the commands");
+    let described: BTreeSet<String> = described
+        .lines()
+        .filter_map(|line| line.trim_start().split_once(':'))
+        .map(|(name, _)| name[1..].to_owned())
+        .collect();
+    assert_eq!((behind(&zsh, "--"), described), (all, commands));
+    for (command, help) in &helps[1..] {
+        let row = zsh.lines().find_map(|line| line.trim_start().strip_prefix(&format!("{command}) ")));
+        let row = row
+            .unwrap_or_else(|| panic!("zsh: no {command}"))
+            .replace("$config", "--config")
+            .replace("$help", "--help");
+        let named = behind(&row, "--").into_iter().map(|name| format!("--{name}")).collect::<BTreeSet<_>>();
+        assert_eq!(named, long(help), "zsh, {command}");
+    }
+}
