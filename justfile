@@ -52,7 +52,7 @@ size:
 alone:
     packaging/alone "target/$(rustc --print host-tuple)/release/limitrate"
 
-# A Debian package of the static binary for this machine, in target/<host>/debian; needs cargo-deb
+# A Debian package of the static binary for this machine, in target/debian; needs cargo-deb
 deb: static
     cargo deb --no-build --no-strip --target "$(rustc --print host-tuple)"
 

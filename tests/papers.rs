@@ -116,7 +116,8 @@ fn the_readmes_have_the_same_headings_and_their_links_lead_somewhere() {
         levels.collect::<Vec<_>>()
     };
     assert_eq!(headings(&read(READMES[0])), headings(&read(READMES[1])));
-    for name in [READMES[0], READMES[1], "ARCHITECTURE.md", "CHANGELOG.md", "docs/limits.md", "docs/http.md"] {
+    let root_papers = ["ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"];
+    for name in READMES.into_iter().chain(root_papers).chain(["docs/install.md", "docs/limits.md", "docs/http.md"]) {
         let folder = root().join(name).parent().expect("a file has a folder").to_owned();
         for link in read(name).split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let is_local = !link.starts_with("http") && !link.starts_with('#');
