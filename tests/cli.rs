@@ -232,7 +232,7 @@ fn serving_prints_a_line_for_each_provider_and_logs_the_warning() {
     );
     assert_eq!(out, wanted);
     let warned: Vec<&str> = err.lines().filter(|line| line.contains("on top of rpm")).collect();
-    assert!(matches!(warned[..], [line] if line.ends_with(WARNING)), "{err}");
+    assert!(matches!(warned[..], [line] if line.ends_with(&format!("{WARNING}\""))), "{err}");
 }
 
 #[test]

@@ -105,7 +105,7 @@ fn a_wrong_url_or_a_faulty_file_exits_with_2() {
     let file = Process::file("config.yaml", "server: {prot: 1}");
     let file = file.to_str().expect("the build directory is UTF-8");
     for (arguments, word) in [
-        (&["health", "--url", "https://127.0.0.1:8080"][..], "http://127.0.0.1:8080"),
+        (&["health", "--url", "ftp://127.0.0.1:8080"][..], "http://127.0.0.1:8080"),
         (&["health", "--url", "127.0.0.1"], "http://127.0.0.1:8080"),
         (&["health", "--config", file], "prot"),
         (&["health", "--config", "nowhere.yaml"], "nowhere.yaml"),

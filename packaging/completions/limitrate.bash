@@ -2,7 +2,7 @@
 # Kept in step with --help by tests/papers.rs.
 
 _limitrate() {
-    local word=${COMP_WORDS[COMP_CWORD]} words='check demo health --config --version --help' i
+    local word=${COMP_WORDS[COMP_CWORD]} words='check demo health top --config --version --help' i
     COMPREPLY=()
     case ${COMP_WORDS[COMP_CWORD - 1]} in
         -c | --config) compopt -o default && return ;; # files
@@ -13,7 +13,7 @@ _limitrate() {
             -c | --config) ((i++)) ;;
             check) words='--config --help' && break ;;
             demo) words='--port --help' && break ;;
-            health) words='--url --config --help' && break ;;
+            health | top) words='--url --config --help' && break ;;
         esac
     done
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")

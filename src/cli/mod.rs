@@ -1,11 +1,13 @@
 //! The command line: `limitrate` serves, `limitrate check` explains a configuration, `limitrate demo` shows it all
-//! without a key, `limitrate health` asks one that runs.
+//! without a key, `limitrate health` and `limitrate top` ask one that runs.
 //!
 //! Owns what a person reads at the start, the exit codes (0 fine, 1 runtime failure, 2 bad configuration or usage), the
 //! signals and systemd's notifications. A configuration in words is `check`'s.
 
+mod ask;
 mod check;
 mod health;
+mod top;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -18,9 +20,10 @@ use async_signal::{Signal, Signals};
 use futures_lite::{StreamExt, future};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Secret};
 use crate::server::{Server, Stop};
 use crate::{demo, log};
+use ask::Place;
 
 const DEFAULT_CONFIG: &str = "config.yaml";
 
@@ -46,6 +49,7 @@ enum Command {
     Check(Check),
     Demo(Demo),
     Health(Health),
+    Top(Top),
 }
 
 /// Validate the configuration and say what it will do.
@@ -71,9 +75,21 @@ struct Demo {
 #[argh(subcommand, name = "health")]
 struct Health {
     /// where it serves (default: http://127.0.0.1:8080)
-    #[argh(option, arg_name = "url", from_str_fn(health::authority_of_url))]
-    url: Option<String>,
+    #[argh(option, arg_name = "url", from_str_fn(Place::of_url))]
+    url: Option<Place>,
     /// the configuration file that says where it serves, in the place of --url
+    #[argh(option, short = 'c', arg_name = "file")]
+    config: Option<PathBuf>,
+}
+
+/// Show a running gateway's lines and latest requests, live in this terminal.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "top")]
+struct Top {
+    /// where it serves (default: http://127.0.0.1:8080); the variable LIMITRATE_TOKEN has its token
+    #[argh(option, arg_name = "url", from_str_fn(Place::of_url))]
+    url: Option<Place>,
+    /// the configuration file that says where it serves and its token, in the place of --url
     #[argh(option, short = 'c', arg_name = "file")]
     config: Option<PathBuf>,
 }
@@ -93,10 +109,19 @@ pub fn run(arguments: Vec<String>) -> ExitCode {
         None => with_config(args.config, serve),
         Some(Command::Check(check)) => with_config(check.config.or(args.config), explain),
         Some(Command::Demo(demo)) => serve_demo(demo.port),
-        Some(Command::Health(health)) => match (health.url, health.config.or(args.config)) {
-            (None, Some(file)) => with_config(Some(file), |_, config| ask(&health::authority_of(&config.server))),
-            (url, _) => ask(url.as_deref().unwrap_or(health::DEFAULT_AUTHORITY)),
-        },
+        Some(Command::Health(health)) => with_place(health.url, health.config.or(args.config), ask),
+        Some(Command::Top(top)) => with_place(top.url, top.config.or(args.config), |place| {
+            let token = std::env::var("LIMITRATE_TOKEN").ok().map(Secret::new);
+            top::run(&place.with_token(token))
+        }),
+    }
+}
+
+/// Where a gateway is: at a URL, or where a file says; else where it is if nobody says anything.
+fn with_place(url: Option<Place>, file: Option<PathBuf>, then: impl FnOnce(Place) -> ExitCode) -> ExitCode {
+    match (url, file) {
+        (None, Some(file)) => with_config(Some(file), |_, config| then(Place::of_config(&config.server))),
+        (url, _) => then(url.unwrap_or_else(|| Place::of_url(ask::DEFAULT_URL).expect("the default is a URL"))),
     }
 }
 
@@ -143,9 +168,6 @@ fn explain(file: &Path, config: Config) -> ExitCode {
 
 /// `limitrate`
 fn serve(file: &Path, config: Config) -> ExitCode {
-    for warning in check::warnings(&config) {
-        log::warn(format_args!("{warning}"));
-    }
     serve_until_signalled(&config, Some(file), |address| {
         say(format_args!("limitrate {} at {}", env!("CARGO_PKG_VERSION"), addresses(address)));
     })
@@ -166,14 +188,14 @@ fn serve_demo(port: u16) -> ExitCode {
 }
 
 /// `limitrate health`
-fn ask(authority: &str) -> ExitCode {
-    match health::ask(authority) {
+fn ask(place: Place) -> ExitCode {
+    match health::ask(&place) {
         Ok(words) => {
             say(format_args!("{words}"));
             ExitCode::SUCCESS
         }
         Err(words) => {
-            log::line(format_args!("{words}"));
+            log::error(format_args!("{words}"));
             ExitCode::from(1)
         }
     }
@@ -203,8 +225,11 @@ fn serve_until_signalled(config: &Config, file: Option<&Path>, announce: impl Fn
 }
 
 fn try_serving(config: &Config, file: Option<&Path>, announce: impl FnOnce(SocketAddr)) -> std::io::Result<()> {
-    raise_file_limit(config.server.max_connections as u64);
     let server = Server::bind(config)?;
+    // From here on everything on standard error is a line of the log.
+    log::start(config.log);
+    warn(config);
+    raise_file_limit(config.server.max_connections as u64);
     let signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])?;
     let reloads = server.reloads();
     announce(server.local_addr()?);
@@ -212,7 +237,6 @@ fn try_serving(config: &Config, file: Option<&Path>, announce: impl FnOnce(Socke
         say(format_args!("  {}", check::summary(provider)));
     }
     notify_systemd("READY=1");
-    log::start(config.log);
     let (stop, stopped) = async_channel::bounded(2);
     smol::block_on(future::or(server.run(stopped), forward_signals(signals, stop, file, reloads)))
 }
@@ -239,14 +263,19 @@ async fn forward_signals<T>(
 fn reload(file: &Path, reloads: &Sender<Config>) {
     match config::load(file, &|name| std::env::var(name).ok()) {
         Ok(config) => {
-            for warning in check::warnings(&config) {
-                log::warn(format_args!("{warning}"));
-            }
+            warn(&config);
             raise_file_limit(config.server.max_connections as u64);
             // The latest counts.
             let _ = reloads.force_send(config);
         }
         Err(faults) => log::error(format_args!("nothing was reloaded: {} can't be used\n{faults}", file.display())),
+    }
+}
+
+/// What is no fault and may still be a mistake.
+fn warn(config: &Config) {
+    for warning in check::warnings(config) {
+        log::warn(format_args!("{warning}"));
     }
 }
 

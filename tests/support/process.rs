@@ -6,13 +6,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::PATIENCE;
+use super::{PATIENCE, get};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_limitrate");
 
@@ -64,8 +64,13 @@ impl Process {
     /// The same after a line of shell (`ulimit`) and with environment variables.
     pub fn serve_with(config: &Path, shell: &str, env: &[(&str, &str)]) -> Process {
         let mut process = Process::spawn(config, shell, env);
-        process.log = lines(process._unread.take().expect("nobody reads it yet"));
+        process.read_log();
         process
+    }
+
+    /// Begins to read a standard error that nobody has read so far.
+    pub fn read_log(&mut self) {
+        self.log = lines(self._unread.take().expect("nobody reads it yet"));
     }
 
     /// Serves what `config` says, with a standard error that fills up.
@@ -114,6 +119,25 @@ impl Process {
                 Ok(line) => seen.push(line),
                 Err(_) => panic!("no {part:?} in {seen:#?}"),
             }
+        }
+    }
+
+    /// What it still says until it ends.
+    pub fn rest_of_log(&self) -> Vec<String> {
+        let line = || match self.log.recv_timeout(PATIENCE) {
+            Ok(line) => Some(line),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => panic!("it does not end"),
+        };
+        std::iter::from_fn(line).collect()
+    }
+
+    /// Waits until so many requests wait in the first provider's queue.
+    pub fn wait_queued(&self, n: u64) {
+        let deadline = Instant::now() + PATIENCE;
+        while get(self.addr, "/admin/stats").json()["providers"][0]["queued_ahead"] != n {
+            assert!(Instant::now() < deadline, "not {n} in line");
+            thread::sleep(Duration::from_millis(2));
         }
     }
 

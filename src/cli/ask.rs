@@ -1,0 +1,192 @@
+//! Asking a gateway that runs, from outside, as any caller would: for `health` and `top`.
+//!
+//! Owns where a gateway is to be found and one GET. What the answer means is for who asks.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_native_tls::TlsConnector;
+use async_net::TcpStream;
+use async_net::unix::UnixStream;
+use futures_lite::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use serde::de::DeserializeOwned;
+use url::Url;
+
+use crate::config::{self, Secret};
+use crate::deadline::within;
+use crate::http1::{self, BodyDecoder, Reader};
+
+/// Where a gateway serves, unless something else is said.
+pub const DEFAULT_URL: &str = "http://127.0.0.1:8080";
+
+/// For everything: looking the name up, connecting, the answer.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Where a gateway answers, and what it is shown.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Place {
+    way: Way,
+    /// `host:port` as it stands in a URL.
+    authority: String,
+    token: Option<Secret>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Way {
+    Plain,
+    /// By name; `None` takes any certificate: it is this machine's own gateway that is asked.
+    Tls(Option<String>),
+    Socket(PathBuf),
+}
+
+/// Why there is no page.
+#[derive(Debug, PartialEq)]
+pub enum Problem {
+    /// It wants a token, or another one.
+    Locked,
+    /// In words.
+    Other(String),
+}
+
+impl Place {
+    /// Where a URL leads: `http://`, `https://` or `unix:PATH`; its path does not matter.
+    pub fn of_url(url: &str) -> Result<Place, String> {
+        if let Some(path) = url.strip_prefix("unix:") {
+            return Ok(Place { way: Way::Socket(path.into()), authority: "localhost".into(), token: None });
+        }
+        let url = Url::parse(url).map_err(|error| format!("{error}; write e.g. {DEFAULT_URL}"))?;
+        match (url.scheme(), url.host_str(), url.port_or_known_default()) {
+            (scheme @ ("http" | "https"), Some(host), Some(port)) => {
+                let name = host.trim_matches(['[', ']']).to_owned();
+                let way = if scheme == "http" { Way::Plain } else { Way::Tls(Some(name)) };
+                Ok(Place { way, authority: format!("{host}:{port}"), token: None })
+            }
+            _ => Err(format!("it has to begin with http://, https:// or unix:, e.g. {DEFAULT_URL}")),
+        }
+    }
+
+    /// How this machine reaches a gateway with this configuration, `auth_token` in hand.
+    pub fn of_config(server: &config::Server) -> Place {
+        let port = server.port;
+        let authority = match server.host.parse() {
+            Ok(IpAddr::V4(ip)) if ip.is_unspecified() => format!("127.0.0.1:{port}"),
+            Ok(IpAddr::V6(ip)) if ip.is_unspecified() => format!("[::1]:{port}"),
+            Ok(IpAddr::V6(ip)) => format!("[{ip}]:{port}"),
+            _ => format!("{}:{port}", server.host),
+        };
+        Place { way: Way::Plain, authority, token: server.auth_token.clone() }
+    }
+
+    /// With a token to show.
+    pub fn with_token(self, token: Option<Secret>) -> Place {
+        Place { token: token.or(self.token), ..self }
+    }
+
+    /// As a URL.
+    pub fn url(&self) -> String {
+        match &self.way {
+            Way::Plain => format!("http://{}", self.authority),
+            Way::Tls(_) => format!("https://{}", self.authority),
+            Way::Socket(path) => format!("unix:{}", path.display()),
+        }
+    }
+
+    /// One page, of no more than `limit_bytes`.
+    pub async fn page<T: DeserializeOwned>(&self, path: &str, limit_bytes: usize) -> Result<T, Problem> {
+        let late = || Err(Problem::Other(format!("no answer within {} s", LIMIT.as_secs())));
+        let body = within(LIMIT, self.fetch(path, limit_bytes)).await.unwrap_or_else(late)?;
+        serde_json::from_slice(&body).map_err(|_| Problem::Other("what answers is not limitrate".into()))
+    }
+
+    async fn fetch(&self, path: &str, limit_bytes: usize) -> Result<Vec<u8>, Problem> {
+        let mut reader = Reader::new(self.connect().await.map_err(|error| format!("can't connect: {error}"))?);
+        let token = self.token.as_ref().map(|token| format!("Bearer {}", token.reveal()));
+        let headers = token.iter().map(|token| ("Authorization", token.as_bytes()));
+        let mut request = Vec::new();
+        http1::write_request_head(&mut request, "GET", path, &self.authority, headers, None);
+        reader.get_mut().write_all(&request).await.map_err(|error| error.to_string())?;
+        let head = http1::read_response_head(&mut reader, false).await.map_err(|fault| fault.to_string())?;
+        match head.status {
+            200 => {}
+            401 => return Err(Problem::Locked),
+            status => return Err(Problem::Other(format!("it answers with status {status}"))),
+        }
+        let mut decoder = BodyDecoder::new(head.framing);
+        let mut body = Vec::new();
+        while !decoder.drain(&mut reader, &mut body).map_err(|fault| fault.to_string())? && body.len() <= limit_bytes {
+            if reader.fill().await.map_err(|error| error.to_string())? == 0 {
+                decoder.at_eof().map_err(|fault| fault.to_string())?;
+                break;
+            }
+        }
+        Ok(body)
+    }
+
+    async fn connect(&self) -> Result<Box<dyn Connection>, String> {
+        let said = |error: std::io::Error| error.to_string();
+        let (name, tls) = match &self.way {
+            Way::Socket(path) => return Ok(Box::new(UnixStream::connect(path).await.map_err(said)?)),
+            Way::Plain => return Ok(Box::new(TcpStream::connect(&*self.authority).await.map_err(said)?)),
+            Way::Tls(Some(name)) => (name.as_str(), TlsConnector::new()),
+            Way::Tls(None) => {
+                let any = TlsConnector::new().danger_accept_invalid_certs(true).danger_accept_invalid_hostnames(true);
+                ("localhost", any)
+            }
+        };
+        let tcp = TcpStream::connect(&*self.authority).await.map_err(said)?;
+        Ok(Box::new(tls.connect(name, tcp).await.map_err(|error| error.to_string())?))
+    }
+}
+
+/// Bytes both ways.
+trait Connection: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Connection for T {}
+
+impl From<String> for Problem {
+    fn from(words: String) -> Problem {
+        Problem::Other(words)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn a_url_leads_to_its_host_whatever_follows_it() {
+        for (url, reached) in [
+            ("http://127.0.0.1:9000", "http://127.0.0.1:9000"),
+            ("http://gateway/v1", "http://gateway:80"),
+            ("https://gateway", "https://gateway:443"),
+            ("http://[::1]:8080/admin/stats?x", "http://[::1]:8080"),
+            ("unix:/run/limitrate.sock", "unix:/run/limitrate.sock"),
+        ] {
+            assert_eq!(Place::of_url(url).map(|place| place.url()).as_deref(), Ok(reached));
+        }
+        for url in ["127.0.0.1:8080", "gateway", "ftp://gateway", "http://", ""] {
+            let error = Place::of_url(url).expect_err(url);
+            assert!(error.contains("http://127.0.0.1:8080"), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_gives_where_this_machine_reaches_it() {
+        for (host, reached) in [
+            ("0.0.0.0", "http://127.0.0.1:9000"),
+            ("'::'", "http://[::1]:9000"),
+            ("'fe80::1'", "http://[fe80::1]:9000"),
+            ("192.0.2.7", "http://192.0.2.7:9000"),
+            ("box.lan", "http://box.lan:9000"),
+        ] {
+            let text = format!(
+                "server: {{host: {host}, port: 9000}}\n\
+                 providers: [{{name: p, base_url: 'http://127.0.0.1:1/v1', models: [m], rate_limit: {{rpm: 1}}}}]"
+            );
+            let config = config::parse(&text, Path::new("config.yaml"), &|_| None).expect("a good configuration");
+            assert_eq!(Place::of_config(&config.server).url(), reached);
+        }
+    }
+}

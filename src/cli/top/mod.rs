@@ -1,0 +1,105 @@
+//! `limitrate top`: a gateway's lines and latest requests, live in a terminal.
+//!
+//! Owns the asking and the terminal; what is on the screen is `screen`'s. Into a pipe or file it writes one screen and ends.
+
+mod screen;
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use async_io::Timer;
+use async_signal::{Signal, Signals};
+use futures_lite::{StreamExt, future};
+use rustix::termios::tcgetwinsize;
+
+use super::ask::{Place, Problem};
+use crate::log;
+use screen::{Live, Screen};
+
+/// Between two looks.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// A gateway with a thousand models and keys says no more than that.
+const PAGE_LIMIT_BYTES: usize = 8 << 20;
+
+/// Where there is no terminal to ask.
+const SIZE: Screen = Screen { columns: 160, rows: usize::MAX, colour: false };
+
+/// The other screen, on which nothing of the shell is; without cursor, and back.
+const ENTER: &str = "\x1b[?1049h\x1b[?25l";
+const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
+
+/// Shows until it is interrupted. Fails where the first look does: there is nothing to show.
+pub fn run(place: &Place) -> ExitCode {
+    let first = match smol::block_on(look(place)) {
+        Ok(live) => live,
+        Err(problem) => {
+            log::error(format_args!("{}: {}", place.url(), words(problem)));
+            return ExitCode::from(1);
+        }
+    };
+    let mut out = std::io::stdout();
+    if !out.is_terminal() {
+        let _ = out.write_all(screen::draw(&place.url(), Ok(&first), SIZE).as_bytes());
+        return ExitCode::SUCCESS;
+    }
+    match smol::block_on(show(place, first)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error(format_args!("the terminal can't be written to: {error}"));
+            ExitCode::from(1)
+        }
+    }
+}
+
+async fn show(place: &Place, mut live: Live) -> std::io::Result<()> {
+    let mut signals = Signals::new([Signal::Int, Signal::Term, Signal::Hup, Signal::Quit])?;
+    let mut out = std::io::stdout();
+    out.write_all(ENTER.as_bytes())?;
+    let mut problem = None;
+    let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let shown = loop {
+        let size = tcgetwinsize(&out)?;
+        let size = Screen { columns: size.ws_col.into(), rows: size.ws_row.into(), colour };
+        let text =
+            screen::draw(&place.url(), problem.as_deref().map_or(Ok(&live), |problem| Err((problem, &live))), size);
+        // From the top, each line to its end, and nothing below the last one: no flicker, as nothing is cleared first.
+        let text = text.replace('\n', "\x1b[K\r\n");
+        if let Err(error) = out.write_all(format!("\x1b[H{text}\x1b[J").as_bytes()).and_then(|()| out.flush()) {
+            break Err(error);
+        }
+        let next = async {
+            Timer::after(EVERY).await;
+            Some(look(place).await)
+        };
+        let stopped = async {
+            signals.next().await;
+            None
+        };
+        match future::or(next, stopped).await {
+            Some(Ok(seen)) => (live, problem) = (seen, None),
+            Some(Err(why)) => problem = Some(words(why)),
+            None => break Ok(()),
+        }
+    };
+    out.write_all(LEAVE.as_bytes()).and_then(|()| out.flush())?;
+    shown
+}
+
+async fn look(place: &Place) -> Result<Live, Problem> {
+    Ok(Live {
+        stats: place.page("/admin/stats", PAGE_LIMIT_BYTES).await?,
+        queue: place.page("/admin/queue?limit=20", PAGE_LIMIT_BYTES).await?,
+        requests: place.page("/admin/requests?limit=50", PAGE_LIMIT_BYTES).await?,
+    })
+}
+
+fn words(problem: Problem) -> String {
+    match problem {
+        Problem::Locked => {
+            "it wants a token: put it into the variable LIMITRATE_TOKEN, or name its file with -c".into()
+        }
+        Problem::Other(words) => words,
+    }
+}
