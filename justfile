@@ -16,6 +16,10 @@ test:
 sdk:
     tests/sdk/run
 
+# The page at /admin/ in a headless Chromium; needs node and Chromium
+browser:
+    tests/browser/run
+
 # Each fuzz target for so many seconds, on the stable toolchain; needs cargo-fuzz
 fuzz seconds="20":
     fuzz/run {{seconds}}

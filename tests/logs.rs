@@ -20,7 +20,10 @@ fn gateway(server: &str, log: &str, upstream: &Upstream, rate_limit: &str, extra
 /// The value of a key in a logfmt line, quotes and all.
 fn value<'l>(line: &'l str, key: &str) -> Option<&'l str> {
     let rest = line.split_once(&format!(" {key}="))?.1;
-    let end = if rest.starts_with('"') { rest[1..].find('"')? + 2 } else { rest.find(' ').unwrap_or(rest.len()) };
+    let end = match rest.strip_prefix('"') {
+        Some(quoted) => quoted.find('"')? + 2,
+        None => rest.find(' ').unwrap_or(rest.len()),
+    };
     Some(&rest[..end])
 }
 
