@@ -170,6 +170,7 @@ mod tests {
             api_keys: Vec::new(),
             headers: Vec::new(),
             ca_pem: None,
+            proxy: None,
             models: models.collect(),
             rate_limit: RateLimit {
                 pace: Pace { mode: Mode::Spaced, rpm: Some(60.0), interval: Duration::from_secs(1), capacity: 1 },

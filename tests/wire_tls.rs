@@ -21,7 +21,7 @@ use openssl::ssl::{NameType, SslAcceptor, SslMethod, SslStream, SslVersion};
 use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
 use openssl::x509::{X509, X509Builder, X509Name, X509NameBuilder};
 
-use support::{Client, Ended, Gateway, PATIENCE, Process, Response, UNSHAPED, post, provider_at};
+use support::{Client, Ended, Gateway, Manner, PATIENCE, Process, Proxy, Response, UNSHAPED, post, provider_at};
 
 const CHAT: &str = "/v1/chat/completions";
 const BODY: &str = r#"{"model":"m","messages":[]}"#;
@@ -209,6 +209,18 @@ fn a_provider_whose_ca_is_in_ca_file_is_reached_by_name_and_by_address() {
         assert_eq!(server.names.recv_timeout(PATIENCE).unwrap().as_deref(), name);
         assert!(server.names.try_recv().is_err(), "one handshake for three requests");
     }
+}
+
+#[test]
+fn a_certificate_is_the_providers_own_behind_a_proxy_too() {
+    let authority = Identity::authority();
+    let server = TlsServer::start(&authority.issue(&localhost(), 1), POLITE);
+    let proxy = Proxy::start(Manner::Tunnels);
+    let through = |ca: &str| gateway(&server.at("localhost"), &format!("proxy: http://{}\n{ca}", proxy.addr()));
+    assert_eq!(post(through(&authority.ca_file()).addr(), CHAT, BODY).status, 200);
+    assert_eq!(server.names.recv_timeout(PATIENCE).unwrap().as_deref(), Some("localhost"));
+    assert!(proxy.heads()[0].starts_with(&format!("CONNECT localhost:{} HTTP/1.1\r\n", server.port)));
+    assert_refused(&post(through("").addr(), CHAT, BODY), &["certificate"]);
 }
 
 #[test]

@@ -93,6 +93,11 @@ fn headline(provider: &config::Provider) -> String {
 
 fn details(provider: &config::Provider) -> Vec<(&'static str, String)> {
     let mut lines = vec![("base_url", provider.base_url.to_string()), ("models", model_names(provider))];
+    if let Some(proxy) = &provider.proxy {
+        let from = proxy.variable.map(|variable| format!(", as {variable} says")).unwrap_or_default();
+        let with = if proxy.credential.is_some() { ", with a user name" } else { "" };
+        lines.insert(1, ("proxy", format!("http://{}{with}{from}", proxy.authority())));
+    }
     let keys = provider.api_keys.len();
     if keys > 1 {
         lines.push(("api_keys", format!("{keys}, each with these limits")));

@@ -11,7 +11,7 @@
 //! | `read` | which keys there are, their defaults and bounds |
 //! | `limits` | the same for `rate_limit:` and `retry:` |
 //! | `sharing` | the same for `clients:`, `api_keys:` and what else is shared |
-//! | `base_url`, `expand`, `day_reset` | the small grammars inside values |
+//! | `base_url`, `proxy`, `expand`, `day_reset` | the small grammars inside values |
 //! | `faults` | how faults are printed |
 
 mod base_url;
@@ -20,6 +20,7 @@ mod expand;
 mod faults;
 mod limits;
 mod nearest;
+mod proxy;
 mod read;
 mod section;
 mod sharing;
@@ -225,6 +226,8 @@ pub struct Provider {
     /// Extra request headers, name and value, each name once; a name given here replaces the caller's. Never a
     /// hop-by-hop or framing header, and no Authorization beside an API key.
     pub headers: Vec<(String, Secret)>,
+    /// What stands between; `None`: nothing.
+    pub proxy: Option<Proxy>,
     /// Extra trusted CA certificates: the PEM text of `ca_file`.
     pub ca_pem: Option<Vec<u8>>,
     /// At least one.
@@ -247,6 +250,31 @@ pub struct Provider {
     pub pool_idle: Duration,
 }
 
+/// An HTTP proxy on the way to a provider.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proxy {
+    /// A name or an address; an IPv6 address without brackets.
+    pub host: String,
+    /// Given, or 80.
+    pub port: u16,
+    /// What `Proxy-Authorization` says (RFC 7617), if the URL has a user name.
+    pub credential: Option<Secret>,
+    /// The variable of the environment that names it; `None`: the file does.
+    pub variable: Option<&'static str>,
+}
+
+impl Proxy {
+    /// `host:port`
+    pub fn authority(&self) -> String {
+        host_port(&self.host, self.port)
+    }
+}
+
+/// As in a request's target and in an address to connect to.
+fn host_port(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
 /// `base_url`, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseUrl {
@@ -261,6 +289,11 @@ pub struct BaseUrl {
 }
 
 impl BaseUrl {
+    /// `host:port`, whatever the port.
+    pub fn host_port(&self) -> String {
+        host_port(&self.host, self.port)
+    }
+
     /// `host`, or `host:port` where the port is not the scheme's default: the Host header (RFC 9110 section 7.2).
     pub fn authority(&self) -> String {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };

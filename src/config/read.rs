@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::section::{Found, SECONDS_MIN, Section, Walk, join};
 use super::tree::{Kind, Node};
-use super::{BaseUrl, Config, Model, Provider, Secret, Server, base_url, limits, read_bounded, sharing};
+use super::{BaseUrl, Config, Model, Provider, Secret, Server, base_url, limits, proxy, read_bounded, sharing};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -109,6 +109,7 @@ fn provider(walk: &mut Walk<'_>, item: &Found<'_>, names: &mut Vec<String>) -> O
     let api_keys = sharing::api_keys(&mut keys);
     let headers =
         keys.optional("headers").map(|found| headers(keys.walk, &found, !api_keys.is_empty())).unwrap_or_default();
+    let proxy = proxy::proxy(&mut keys, base_url.as_ref());
     let ca_pem = keys.optional("ca_file").and_then(|found| ca_pem(keys.walk, &found));
     let models = models(&mut keys);
     let rate_limit = keys.section("rate_limit").and_then(limits::provider);
@@ -125,6 +126,7 @@ fn provider(walk: &mut Walk<'_>, item: &Found<'_>, names: &mut Vec<String>) -> O
         base_url: base_url?,
         api_keys,
         headers,
+        proxy,
         ca_pem,
         models,
         rate_limit: rate_limit?,

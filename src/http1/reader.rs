@@ -53,6 +53,11 @@ impl<R> Reader<R> {
         }
     }
 
+    /// The connection below, for somebody else; what is buffered is lost.
+    pub fn into_inner(self) -> R {
+        self.io
+    }
+
     /// The connection below.
     pub fn get_ref(&self) -> &R {
         &self.io

@@ -63,7 +63,7 @@ impl Setup {
     /// Whether its idle connections are good for this configuration too.
     fn reaches_the_same(&self, config: &config::Provider) -> bool {
         let pool = |config: &config::Provider| (config.pool_max_idle, config.pool_idle);
-        let target = |config: &config::Provider| (config.base_url.clone(), config.ca_pem.clone());
+        let target = |config: &config::Provider| (config.base_url.clone(), config.proxy.clone(), config.ca_pem.clone());
         target(&self.config) == target(config) && pool(&self.config) == pool(config)
     }
 

@@ -1,4 +1,4 @@
-//! Making one connection to a provider: look its name up, try its addresses, shake hands.
+//! Making one connection to a provider, by its proxy where it has one: look the name up, try its addresses, shake hands.
 //!
 //! TLS is verified, with SNI, from TLS 1.2 on. The handshake runs on the executor's own thread: async-native-tls parses the whole
 //! CA bundle for each connection, and the thread that relays streams must not wait for that.
@@ -15,7 +15,8 @@ use smol::lock::Semaphore;
 
 use super::Failure;
 use super::stream::{Stream, Transport};
-use crate::config::{self, BaseUrl};
+use super::tunnel;
+use crate::config::{self, BaseUrl, Proxy};
 use crate::deadline::within;
 
 /// RFC 8305 section 5: how long an address may take before the next one is tried beside it.
@@ -30,6 +31,7 @@ const MAX_CONNECTING: usize = 8;
 /// Makes connections to one base_url.
 pub struct Connector {
     base_url: BaseUrl,
+    proxy: Option<Proxy>,
     timeout: Duration,
     extra_roots: Vec<Certificate>,
     addresses: RefCell<Option<(Instant, Vec<SocketAddr>)>>,
@@ -43,6 +45,7 @@ impl Connector {
         let pem = provider.ca_pem.as_deref().unwrap_or_default();
         Connector {
             base_url: provider.base_url.clone(),
+            proxy: provider.proxy.clone(),
             timeout: provider.connect_timeout,
             extra_roots: Certificate::stack_from_pem(pem).unwrap_or_default(),
             addresses: RefCell::new(None),
@@ -53,7 +56,8 @@ impl Connector {
     /// A fresh connection, within `connect_timeout_seconds` for all steps together.
     pub async fn connect(&self) -> Result<Stream, Failure> {
         let _turn = self.connecting.acquire().await;
-        let late = || Err(format!("no connection to {} within {} s", self.target(), self.timeout.as_secs_f64()));
+        let by = self.proxy.as_ref().map(|proxy| format!(" by the proxy {}", proxy.authority())).unwrap_or_default();
+        let late = || Err(format!("no connection to {}{by} within {} s", self.target(), self.timeout.as_secs_f64()));
         within(self.timeout, self.all_steps()).await.unwrap_or_else(late).map_err(Failure::Unreachable)
     }
 
@@ -63,8 +67,12 @@ impl Connector {
             // The addresses may be out of date.
             self.addresses.replace(None);
         });
-        let tcp = tcp.map_err(|error| format!("cannot connect to {}: {error}", self.target()))?;
+        let tcp = tcp.map_err(|error| format!("cannot connect to {}: {error}", self.next_hop()))?;
         let _ = tcp.set_nodelay(true);
+        let tcp = match &self.proxy {
+            None => tcp,
+            Some(proxy) => tunnel::open(tcp, proxy, &self.target()).await?,
+        };
         if !self.base_url.tls {
             return Ok(Stream::Plain(tcp));
         }
@@ -73,7 +81,10 @@ impl Connector {
     }
 
     async fn look_up(&self) -> Result<Vec<SocketAddr>, String> {
-        let (host, port) = (self.base_url.host.as_str(), self.base_url.port);
+        let (host, port) = match &self.proxy {
+            None => (self.base_url.host.as_str(), self.base_url.port),
+            Some(proxy) => (proxy.host.as_str(), proxy.port),
+        };
         if let Ok(address) = host.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(address, port)]);
         }
@@ -104,7 +115,12 @@ impl Connector {
     }
 
     fn target(&self) -> String {
-        format!("{}:{}", self.base_url.host, self.base_url.port)
+        self.base_url.host_port()
+    }
+
+    /// Whom the connection is made to, in words.
+    fn next_hop(&self) -> String {
+        self.proxy.as_ref().map_or_else(|| self.target(), |proxy| format!("the proxy {}", proxy.authority()))
     }
 }
 

@@ -3,6 +3,7 @@
 //! | file | owns |
 //! |---|---|
 //! | [`connect`] | making a connection: DNS, TCP, TLS |
+//! | `tunnel` | the way through an HTTP proxy |
 //! | [`stream`] | its bytes, with or without TLS |
 //! | [`wire`] | writing a request while reading |
 //! | [`pool`] | idle connections |
@@ -17,6 +18,7 @@ pub mod connect;
 pub mod forward;
 pub mod pool;
 pub mod stream;
+mod tunnel;
 pub mod verdict;
 pub mod wire;
 

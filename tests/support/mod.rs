@@ -12,6 +12,7 @@ mod closed;
 mod gateway;
 mod line;
 mod process;
+mod proxy;
 pub mod sse;
 mod upstream;
 mod wire;
@@ -21,6 +22,7 @@ pub use closed::ClosedPort;
 pub use gateway::{Gateway, UNSHAPED, burst, provider_at, provider_yaml, spaced};
 pub use line::Line;
 pub use process::Process;
+pub use proxy::{Manner, Proxy};
 pub use upstream::{Ending, Gate, Gone, Recorded, Reply, Upstream};
 pub use wire::{Head, Headers};
 
