@@ -258,12 +258,33 @@ fn the_demo_serves_what_it_prints_and_says_back_what_it_is_told() {
     let words: String = streamed.text().split("\n\n").filter_map(word).collect();
     assert!(words.contains("One two"), "{words}");
 
+    // What an agent sends: instructions around what the user said, and too much to be said back.
+    let said = format!("Begin {}end", "again ".repeat(100));
+    let agent = serde_json::json!({"model": "demo-fast", "stream": true, "input": [
+        {"role": "user", "content": [{"type": "input_text", "text": "rules"}, {"type": "input_text", "text": said}]},
+        {"role": "developer", "content": "more rules"}]});
+    let streamed = post(addr, "/v1/responses", &agent.to_string());
+    let events: Vec<serde_json::Value> = streamed.text().split("\n\n").filter_map(named_event).collect();
+    let deltas: String = events.iter().filter_map(|event| event["delta"].as_str()).collect();
+    let response = &events.last().expect("the stream has an end")["response"];
+    assert_eq!(response["output"][0]["content"][0]["text"], deltas.as_str());
+    assert!(deltas.contains("Begin again") && deltas.contains("again ...") && !deltas.contains("end"), "{deltas}");
+    assert!(response["usage"]["input_tokens"] == 102 && !deltas.contains("rules"), "{response}");
+    assert!(events.iter().zip(0..).all(|(event, number)| event["sequence_number"] == number), "{events:?}");
+
     let (code, out, err) = serving.end();
     assert_eq!(code, Some(0), "{err}");
     assert_eq!(out.matches("curl ").count(), 4, "{out}");
     for path in ["/v1/chat/completions", "/admin/stats", "/v1/messages"] {
         assert!(out.contains(&format!("http://{addr}{path}")), "no {path} at {addr} in {out}");
     }
+}
+
+/// The data of an event whose name is the one its data tells.
+fn named_event(event: &str) -> Option<serde_json::Value> {
+    let (name, data) = event.strip_prefix("event: ")?.split_once("\ndata: ")?;
+    let data: serde_json::Value = serde_json::from_str(data).ok()?;
+    (data["type"] == name).then_some(data)
 }
 
 /// The text that one event of a chat brings.

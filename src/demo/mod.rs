@@ -1,12 +1,13 @@
 //! `limitrate demo`: a small provider on a loopback port that speaks OpenAI's API and Anthropic's, and the configuration
 //! that puts it behind the real gateway as two providers.
 //!
-//! It answers what a provider would (chat, completions, embeddings, models, messages; plain and streamed, word by word), so
-//! that queues, streams and statistics can be seen without a key. It is no model: it says back what it was told. What the
-//! answers look like is known by `openai` and `anthropic`, one room for each API.
+//! It answers what a provider would (chat, completions, responses, embeddings, models, messages; plain and streamed, word by
+//! word), so that queues, streams and statistics can be seen without a key. It is no model: it says back what it was told.
+//! What the answers look like is known by `openai`, `responses` and `anthropic`, one room for each API.
 
 mod anthropic;
 mod openai;
+mod responses;
 
 use std::io;
 use std::net::SocketAddr;
@@ -28,6 +29,9 @@ const EVENT_PAUSE: Duration = Duration::from_millis(60);
 
 /// How long a plain answer "thinks".
 const THINKING: Duration = Duration::from_millis(300);
+
+/// How much of a prompt is said back: agents send pages of instructions with each.
+const ECHOED_WORDS: usize = 40;
 
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 
@@ -130,6 +134,7 @@ async fn answer(mut stream: TcpStream, path: &str, body: &[u8]) -> io::Result<()
     let (whole, events) = match path {
         "/v1/chat/completions" => (openai::completion(true, &reply), openai::events(true, &reply, &request)),
         "/v1/completions" => (openai::completion(false, &reply), openai::events(false, &reply, &request)),
+        "/v1/responses" => (responses::response(&reply), responses::events(&reply)),
         "/v1/messages" => (anthropic::message(&reply), anthropic::events(&reply)),
         "/v1/messages/count_tokens" => return plain(&mut stream, 200, &anthropic::count(&reply)).await,
         "/v1/embeddings" => return plain(&mut stream, 200, &openai::embeddings(&request, &reply)).await,
@@ -159,7 +164,8 @@ struct Reply {
 impl Reply {
     fn to(request: &Value) -> Reply {
         let prompt = prompt(request);
-        let text = format!("You said: {prompt}. This is limitrate's built-in demo provider; it only says things back.");
+        let said = opening(&prompt);
+        let text = format!("You said: {said}. This is limitrate's built-in demo provider; it only says things back.");
         Reply {
             model: request["model"].as_str().unwrap_or("demo").to_owned(),
             prompt_tokens: prompt.split_whitespace().count(),
@@ -174,18 +180,32 @@ impl Reply {
     }
 }
 
-/// The last message, or the prompt of a legacy completion.
+/// What the user said last, or the prompt of a legacy completion. Agents put instructions of their own before and behind it.
 fn prompt(request: &Value) -> String {
-    let content = match request["messages"].as_array().and_then(|messages| messages.last()) {
+    let is_said = |message: &&Value| message["role"] != "system" && message["role"] != "developer";
+    let last = |name: &str| request[name].as_array().and_then(|messages| messages.iter().rfind(is_said));
+    let content = match last("messages").or(last("input")) {
         Some(message) => &message["content"],
+        None if request["input"].is_string() => &request["input"],
         None => &request["prompt"],
     };
     match content {
         Value::String(text) => text.clone(),
         Value::Null => "nothing".into(),
-        Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect::<Vec<_>>().join(" "),
+        Value::Array(parts) => parts.iter().rev().find_map(|part| part["text"].as_str()).unwrap_or_default().into(),
         other => other.to_string(),
     }
+}
+
+/// The first words, as they stand.
+fn opening(prompt: &str) -> String {
+    let mut words = prompt.split_inclusive(char::is_whitespace);
+    let mut said: String = words.by_ref().take(ECHOED_WORDS).collect();
+    if words.next().is_some() {
+        said.truncate(said.trim_end().len());
+        said.push_str(" ...");
+    }
+    said
 }
 
 async fn plain(stream: &mut TcpStream, status: u16, body: &Value) -> io::Result<()> {

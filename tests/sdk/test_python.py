@@ -365,6 +365,16 @@ def test_the_demo_streams_what_it_would_have_said():
     assert chunks[-2].choices[0].finish_reason == "stop"
 
 
+def test_the_demo_responds_and_streams_what_it_would_have_said():
+    whole = demo.responses.create(model="demo-fast", input="ping pong")
+    assert "ping pong" in whole.output_text and whole.usage.input_tokens == 2
+    with demo.responses.stream(model="demo-fast", input=says("ping pong")) as events:
+        words = [event.delta for event in events if event.type == "response.output_text.delta"]
+        final = events.get_final_response()
+    assert "".join(words) == final.output_text == whole.output_text
+    assert len(words) == final.usage.output_tokens == whole.usage.output_tokens
+
+
 def test_the_demo_completes_and_embeds():
     assert "ping" in demo.completions.create(model="demo-fast", prompt="ping").choices[0].text
     streamed = demo.completions.create(model="demo-fast", prompt="ping", stream=True)
