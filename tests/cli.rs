@@ -263,7 +263,7 @@ fn the_demo_serves_what_it_prints_and_says_back_what_it_is_told() {
     let agent = serde_json::json!({"model": "demo-fast", "stream": true, "input": [
         {"role": "user", "content": [{"type": "input_text", "text": "rules"}, {"type": "input_text", "text": said}]},
         {"role": "developer", "content": "more rules"}]});
-    let streamed = post(addr, "/v1/responses", &agent.to_string());
+    let streamed = post(addr, "/v1/responses", agent.to_string());
     let events: Vec<serde_json::Value> = streamed.text().split("\n\n").filter_map(named_event).collect();
     let deltas: String = events.iter().filter_map(|event| event["delta"].as_str()).collect();
     let response = &events.last().expect("the stream has an end")["response"];

@@ -20,8 +20,9 @@ def scripted(script):
     return {"x-script": script}
 
 
-def get(url):
-    with urllib.request.urlopen(url, timeout=10) as response:
+def get(url, token=None):
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as response:
         return json.load(response)
 
 

@@ -49,15 +49,16 @@ def main():
 
 
 class Gateway:
-    def __init__(self, name, folder, variables):
+    def __init__(self, name, folder, variables, config=None):
         self.name = name
         self.port = free_port()
         self.log = folder / f"{name}.log"
         arguments = ["demo", "--port", str(self.port)]
         if name != "demo":
-            config = folder / f"{name}.yaml"
-            config.write_text((HERE / config.name).read_text().replace("@PORT@", str(self.port)))
-            arguments = ["--config", config]
+            template = (HERE / (config or f"{name}.yaml")).read_text()
+            filled = folder / f"{name}.yaml"
+            filled.write_text(template.replace("@PORT@", str(self.port)))
+            arguments = ["--config", filled]
         with self.log.open("w") as log:
             command = [os.environ["LIMITRATE_BIN"], *arguments]
             self.process = subprocess.Popen(command, env=os.environ | variables, stdout=log, stderr=log)
