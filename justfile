@@ -12,7 +12,7 @@ check:
 test:
     cargo test
 
-# The SDKs of OpenAI (Python and Node) and Anthropic (Python) against the built binary
+# The SDKs of OpenAI (Python and Node) and Anthropic (Python) and the clients of docs/clients.md against the built binary
 sdk:
     tests/sdk/run
 

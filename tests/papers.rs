@@ -117,11 +117,15 @@ fn the_readmes_have_the_same_headings_and_their_links_lead_somewhere() {
     };
     assert_eq!(headings(&read(READMES[0])), headings(&read(READMES[1])));
     let root_papers = ["ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"];
-    for name in READMES.into_iter().chain(root_papers).chain(["docs/install.md", "docs/limits.md", "docs/http.md"]) {
+    let docs = ["docs/clients.md", "docs/install.md", "docs/limits.md", "docs/http.md"];
+    for name in READMES.into_iter().chain(root_papers).chain(docs) {
         let folder = root().join(name).parent().expect("a file has a folder").to_owned();
         for link in read(name).split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let is_local = !link.starts_with("http") && !link.starts_with('#');
-            assert!(!is_local || folder.join(link).exists(), "{name} links to {link}");
+            assert!(
+                !is_local || folder.join(link.split('#').next().unwrap_or(link)).exists(),
+                "{name} links to {link}"
+            );
         }
     }
 }
