@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use limitrate::config::{
     self, Budget, Config, CooldownScope, Day, DayReset, Fairness, Mode, ModelLimit, Pace, Priority, RateLimit, Retry,
-    Routing,
+    Routing, TrustedProxies,
 };
 use proptest::prelude::*;
 
@@ -108,6 +108,7 @@ fn defaults() {
     let server = &config.server;
     assert_eq!((server.host.as_str(), server.port), ("0.0.0.0", 8080));
     assert_eq!(server.auth_token, None);
+    assert_eq!(server.trusted_proxies, TrustedProxies::default());
     assert_eq!((server.max_body_bytes, server.max_head_bytes), (32 << 20, 32 << 10));
     assert_eq!(server.max_connections, 1024);
     assert_eq!(server.header_timeout, Duration::from_secs(30));
@@ -149,6 +150,8 @@ fn every_key_arrives() {
     let server = &config.server;
     assert_eq!((server.host.as_str(), server.port), ("::1", 9090));
     assert_eq!(server.auth_token.as_ref().map(|token| token.reveal()), Some("a token"));
+    assert!(server.trusted_proxies.unix && server.trusted_proxies.networks.len() == 2);
+    assert!(["10.9.8.7", "::1"].iter().all(|address| server.trusted_proxies.contain(address.parse().unwrap())));
     assert_eq!((server.max_body_bytes, server.max_head_bytes), (1000, 65536));
     assert_eq!(server.max_connections, 10);
     assert_eq!(server.header_timeout, Duration::from_secs(1));
@@ -293,8 +296,13 @@ fn every_setting_of_the_example_can_be_switched_on() {
     assert_eq!((pace.mode, pace.capacity), (Mode::Burst, 10));
     // The values shown are the defaults.
     let defaults = load_valid("minimal.yaml");
-    let without_examples =
-        config::Server { auth_token: None, clients: Vec::new(), state_file: None, ..config.server.clone() };
+    let without_examples = config::Server {
+        auth_token: None,
+        trusted_proxies: TrustedProxies::default(),
+        clients: Vec::new(),
+        state_file: None,
+        ..config.server.clone()
+    };
     assert_eq!(format!("{without_examples:?}"), format!("{:?}", defaults.server));
     let clients: Vec<_> = config.server.clients.iter().map(|client| client.name.as_str()).collect();
     assert_eq!(clients, ["chat", "nightly"]);

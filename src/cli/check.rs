@@ -5,7 +5,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::config::{self, Budget, Client, Config, Day, DayReset, Fairness, Mode, Pace, Priority, Routing, Server};
+use crate::config::{
+    self, Budget, Client, Config, Day, DayReset, Fairness, Mode, Pace, Priority, Routing, Server, TrustedProxies,
+};
 use crate::provider;
 
 /// All of it, for the configuration of `file`.
@@ -51,6 +53,9 @@ fn block(heading: &str, lines: &[(&str, String)]) -> String {
 /// What of `server:` decides who is sent where and when, as far as it is not the default.
 fn settings(server: &Server) -> Vec<(&'static str, String)> {
     let mut lines = Vec::new();
+    if server.trusted_proxies != TrustedProxies::default() {
+        lines.push(("trusted", format!("{}, where they say for whom they ask", server.trusted_proxies)));
+    }
     if server.routing == Routing::Earliest {
         lines.push(("routing", "earliest, to the provider that can send a request soonest".to_owned()));
     }
@@ -289,8 +294,11 @@ mod tests {
         let clients = "[{name: a, token: t1, priority: high}, {name: b, token: t2, priority: low, max_queue: 3}, \
                        {name: c, token: t3}]";
         assert_eq!(
-            told(&format!("routing: earliest, fallback: true, fairness: fifo, state_file: s, clients: {clients}")),
+            told(&format!(
+                "trusted_proxies: [127.0.0.1, unix], routing: earliest, fallback: true, fairness: fifo, state_file: s, clients: {clients}"
+            )),
             [
+                "trusted: 127.0.0.1/32, unix, where they say for whom they ask",
                 "routing: earliest, to the provider that can send a request soonest",
                 "fallback: to the next provider of the same model when one can't do it",
                 "fairness: fifo, first come, first served, whoever it is",

@@ -12,6 +12,7 @@
 //! | `limits` | the same for `rate_limit:` and `retry:` |
 //! | `sharing` | the same for `clients:`, `api_keys:` and what else is shared |
 //! | `base_url`, `proxy`, `expand`, `day_reset` | the small grammars inside values |
+//! | `network` | the same for `trusted_proxies:` |
 //! | `faults` | how faults are printed |
 
 mod base_url;
@@ -20,6 +21,7 @@ mod expand;
 mod faults;
 mod limits;
 mod nearest;
+mod network;
 mod proxy;
 mod read;
 mod section;
@@ -35,6 +37,7 @@ use std::time::Duration;
 use crate::log;
 
 pub use faults::Faults;
+pub use network::{Network, TrustedProxies};
 
 /// Looks a variable up: its value, or `None` where it is not set.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -103,6 +106,8 @@ pub struct Server {
     pub port: u16,
     /// What callers have to send as `Authorization: Bearer ...`; `None` accepts everybody.
     pub auth_token: Option<Secret>,
+    /// Whose X-Forwarded-For is believed; default nobody's.
+    pub trusted_proxies: TrustedProxies,
     /// The largest request body, default 32 MiB; past it 413.
     pub max_body_bytes: u64,
     /// All request bodies held at once, over all connections, default 256 MiB; past it 503.

@@ -6,7 +6,6 @@
 //! caller who has sent more than a head's worth of those ahead is watched by our writes alone.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,6 +19,7 @@ use futures_lite::future;
 
 use super::budget::Body;
 use super::caller::{Caller, Gone};
+use super::client_address::Peer;
 use super::reload::Front;
 use super::{Gateway, routes};
 use crate::deadline::within;
@@ -29,10 +29,9 @@ use crate::log;
 use crate::telemetry::Trace;
 
 /// Serves until the connection ends. `_alive` counts it as open.
-pub async fn serve(front: Rc<Front>, stream: TcpStream, peer: IpAddr, _alive: Sender<Infallible>) {
+pub async fn serve(front: Rc<Front>, stream: TcpStream, peer: Peer, _alive: Sender<Infallible>) {
     let gateway = front.gateway();
-    let peer = address(peer);
-    let trace = Rc::new(Trace::new(peer.clone()));
+    let trace = Rc::new(Trace::new(peer.name().clone()));
     let caller = Caller::new(stream.clone(), trace, gateway.config.write_timeout, gateway.draining.clone());
     let mut connection = Connection { reader: Reader::new(stream), caller, front, gateway, peer, first: true };
     let ending = loop {
@@ -49,11 +48,6 @@ pub async fn serve(front: Rc<Front>, stream: TcpStream, peer: IpAddr, _alive: Se
     if ending == Next::Linger {
         connection.caller.linger().await;
     }
-}
-
-/// How a caller without a name is called.
-pub(super) fn address(peer: IpAddr) -> Rc<str> {
-    peer.to_canonical().to_string().into()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +67,7 @@ struct Connection {
     /// As it was when the current request came.
     gateway: Rc<Gateway>,
     /// Where the caller comes from.
-    peer: Rc<str>,
+    peer: Peer,
     first: bool,
 }
 
@@ -91,6 +85,8 @@ impl Connection {
             Err(error) => return self.refuse(&error).await,
         };
         self.caller.answer_to(&head);
+        let client = self.peer.client(&self.gateway.config.trusted_proxies, &head.headers);
+        self.caller.trace().comes_from(&client);
         let route = match routes::route(&self.gateway, &head) {
             Ok(route) => route,
             Err(error) => {
@@ -107,7 +103,7 @@ impl Connection {
             Err(Stopped::Gone) => return Next::Close,
         };
         self.reader.release();
-        match self.answer(route, &head, body).await {
+        match self.answer(route, &client, &head, body).await {
             Ok(()) => self.next(),
             Err(Gone) => Next::Close,
         }
@@ -192,10 +188,16 @@ impl Connection {
     }
 
     /// Does the work, but for no longer than the caller is there.
-    async fn answer(&mut self, route: routes::Route, head: &RequestHead, body: Body) -> Result<(), Gone> {
+    async fn answer(
+        &mut self,
+        route: routes::Route,
+        client: &Rc<str>,
+        head: &RequestHead,
+        body: Body,
+    ) -> Result<(), Gone> {
         let surplus = self.gateway.config.max_head_bytes;
         // Boxed, so that a connection without a request does not hold the room for one.
-        let work = Box::pin(routes::answer(&self.gateway, route, &self.peer, head, body, &mut self.caller));
+        let work = Box::pin(routes::answer(&self.gateway, route, client, head, body, &mut self.caller));
         let gone = async {
             hang_up(&mut self.reader, surplus).await;
             Err(Gone)
@@ -320,7 +322,7 @@ mod tests {
             answer
         });
         let (alive, _open) = async_channel::bounded(1);
-        smol::block_on(serve(front.clone(), stream, IpAddr::from([127, 0, 0, 1]), alive));
+        smol::block_on(serve(front.clone(), stream, Peer::new(None), alive));
         asking.join().unwrap()
     }
 

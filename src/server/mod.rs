@@ -3,12 +3,13 @@
 //! [`Server`] listens, keeps to `max_connections` and goes down in order; [`connection`] is one caller's connection,
 //! [`routes`] decides what a request is for, [`terms`] what it asks for beside its answer,
 //! [`proxy`] sends it on and relays the answer, [`heartbeat`] keeps its caller patient meanwhile, [`seam`] knows where a
-//! stream may break, [`caller`] writes. [`keeper`] remembers for the next start, [`reload`] changes everything while it
+//! stream may break, [`caller`] writes, [`client_address`] says who asks. [`keeper`] remembers for the next start, [`reload`] changes everything while it
 //! runs.
 //! Knows nothing of how a provider is reached or shaped.
 
 mod budget;
 mod caller;
+mod client_address;
 mod connection;
 mod heartbeat;
 mod keeper;
@@ -23,7 +24,7 @@ mod token;
 use std::convert::Infallible;
 use std::hash::RandomState;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
@@ -44,6 +45,7 @@ use crate::shaping::lane::Past;
 use crate::telemetry::{Telemetry, Trace};
 use budget::Budget;
 use caller::Caller;
+use client_address::Peer;
 use keeper::Keeper;
 use lifecycle::{Lifecycle, Phase};
 use reload::Front;
@@ -300,19 +302,19 @@ fn admit(
     let gateway = front.gateway();
     let limit = gateway.config.max_connections;
     if open < limit {
-        let connection = connection::serve(front.clone(), stream, peer.ip(), alive.clone());
+        let connection = connection::serve(front.clone(), stream, Peer::new(Some(peer.ip())), alive.clone());
         executor.spawn(connection).detach();
     } else {
         let patient = open < limit + MAX_TURNED_AWAY;
-        let told = turn_away(gateway, stream, peer.ip(), patient, alive.clone());
+        let told = turn_away(gateway, stream, Peer::new(Some(peer.ip())), patient, alive.clone());
         executor.spawn(told).detach();
     }
 }
 
 /// Tells a caller that there is no room. The patient way makes sure that the answer arrives even if the caller still
 /// sends; for a flood of them there is no time for that.
-async fn turn_away(gateway: Rc<Gateway>, stream: TcpStream, peer: IpAddr, patient: bool, _alive: Sender<Infallible>) {
-    let trace = Rc::new(Trace::new(connection::address(peer)));
+async fn turn_away(gateway: Rc<Gateway>, stream: TcpStream, peer: Peer, patient: bool, _alive: Sender<Infallible>) {
+    let trace = Rc::new(Trace::new(peer.name().clone()));
     let mut caller = Caller::new(stream, trace.clone(), gateway.config.write_timeout, gateway.draining.clone());
     let error = Error::TooManyConnections { max_connections: gateway.config.max_connections };
     let told = caller.error(&error).await;

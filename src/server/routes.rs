@@ -74,7 +74,7 @@ pub fn route(gateway: &Gateway, head: &RequestHead) -> Result<Route, Error> {
 pub async fn answer(
     gateway: &Gateway,
     route: Route,
-    peer: &Rc<str>,
+    address: &Rc<str>,
     head: &RequestHead,
     body: Body,
     caller: &mut Caller,
@@ -103,7 +103,7 @@ pub async fn answer(
             Ok(model) => caller.json(200, &[], &openai::model_object(model, created)).await,
             Err(error) => caller.error(&error).await,
         },
-        Route::Forward => proxy::forward(gateway, peer, head, body, caller).await,
+        Route::Forward => proxy::forward(gateway, address, head, body, caller).await,
     }
 }
 

@@ -40,10 +40,10 @@ pub struct Wishes {
     pub heartbeat: Option<Heartbeat>,
 }
 
-/// Reads a request that was complete at `since`, from the address `peer`.
+/// Reads a request that was complete at `since`, of a client at `address`.
 pub fn wishes(
     gateway: &Gateway,
-    peer: &Rc<str>,
+    address: &Rc<str>,
     head: &RequestHead,
     body: &[u8],
     peek: &Peek,
@@ -60,7 +60,7 @@ pub fn wishes(
     let deadline = deadline(head, since)?;
     let retries = text(head, SDK_RETRIES).and_then(|count| count.parse::<u32>().ok());
     let terms = Terms {
-        client: client.map_or_else(|| peer.clone(), |at| gateway.client_names[at].clone()),
+        client: client.map_or_else(|| address.clone(), |at| gateway.client_names[at].clone()),
         class: client.map_or(Priority::Normal, |at| gateway.config.clients[at].priority),
         urgency: priority(head)?,
         max_queue: client.and_then(|at| gateway.config.clients[at].max_queue),

@@ -23,7 +23,10 @@ pub struct Trace(RefCell<Known>);
 struct Known {
     since: Instant,
     id: String,
+    /// Of the connection.
     peer: Rc<str>,
+    /// Of the request.
+    address: Rc<str>,
     /// Of the configuration.
     client: Option<Rc<str>>,
     method: String,
@@ -51,6 +54,11 @@ impl Trace {
     pub fn begins(&self, id: &str) {
         let mut known = self.0.borrow_mut();
         *known = Known { id: id.to_owned(), ..Known::new(known.peer.clone()) };
+    }
+
+    /// Whom it comes from, by address.
+    pub fn comes_from(&self, client: &Rc<str>) {
+        self.0.borrow_mut().address = client.clone();
     }
 
     /// Its first bytes are there: until it is complete, times count from here.
@@ -136,7 +144,7 @@ impl Trace {
             ended: SystemTime::now(),
             id: ended.id,
             named: ended.client.is_some(),
-            client: ended.client.unwrap_or(ended.peer),
+            client: ended.client.unwrap_or(ended.address),
             method: ended.method,
             path: ended.path,
             asked_for: ended.asked_for,
@@ -160,6 +168,7 @@ impl Known {
         Known {
             since: Instant::now(),
             id: String::new(),
+            address: peer.clone(),
             peer,
             client: None,
             method: String::new(),

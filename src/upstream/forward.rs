@@ -1,7 +1,8 @@
 //! What of a caller's request goes on to the provider.
 //!
 //! The path after `/v1`, the query, the body and every header go on, but for hop-by-hop headers (RFC 9110 section
-//! 7.6.1) and whatever identifies the caller to the gateway: the provider sees the operator's key, never the caller's.
+//! 7.6.1) and whatever identifies the caller: the provider sees the operator's key, never the caller's, and nothing of whom
+//! proxies in front of the gateway speak for.
 
 use std::rc::Rc;
 
@@ -10,9 +11,11 @@ use crate::error::Dialect;
 use crate::http1::{self, RequestHead};
 
 /// The caller's headers that stop here, beside the hop-by-hop ones.
-const KEPT_BACK: [&str; 7] = ["host", "content-length", "expect", "authorization", "x-api-key", "api-key", "cookie"];
+const KEPT_BACK: [&str; 9] =
+    ["host", "content-length", "expect", "authorization", "x-api-key", "api-key", "cookie", "forwarded", "x-real-ip"];
 
-const OURS: &str = "x-limitrate-";
+/// The same for all that begin so: what is said to the gateway alone, and who asked a proxy.
+const KEPT_BACK_FAMILIES: [&str; 2] = ["x-limitrate-", "x-forwarded-"];
 
 /// A request as it goes on the wire. Not `Debug`: its head holds the provider's key.
 pub struct Outgoing {
@@ -40,7 +43,7 @@ impl Outgoing {
 
         let passed = request.headers.iter().filter(|(name, _)| {
             let kept_back = KEPT_BACK.iter().any(|kept| kept.eq_ignore_ascii_case(name))
-                || is_ours(name)
+                || KEPT_BACK_FAMILIES.iter().any(|prefix| begins_with(name, prefix))
                 || plain && name.eq_ignore_ascii_case("accept-encoding");
             !kept_back && !http1::is_hop_by_hop(name, &request.headers) && !ours(name)
         });
@@ -61,9 +64,8 @@ impl Outgoing {
     }
 }
 
-/// What is said to the gateway alone: `X-Limitrate-...`.
-fn is_ours(name: &str) -> bool {
-    name.get(..OURS.len()).is_some_and(|prefix| prefix.eq_ignore_ascii_case(OURS))
+fn begins_with(name: &str, prefix: &str) -> bool {
+    name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
 /// The field that shows `key` to a provider as the API of the request has it; none where the provider's own headers, asked
