@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use limitrate::config::{
-    self, Budget, Config, CooldownScope, Day, DayReset, Fairness, Mode, ModelLimit, Pace, Priority, RateLimit, Retry,
-    Routing, TrustedProxies,
+    self, Budget, Config, CooldownScope, Day, DayReset, Fairness, Mode, ModelLimit, Origins, Pace, Priority, RateLimit,
+    Retry, Routing, TrustedProxies,
 };
 use proptest::prelude::*;
 
@@ -108,7 +108,7 @@ fn defaults() {
     let server = &config.server;
     assert_eq!((server.host.as_str(), server.port), ("0.0.0.0", 8080));
     assert_eq!(server.auth_token, None);
-    assert_eq!(server.trusted_proxies, TrustedProxies::default());
+    assert_eq!((&server.trusted_proxies, &server.cors_origins), (&TrustedProxies::default(), &Origins::Unset));
     assert_eq!((server.max_body_bytes, server.max_head_bytes), (32 << 20, 32 << 10));
     assert_eq!(server.max_connections, 1024);
     assert_eq!(server.header_timeout, Duration::from_secs(30));
@@ -150,6 +150,8 @@ fn every_key_arrives() {
     let server = &config.server;
     assert_eq!((server.host.as_str(), server.port), ("::1", 9090));
     assert_eq!(server.auth_token.as_ref().map(|token| token.reveal()), Some("a token"));
+    let origins = ["https://chat.example.com", "http://localhost:3000", "app://obsidian.md"].map(str::to_owned);
+    assert_eq!(server.cors_origins, Origins::Listed(origins.to_vec()));
     assert!(server.trusted_proxies.unix && server.trusted_proxies.networks.len() == 2);
     assert!(["10.9.8.7", "::1"].iter().all(|address| server.trusted_proxies.contain(address.parse().unwrap())));
     assert_eq!((server.max_body_bytes, server.max_head_bytes), (1000, 65536));
@@ -299,6 +301,7 @@ fn every_setting_of_the_example_can_be_switched_on() {
     let without_examples = config::Server {
         auth_token: None,
         trusted_proxies: TrustedProxies::default(),
+        cors_origins: Origins::Unset,
         clients: Vec::new(),
         state_file: None,
         ..config.server.clone()

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::config::{
-    self, Budget, Client, Config, Day, DayReset, Fairness, Mode, Pace, Priority, Routing, Server, TrustedProxies,
+    self, Budget, Client, Config, Day, DayReset, Fairness, Mode, Origins, Pace, Priority, Routing, Server,
+    TrustedProxies,
 };
 use crate::provider;
 
@@ -55,6 +56,11 @@ fn settings(server: &Server) -> Vec<(&'static str, String)> {
     let mut lines = Vec::new();
     if server.trusted_proxies != TrustedProxies::default() {
         lines.push(("trusted", format!("{}, where they say for whom they ask", server.trusted_proxies)));
+    }
+    match &server.cors_origins {
+        Origins::Unset => {}
+        Origins::Any => lines.push(("pages", "of every origin may call".to_owned())),
+        Origins::Listed(origins) => lines.push(("pages", format!("of {} may call", origins.join(", ")))),
     }
     if server.routing == Routing::Earliest {
         lines.push(("routing", "earliest, to the provider that can send a request soonest".to_owned()));
@@ -295,10 +301,11 @@ mod tests {
                        {name: c, token: t3}]";
         assert_eq!(
             told(&format!(
-                "trusted_proxies: [127.0.0.1, unix], routing: earliest, fallback: true, fairness: fifo, state_file: s, clients: {clients}"
+                "trusted_proxies: [127.0.0.1, unix], cors_origins: ['http://a', 'http://b:1'], routing: earliest, fallback: true, fairness: fifo, state_file: s, clients: {clients}"
             )),
             [
                 "trusted: 127.0.0.1/32, unix, where they say for whom they ask",
+                "pages: of http://a, http://b:1 may call",
                 "routing: earliest, to the provider that can send a request soonest",
                 "fallback: to the next provider of the same model when one can't do it",
                 "fairness: fifo, first come, first served, whoever it is",

@@ -12,7 +12,7 @@
 //! | `limits` | the same for `rate_limit:` and `retry:` |
 //! | `sharing` | the same for `clients:`, `api_keys:` and what else is shared |
 //! | `base_url`, `proxy`, `expand`, `day_reset` | the small grammars inside values |
-//! | `network` | the same for `trusted_proxies:` |
+//! | `network`, `origins` | the same for `trusted_proxies:` and `cors_origins:` |
 //! | `faults` | how faults are printed |
 
 mod base_url;
@@ -22,6 +22,7 @@ mod faults;
 mod limits;
 mod nearest;
 mod network;
+mod origins;
 mod proxy;
 mod read;
 mod section;
@@ -38,6 +39,7 @@ use crate::log;
 
 pub use faults::Faults;
 pub use network::{Network, TrustedProxies};
+pub use origins::Origins;
 
 /// Looks a variable up: its value, or `None` where it is not set.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -108,6 +110,8 @@ pub struct Server {
     pub auth_token: Option<Secret>,
     /// Whose X-Forwarded-For is believed; default nobody's.
     pub trusted_proxies: TrustedProxies,
+    /// The web pages that may call; default: what the browser does with none named.
+    pub cors_origins: Origins,
     /// The largest request body, default 32 MiB; past it 413.
     pub max_body_bytes: u64,
     /// All request bodies held at once, over all connections, default 256 MiB; past it 503.

@@ -11,7 +11,7 @@ use std::path::Path;
 use super::section::{Found, SECONDS_MIN, Section, Walk, join};
 use super::tree::{Kind, Node};
 use super::{
-    BaseUrl, Config, Model, Provider, Secret, Server, base_url, limits, network, proxy, read_bounded, sharing,
+    BaseUrl, Config, Model, Provider, Secret, Server, base_url, limits, network, origins, proxy, read_bounded, sharing,
 };
 
 const KIB: u64 = 1 << 10;
@@ -55,6 +55,7 @@ fn server(mut keys: Section<'_, '_, '_>) -> Server {
         port,
         auth_token,
         trusted_proxies: network::trusted_proxies(&mut keys),
+        cors_origins: origins::cors_origins(&mut keys),
         max_body_bytes: keys.integer("max_body_bytes", 32 * MIB, 1..=KIB * MIB),
         max_buffered_bytes: keys.integer("max_buffered_bytes", 256 * MIB, 1..=KIB * KIB * MIB),
         max_head_bytes: keys.integer("max_head_bytes", 32 << 10, 1 << 10..=1 << 20),

@@ -26,6 +26,15 @@ impl Headers {
         self.ends.push((self.names.len(), self.values.len()));
     }
 
+    /// Takes out every field of that name.
+    pub fn remove(&mut self, name: &str) {
+        let mut rest = Headers::with_capacity(self.len());
+        for (other, value) in self.iter().filter(|(other, _)| !other.eq_ignore_ascii_case(name)) {
+            rest.push(other, value);
+        }
+        *self = rest;
+    }
+
     /// All fields, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
         let starts = std::iter::once((0, 0)).chain(self.ends.iter().copied());
@@ -91,6 +100,17 @@ mod tests {
         headers.push("Connection", b" Foo,\tclose ,,");
         headers.push("connection", b"bar");
         headers
+    }
+
+    #[test]
+    fn what_is_removed_leaves_the_others_in_order() {
+        let mut headers = sample();
+        let others: Vec<_> = sample().iter().filter(|(name, _)| *name != "X-Latin").map(|(_, v)| v.to_vec()).collect();
+        headers.remove("x-latin");
+        assert_eq!(headers.iter().map(|(_, value)| value.to_vec()).collect::<Vec<_>>(), others);
+        headers.remove("SET-COOKIE");
+        assert!(headers.get("set-cookie").is_none());
+        headers.remove("absent");
     }
 
     #[test]

@@ -185,7 +185,7 @@ fn is_http_10(version: &str) -> Result<bool, Error> {
 /// Methods are case-sensitive (RFC 9110 section 9.1), which http-types forgets. CONNECT is known and not implemented: we
 /// are no tunnel. PRI is no method at all but the first word of HTTP/2.
 fn check_method(method: &str) -> Result<(), Error> {
-    if method.is_empty() || !method.bytes().all(is_token_byte) {
+    if !is_token(method.as_bytes()) {
         return Err(malformed("The method is not a token"));
     }
     match Method::from_str(method) {
@@ -195,9 +195,10 @@ fn check_method(method: &str) -> Result<(), Error> {
     }
 }
 
-/// RFC 9110 section 5.6.2.
-fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+/// Whether it could be a method or the name of a field (RFC 9110 section 5.6.2).
+pub fn is_token(word: &[u8]) -> bool {
+    let is_token_byte = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    !word.is_empty() && word.iter().all(is_token_byte)
 }
 
 /// The target without scheme and authority, and the authority if there was one (RFC 9112 section 3.2).

@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_net::{Shutdown, TcpStream};
 use futures_lite::io::{AsyncReadExt, AsyncWrite};
 
+use super::cors::Cors;
 use super::lifecycle::Phase;
 use crate::deadline::within;
 use crate::error::{Dialect, Error};
@@ -37,6 +38,7 @@ pub struct Caller {
     draining: Phase,
     request_id: String,
     dialect: Dialect,
+    cors: Cors,
     http_10: bool,
     head_only: bool,
     keep_alive: bool,
@@ -56,6 +58,7 @@ impl Caller {
             draining,
             request_id: new_request_id(),
             dialect: Dialect::OpenAi,
+            cors: Cors::Off,
             http_10: false,
             head_only: false,
             keep_alive: false,
@@ -69,16 +72,16 @@ impl Caller {
     pub fn expect_request(&mut self) {
         self.request_id = new_request_id();
         self.trace.begins(&self.request_id);
-        self.dialect = Dialect::OpenAi;
+        (self.dialect, self.cors) = (Dialect::OpenAi, Cors::Off);
         (self.http_10, self.head_only, self.keep_alive, self.began) = (false, false, false, false);
         // An idle connection holds next to no memory.
         self.out.shrink_to(IDLE_BUFFER_BYTES);
     }
 
-    /// The answer that follows is for this request.
-    pub fn answer_to(&mut self, head: &RequestHead) {
+    /// The answer that follows is for this request, and says this of web pages.
+    pub fn answer_to(&mut self, head: &RequestHead, cors: Cors) {
         self.trace.has_head(head);
-        self.dialect = Dialect::of(&head.target);
+        (self.dialect, self.cors) = (Dialect::of(&head.target), cors);
         self.http_10 = head.http_10;
         self.head_only = head.method == "HEAD";
         self.keep_alive = head.keep_alive;
@@ -130,6 +133,13 @@ impl Caller {
         self.flush().await
     }
 
+    /// A whole answer without a body: 204.
+    pub async fn no_content(&mut self, headers: &[(&str, String)]) -> Result<(), Gone> {
+        let fields = headers.iter().map(|(name, value)| (*name, value.as_bytes()));
+        self.head(204, b"", fields, BodyLength::None);
+        self.flush().await
+    }
+
     /// A refusal.
     pub async fn error(&mut self, error: &Error) -> Result<(), Gone> {
         self.trace.failed(error.code());
@@ -157,6 +167,8 @@ impl Caller {
         if length == BodyLength::UntilClose {
             self.keep_alive = false;
         }
+        let replaced = self.cors != Cors::Off;
+        let headers = headers.filter(|(name, _)| !(replaced && Cors::replaces(name)));
         self.head(status, reason, headers, length);
     }
 
@@ -248,6 +260,11 @@ impl Caller {
         &self.trace
     }
 
+    /// What the answer under way says of web pages.
+    pub fn cors(&self) -> &Cors {
+        &self.cors
+    }
+
     /// The id of the answer under way.
     pub fn request_id(&self) -> &str {
         &self.request_id
@@ -263,6 +280,8 @@ impl Caller {
         self.trace.says(status);
         self.framing = framing;
         self.keep_alive &= !self.draining.has_begun();
+        #[expect(clippy::map_identity, reason = "it shortens the lifetime to that of the others")]
+        let headers = headers.map(|(name, value)| (name, value)).chain(self.cors.fields());
         http1::write_response_head(&mut self.out, status, reason, headers, framing, self.keep_alive);
     }
 }

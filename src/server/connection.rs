@@ -20,6 +20,7 @@ use futures_lite::future;
 use super::budget::Body;
 use super::caller::{Caller, Gone};
 use super::client_address::Peer;
+use super::cors::Cors;
 use super::reload::Front;
 use super::{Gateway, routes};
 use crate::deadline::within;
@@ -79,15 +80,15 @@ impl Connection {
         }
         self.caller.trace().arrives(Instant::now());
         self.gateway = self.front.gateway();
-        let head = match self.head().await {
+        let mut head = match self.head().await {
             Ok(Some(head)) => head,
             Ok(None) => return Next::Close,
             Err(error) => return self.refuse(&error).await,
         };
-        self.caller.answer_to(&head);
+        self.caller.answer_to(&head, Cors::of(&self.gateway.config.cors_origins, &head.headers));
         let client = self.peer.client(&self.gateway.config.trusted_proxies, &head.headers);
         self.caller.trace().comes_from(&client);
-        let route = match routes::route(&self.gateway, &head) {
+        let route = match routes::route(&self.gateway, &head, self.caller.cors()) {
             Ok(route) => route,
             Err(error) => {
                 if head.framing != Framing::Empty {
@@ -97,6 +98,10 @@ impl Connection {
                 return self.refuse(&error).await;
             }
         };
+        if matches!(self.caller.cors(), Cors::Granted(_)) {
+            // Some servers (Ollama) refuse pages that they do not know themselves.
+            head.headers.remove("origin");
+        }
         let body = match self.body(&head).await {
             Ok(body) => body,
             Err(Stopped::Refuse(error)) => return self.refuse(&error).await,

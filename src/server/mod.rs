@@ -3,7 +3,8 @@
 //! [`Server`] listens, keeps to `max_connections` and goes down in order; [`connection`] is one caller's connection,
 //! [`routes`] decides what a request is for, [`terms`] what it asks for beside its answer,
 //! [`proxy`] sends it on and relays the answer, [`heartbeat`] keeps its caller patient meanwhile, [`seam`] knows where a
-//! stream may break, [`caller`] writes, [`client_address`] says who asks. [`keeper`] remembers for the next start, [`reload`] changes everything while it
+//! stream may break, [`caller`] writes, [`client_address`] says who asks,
+//! [`cors`] which web pages may. [`keeper`] remembers for the next start, [`reload`] changes everything while it
 //! runs.
 //! Knows nothing of how a provider is reached or shaped.
 
@@ -11,6 +12,7 @@ mod budget;
 mod caller;
 mod client_address;
 mod connection;
+mod cors;
 mod heartbeat;
 mod keeper;
 mod lifecycle;

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use super::Gateway;
 use super::budget::Body;
 use super::caller::{Caller, Gone};
+use super::cors::{self, Cors};
 use super::proxy;
 use super::token::presents;
 use crate::admin;
@@ -15,6 +16,8 @@ use crate::openai;
 /// Where a request goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
+    /// A browser's question before a request of a page.
+    Preflight,
     /// `GET /v1/models`
     Models,
     /// `GET /v1/models/{id}`, decoded.
@@ -38,7 +41,10 @@ pub enum Route {
 }
 
 /// Decides from the head alone, so that a refusal comes before the body.
-pub fn route(gateway: &Gateway, head: &RequestHead) -> Result<Route, Error> {
+pub fn route(gateway: &Gateway, head: &RequestHead, cors: &Cors) -> Result<Route, Error> {
+    if cors.is_preflight(head) {
+        return Ok(Route::Preflight);
+    }
     let (path, query) = head.target.split_once('?').unwrap_or((&head.target, ""));
     let path = path.split('#').next().unwrap_or_default();
     // The page is the same for everybody; what it shows it has to ask for.
@@ -82,6 +88,7 @@ pub async fn answer(
     let created = gateway.created;
     let models = || gateway.registry.models();
     match route {
+        Route::Preflight => caller.no_content(&cors::preflight_fields(head)).await,
         Route::Health => caller.json(200, &[], &admin::health(gateway.started)).await,
         Route::Stats => {
             let stats = admin::stats(&gateway.config, &gateway.providers, &gateway.telemetry, gateway.started).await;
