@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use limitrate::config::{
     self, Budget, Config, CooldownScope, Day, DayReset, Fairness, Mode, ModelLimit, Origins, Pace, Priority, RateLimit,
-    Retry, Routing, TrustedProxies,
+    Retry, Routing, Socket, TrustedProxies,
 };
 use proptest::prelude::*;
 
@@ -106,7 +106,7 @@ fn a_file_that_cannot_be_read_is_named() {
 fn defaults() {
     let config = load_valid("minimal.yaml");
     let server = &config.server;
-    assert_eq!((server.host.as_str(), server.port), ("0.0.0.0", 8080));
+    assert_eq!((server.host.as_str(), server.port, &server.socket), ("0.0.0.0", Some(8080), &None));
     assert_eq!(server.auth_token, None);
     assert_eq!((&server.trusted_proxies, &server.cors_origins), (&TrustedProxies::default(), &Origins::Unset));
     assert_eq!((server.max_body_bytes, server.max_head_bytes), (32 << 20, 32 << 10));
@@ -148,7 +148,8 @@ fn defaults() {
 fn every_key_arrives() {
     let config = load_valid("full.yaml");
     let server = &config.server;
-    assert_eq!((server.host.as_str(), server.port), ("::1", 9090));
+    assert_eq!((server.host.as_str(), server.port), ("::1", Some(9090)));
+    assert_eq!(server.socket, Some(Socket { path: Path::new(FIXTURES).join("valid/s.sock"), mode: 0o600 }));
     assert_eq!(server.auth_token.as_ref().map(|token| token.reveal()), Some("a token"));
     let origins = ["https://chat.example.com", "http://localhost:3000", "app://obsidian.md"].map(str::to_owned);
     assert_eq!(server.cors_origins, Origins::Listed(origins.to_vec()));
@@ -299,6 +300,7 @@ fn every_setting_of_the_example_can_be_switched_on() {
     // The values shown are the defaults.
     let defaults = load_valid("minimal.yaml");
     let without_examples = config::Server {
+        socket: None,
         auth_token: None,
         trusted_proxies: TrustedProxies::default(),
         cors_origins: Origins::Unset,

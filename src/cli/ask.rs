@@ -25,7 +25,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 /// Where a gateway answers, and what it is shown.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Place {
+pub struct Target {
     way: Way,
     /// `host:port` as it stands in a URL.
     authority: String,
@@ -49,38 +49,42 @@ pub enum Problem {
     Other(String),
 }
 
-impl Place {
+impl Target {
     /// Where a URL leads: `http://`, `https://` or `unix:PATH`; its path does not matter.
-    pub fn of_url(url: &str) -> Result<Place, String> {
+    pub fn of_url(url: &str) -> Result<Target, String> {
         if let Some(path) = url.strip_prefix("unix:") {
-            return Ok(Place { way: Way::Socket(path.into()), authority: "localhost".into(), token: None });
+            return Ok(Target { way: Way::Socket(path.into()), authority: "localhost".into(), token: None });
         }
         let url = Url::parse(url).map_err(|error| format!("{error}; write e.g. {DEFAULT_URL}"))?;
         match (url.scheme(), url.host_str(), url.port_or_known_default()) {
             (scheme @ ("http" | "https"), Some(host), Some(port)) => {
                 let name = host.trim_matches(['[', ']']).to_owned();
                 let way = if scheme == "http" { Way::Plain } else { Way::Tls(Some(name)) };
-                Ok(Place { way, authority: format!("{host}:{port}"), token: None })
+                Ok(Target { way, authority: format!("{host}:{port}"), token: None })
             }
             _ => Err(format!("it has to begin with http://, https:// or unix:, e.g. {DEFAULT_URL}")),
         }
     }
 
     /// How this machine reaches a gateway with this configuration, `auth_token` in hand.
-    pub fn of_config(server: &config::Server) -> Place {
-        let port = server.port;
+    pub fn of_config(server: &config::Server) -> Target {
+        let token = server.auth_token.clone();
+        let Some(port) = server.port else {
+            let socket = server.socket.as_ref().expect("without a port there is a socket");
+            return Target { way: Way::Socket(socket.path.clone()), authority: "localhost".into(), token };
+        };
         let authority = match server.host.parse() {
             Ok(IpAddr::V4(ip)) if ip.is_unspecified() => format!("127.0.0.1:{port}"),
             Ok(IpAddr::V6(ip)) if ip.is_unspecified() => format!("[::1]:{port}"),
             Ok(IpAddr::V6(ip)) => format!("[{ip}]:{port}"),
             _ => format!("{}:{port}", server.host),
         };
-        Place { way: Way::Plain, authority, token: server.auth_token.clone() }
+        Target { way: Way::Plain, authority, token }
     }
 
     /// With a token to show.
-    pub fn with_token(self, token: Option<Secret>) -> Place {
-        Place { token: token.or(self.token), ..self }
+    pub fn with_token(self, token: Option<Secret>) -> Target {
+        Target { token: token.or(self.token), ..self }
     }
 
     /// As a URL.
@@ -164,12 +168,21 @@ mod tests {
             ("http://[::1]:8080/admin/stats?x", "http://[::1]:8080"),
             ("unix:/run/limitrate.sock", "unix:/run/limitrate.sock"),
         ] {
-            assert_eq!(Place::of_url(url).map(|place| place.url()).as_deref(), Ok(reached));
+            assert_eq!(Target::of_url(url).map(|place| place.url()).as_deref(), Ok(reached));
         }
         for url in ["127.0.0.1:8080", "gateway", "ftp://gateway", "http://", ""] {
-            let error = Place::of_url(url).expect_err(url);
+            let error = Target::of_url(url).expect_err(url);
             assert!(error.contains("http://127.0.0.1:8080"), "{url}: {error}");
         }
+    }
+
+    fn of_config(server: &str) -> String {
+        let text = format!(
+            "server: {{{server}}}\n\
+             providers: [{{name: p, base_url: 'http://127.0.0.1:1/v1', models: [m], rate_limit: {{rpm: 1}}}}]"
+        );
+        let config = config::parse(&text, Path::new("config.yaml"), &|_| None).expect("a good configuration");
+        Target::of_config(&config.server).url()
     }
 
     #[test]
@@ -181,12 +194,8 @@ mod tests {
             ("192.0.2.7", "http://192.0.2.7:9000"),
             ("box.lan", "http://box.lan:9000"),
         ] {
-            let text = format!(
-                "server: {{host: {host}, port: 9000}}\n\
-                 providers: [{{name: p, base_url: 'http://127.0.0.1:1/v1', models: [m], rate_limit: {{rpm: 1}}}}]"
-            );
-            let config = config::parse(&text, Path::new("config.yaml"), &|_| None).expect("a good configuration");
-            assert_eq!(Place::of_config(&config.server).url(), reached);
+            assert_eq!(of_config(&format!("host: {host}, port: 9000")), reached);
         }
+        assert_eq!(of_config("port: null, socket: /tmp/l.sock"), "unix:/tmp/l.sock");
     }
 }

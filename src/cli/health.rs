@@ -5,13 +5,13 @@
 
 use serde::Deserialize;
 
-use super::ask::{Place, Problem};
+use super::ask::{Problem, Target};
 
 /// The page has less than a hundred bytes; whatever answers with more is something else.
 const PAGE_LIMIT_BYTES: usize = 4096;
 
 /// Asks a gateway: how it is, or why that can't be said, in words either way.
-pub fn ask(place: &Place) -> Result<String, String> {
+pub fn ask(place: &Target) -> Result<String, String> {
     let (url, page) = (place.url(), smol::block_on(place.page::<Page>("/admin/health", PAGE_LIMIT_BYTES)));
     let problem = match page {
         Ok(Page { status, version, uptime_seconds }) if status == "ok" => {

@@ -10,7 +10,6 @@ mod health;
 mod top;
 
 use std::io::Write;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -21,9 +20,9 @@ use futures_lite::{StreamExt, future};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::{self, Config, Secret};
-use crate::server::{Server, Stop};
+use crate::server::{Place, Server, Stop};
 use crate::{demo, log};
-use ask::Place;
+use ask::Target;
 
 const DEFAULT_CONFIG: &str = "config.yaml";
 
@@ -75,8 +74,8 @@ struct Demo {
 #[argh(subcommand, name = "health")]
 struct Health {
     /// where it serves (default: http://127.0.0.1:8080)
-    #[argh(option, arg_name = "url", from_str_fn(Place::of_url))]
-    url: Option<Place>,
+    #[argh(option, arg_name = "url", from_str_fn(Target::of_url))]
+    url: Option<Target>,
     /// the configuration file that says where it serves, in the place of --url
     #[argh(option, short = 'c', arg_name = "file")]
     config: Option<PathBuf>,
@@ -87,8 +86,8 @@ struct Health {
 #[argh(subcommand, name = "top")]
 struct Top {
     /// where it serves (default: http://127.0.0.1:8080); the variable LIMITRATE_TOKEN has its token
-    #[argh(option, arg_name = "url", from_str_fn(Place::of_url))]
-    url: Option<Place>,
+    #[argh(option, arg_name = "url", from_str_fn(Target::of_url))]
+    url: Option<Target>,
     /// the configuration file that says where it serves and its token, in the place of --url
     #[argh(option, short = 'c', arg_name = "file")]
     config: Option<PathBuf>,
@@ -118,10 +117,10 @@ pub fn run(arguments: Vec<String>) -> ExitCode {
 }
 
 /// Where a gateway is: at a URL, or where a file says; else where it is if nobody says anything.
-fn with_place(url: Option<Place>, file: Option<PathBuf>, then: impl FnOnce(Place) -> ExitCode) -> ExitCode {
+fn with_place(url: Option<Target>, file: Option<PathBuf>, then: impl FnOnce(Target) -> ExitCode) -> ExitCode {
     match (url, file) {
-        (None, Some(file)) => with_config(Some(file), |_, config| then(Place::of_config(&config.server))),
-        (url, _) => then(url.unwrap_or_else(|| Place::of_url(ask::DEFAULT_URL).expect("the default is a URL"))),
+        (None, Some(file)) => with_config(Some(file), |_, config| then(Target::of_config(&config.server))),
+        (url, _) => then(url.unwrap_or_else(|| Target::of_url(ask::DEFAULT_URL).expect("the default is a URL"))),
     }
 }
 
@@ -168,8 +167,9 @@ fn explain(file: &Path, config: Config) -> ExitCode {
 
 /// `limitrate`
 fn serve(file: &Path, config: Config) -> ExitCode {
-    serve_until_signalled(&config, Some(file), |address| {
-        say(format_args!("limitrate {} at {}", env!("CARGO_PKG_VERSION"), addresses(address)));
+    serve_until_signalled(&config, Some(file), |server| {
+        let places: Vec<String> = server.places().iter().map(directions).collect();
+        say(format_args!("limitrate {} at {}", env!("CARGO_PKG_VERSION"), places.join(" and ")));
     })
 }
 
@@ -182,13 +182,14 @@ fn serve_demo(port: u16) -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    serve_until_signalled(&demo::config(port, upstream), None, |address| {
+    serve_until_signalled(&demo::config(port, upstream), None, |server| {
+        let address = server.local_addr().expect("the demo has a port");
         say(format_args!("{}", demo::instructions(address)));
     })
 }
 
 /// `limitrate health`
-fn ask(place: Place) -> ExitCode {
+fn ask(place: Target) -> ExitCode {
     match health::ask(&place) {
         Ok(words) => {
             say(format_args!("{words}"));
@@ -202,20 +203,20 @@ fn ask(place: Place) -> ExitCode {
 }
 
 /// `file` is read again on SIGHUP.
-fn serve_until_signalled(config: &Config, file: Option<&Path>, announce: impl FnOnce(SocketAddr)) -> ExitCode {
+fn serve_until_signalled(config: &Config, file: Option<&Path>, announce: impl FnOnce(&Server)) -> ExitCode {
     let code = match try_serving(config, file, announce) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let (host, port) = (&config.server.host, config.server.port);
+            let (host, port) = (&config.server.host, config.server.port.unwrap_or_default());
             match error.kind() {
                 std::io::ErrorKind::AddrInUse => log::error(format_args!(
                     "port {port} on {host} is taken by another program; `ss -ltnp 'sport = :{port}'` says by which. \
                      Stop that one or choose another server.port"
                 )),
                 std::io::ErrorKind::PermissionDenied => log::error(format_args!(
-                    "port {port} on {host} may not be opened by this user: {error}. Choose a server.port of 1024 or more"
+                    "port {port} on {host} may not be opened by this user. Choose a server.port of 1024 or more"
                 )),
-                _ => log::error(format_args!("cannot serve on {host}:{port}: {error}")),
+                _ => log::error(format_args!("{error}")),
             }
             ExitCode::from(1)
         }
@@ -224,7 +225,7 @@ fn serve_until_signalled(config: &Config, file: Option<&Path>, announce: impl Fn
     code
 }
 
-fn try_serving(config: &Config, file: Option<&Path>, announce: impl FnOnce(SocketAddr)) -> std::io::Result<()> {
+fn try_serving(config: &Config, file: Option<&Path>, announce: impl FnOnce(&Server)) -> std::io::Result<()> {
     let server = Server::bind(config)?;
     // From here on everything on standard error is a line of the log.
     log::start(config.log);
@@ -232,7 +233,7 @@ fn try_serving(config: &Config, file: Option<&Path>, announce: impl FnOnce(Socke
     raise_file_limit(config.server.max_connections as u64);
     let signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup])?;
     let reloads = server.reloads();
-    announce(server.local_addr()?);
+    announce(&server);
     for provider in &config.providers {
         say(format_args!("  {}", check::summary(provider)));
     }
@@ -315,11 +316,12 @@ fn notify_systemd(state: &str) {
 }
 
 /// Where to point an SDK at.
-fn addresses(address: SocketAddr) -> String {
-    let port = address.port();
+fn directions(place: &Place) -> String {
+    let Place::Tcp(address) = place else { return place.to_string() };
     if !address.ip().is_unspecified() {
-        return format!("http://{address}/v1");
+        return place.to_string();
     }
+    let port = address.port();
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     format!("http://localhost:{port}/v1, from other machines http://{host}:{port}/v1")
 }

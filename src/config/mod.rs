@@ -11,8 +11,9 @@
 //! | `read` | which keys there are, their defaults and bounds |
 //! | `limits` | the same for `rate_limit:` and `retry:` |
 //! | `sharing` | the same for `clients:`, `api_keys:` and what else is shared |
-//! | `base_url`, `proxy`, `expand`, `day_reset` | the small grammars inside values |
+//! | `socket` | the same for `port:` and `socket:` |
 //! | `network`, `origins` | the same for `trusted_proxies:` and `cors_origins:` |
+//! | `base_url`, `proxy`, `expand`, `day_reset` | the small grammars inside values |
 //! | `faults` | how faults are printed |
 
 mod base_url;
@@ -27,6 +28,7 @@ mod proxy;
 mod read;
 mod section;
 mod sharing;
+mod socket;
 mod tree;
 
 use std::fmt;
@@ -40,6 +42,7 @@ use crate::log;
 pub use faults::Faults;
 pub use network::{Network, TrustedProxies};
 pub use origins::Origins;
+pub use socket::Socket;
 
 /// Looks a variable up: its value, or `None` where it is not set.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -104,8 +107,10 @@ pub struct Config {
 pub struct Server {
     /// An address or a name to bind; default `0.0.0.0`.
     pub host: String,
-    /// Default 8080; 0 lets the system choose.
-    pub port: u16,
+    /// Default 8080; 0 lets the system choose. `None` only where there is a socket.
+    pub port: Option<u16>,
+    /// A unix socket to serve on, beside the port or alone.
+    pub socket: Option<Socket>,
     /// What callers have to send as `Authorization: Bearer ...`; `None` accepts everybody.
     pub auth_token: Option<Secret>,
     /// Whose X-Forwarded-For is believed; default nobody's.

@@ -12,6 +12,7 @@ use super::section::{Found, SECONDS_MIN, Section, Walk, join};
 use super::tree::{Kind, Node};
 use super::{
     BaseUrl, Config, Model, Provider, Secret, Server, base_url, limits, network, origins, proxy, read_bounded, sharing,
+    socket,
 };
 
 const KIB: u64 = 1 << 10;
@@ -45,7 +46,8 @@ pub(super) fn config(walk: &mut Walk<'_>, root: &Node) -> Option<Config> {
 }
 
 fn server(mut keys: Section<'_, '_, '_>) -> Server {
-    let (host, port) = (host(&mut keys), keys.integer("port", 8080, 0..=u16::MAX));
+    let host = host(&mut keys);
+    let (port, socket) = socket::doors(&mut keys);
     let auth_token =
         keys.secret("auth_token", "write the token that callers send, or remove the key to accept everybody");
     let clients = sharing::clients(&mut keys, auth_token.as_ref());
@@ -53,6 +55,7 @@ fn server(mut keys: Section<'_, '_, '_>) -> Server {
     let server = Server {
         host,
         port,
+        socket,
         auth_token,
         trusted_proxies: network::trusted_proxies(&mut keys),
         cors_origins: origins::cors_origins(&mut keys),

@@ -4,15 +4,14 @@
 //! lingering close.
 
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use async_net::{Shutdown, TcpStream};
-use futures_lite::io::{AsyncReadExt, AsyncWrite};
+use futures_lite::io::AsyncReadExt;
 
 use super::cors::Cors;
 use super::lifecycle::Phase;
+use super::stream::Stream;
 use crate::deadline::within;
 use crate::error::{Dialect, Error};
 use crate::http1::{self, BodyLength, FINAL_CHUNK, RequestHead};
@@ -32,7 +31,7 @@ pub struct Gone;
 
 /// The writing half of a caller's connection, and what the current request asks of the answer.
 pub struct Caller {
-    stream: TcpStream,
+    stream: Stream,
     trace: Rc<Trace>,
     write_timeout: Duration,
     draining: Phase,
@@ -50,7 +49,7 @@ pub struct Caller {
 impl Caller {
     /// A caller of whom nothing is known yet: answers close the connection.
     /// Once `draining` has begun, every answer is the last. What it is told is noted in `trace`.
-    pub fn new(stream: TcpStream, trace: Rc<Trace>, write_timeout: Duration, draining: Phase) -> Caller {
+    pub fn new(stream: Stream, trace: Rc<Trace>, write_timeout: Duration, draining: Phase) -> Caller {
         Caller {
             stream,
             trace,
@@ -207,7 +206,7 @@ impl Caller {
     pub fn abort(&mut self) -> Gone {
         self.keep_alive = false;
         if self.framing == BodyLength::UntilClose {
-            let _ = rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO));
+            self.stream.reset_on_close();
         }
         Gone
     }
@@ -218,7 +217,7 @@ impl Caller {
         while from < self.out.len() {
             self.began = true;
             let (stream, bytes) = (&mut self.stream, &self.out[from..]);
-            let write = poll_fn(|cx| Pin::new(&mut *stream).poll_write(cx, bytes));
+            let write = poll_fn(|cx| stream.poll_write(cx, bytes));
             match within(self.write_timeout, write).await {
                 Some(Ok(written @ 1..)) => {
                     from += written;
@@ -233,7 +232,7 @@ impl Caller {
 
     /// Closes without cutting off the answer that is still on its way.
     pub async fn linger(mut self) {
-        if self.stream.shutdown(Shutdown::Write).is_err() {
+        if self.stream.finish().is_err() {
             return;
         }
         let drain = async {

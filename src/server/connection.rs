@@ -8,12 +8,9 @@
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Instant;
 
 use async_channel::Sender;
-use async_io::Async;
-use async_net::TcpStream;
 use futures_lite::FutureExt;
 use futures_lite::future;
 
@@ -22,6 +19,7 @@ use super::caller::{Caller, Gone};
 use super::client_address::Peer;
 use super::cors::Cors;
 use super::reload::Front;
+use super::stream::Stream;
 use super::{Gateway, routes};
 use crate::deadline::within;
 use crate::error::Error;
@@ -30,7 +28,7 @@ use crate::log;
 use crate::telemetry::Trace;
 
 /// Serves until the connection ends. `_alive` counts it as open.
-pub async fn serve(front: Rc<Front>, stream: TcpStream, peer: Peer, _alive: Sender<Infallible>) {
+pub async fn serve(front: Rc<Front>, stream: Stream, peer: Peer, _alive: Sender<Infallible>) {
     let gateway = front.gateway();
     let trace = Rc::new(Trace::new(peer.name().clone()));
     let caller = Caller::new(stream.clone(), trace, gateway.config.write_timeout, gateway.draining.clone());
@@ -62,7 +60,7 @@ enum Next {
 }
 
 struct Connection {
-    reader: Reader<TcpStream>,
+    reader: Reader<Stream>,
     caller: Caller,
     front: Rc<Front>,
     /// As it was when the current request came.
@@ -258,11 +256,9 @@ fn malformed(detail: String) -> Stopped {
 }
 
 /// Ends when the caller's side of the connection does. What it sends meanwhile is kept, up to `surplus` bytes.
-async fn hang_up(reader: &mut Reader<TcpStream>, surplus: usize) {
-    let socket: Arc<Async<std::net::TcpStream>> = reader.get_ref().clone().into();
+async fn hang_up(reader: &mut Reader<Stream>, surplus: usize) {
     while reader.buffered().len() < surplus {
-        // Asking the reactor costs no system call each time the answer makes progress; reading would.
-        let readable = socket.readable().await.is_ok();
+        let readable = reader.get_ref().readable().await.is_ok();
         if !readable || !matches!(reader.fill().await, Ok(1..)) {
             return;
         }
@@ -319,7 +315,7 @@ mod tests {
     fn answer_of(front: &Rc<Front>, request: String) -> String {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut caller = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let stream = TcpStream::try_from(listener.accept().unwrap().0).unwrap();
+        let stream = Stream::Tcp(listener.accept().unwrap().0.try_into().unwrap());
         let asking = std::thread::spawn(move || {
             caller.write_all(request.as_bytes()).unwrap();
             let mut answer = String::new();

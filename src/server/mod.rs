@@ -1,6 +1,6 @@
 //! The front: what a caller connects to.
 //!
-//! [`Server`] listens, keeps to `max_connections` and goes down in order; [`connection`] is one caller's connection,
+//! [`Server`] accepts what comes to its [`listener`]s, keeps to `max_connections` and goes down in order; [`connection`] is one caller's connection,
 //! [`routes`] decides what a request is for, [`terms`] what it asks for beside its answer,
 //! [`proxy`] sends it on and relays the answer, [`heartbeat`] keeps its caller patient meanwhile, [`seam`] knows where a
 //! stream may break, [`caller`] writes, [`client_address`] says who asks,
@@ -16,10 +16,12 @@ mod cors;
 mod heartbeat;
 mod keeper;
 mod lifecycle;
+mod listener;
 mod proxy;
 mod reload;
 mod routes;
 mod seam;
+mod stream;
 mod terms;
 mod token;
 
@@ -33,7 +35,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_channel::{Receiver, Sender};
 use async_io::Timer;
-use async_net::{TcpListener, TcpStream};
 use futures_lite::{FutureExt, future};
 use smol::LocalExecutor;
 
@@ -50,10 +51,10 @@ use caller::Caller;
 use client_address::Peer;
 use keeper::Keeper;
 use lifecycle::{Lifecycle, Phase};
+use listener::Listeners;
+pub use listener::Place;
 use reload::Front;
-
-/// Connections that the kernel keeps for us until we accept them.
-const BACKLOG: i32 = 1024;
+use stream::Stream;
 
 /// After an accept error (too many open files, above all) the next try waits this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -73,10 +74,10 @@ pub enum Stop {
     Now,
 }
 
-/// A bound listener and what it will serve.
+/// Bound listeners and what they will serve.
 #[derive(Debug)]
 pub struct Server {
-    listener: std::net::TcpListener,
+    listeners: Listeners,
     config: Config,
     reloads: (Sender<Config>, Receiver<Config>),
 }
@@ -100,10 +101,11 @@ struct Gateway {
 }
 
 impl Server {
-    /// Binds `server.host` and `server.port`. Nothing is accepted before [`Server::run`].
+    /// Binds `server.host` and `server.port`, and `server.socket`. Nothing is accepted before [`Server::run`]. An error says
+    /// where it can't serve and why.
     pub fn bind(config: &Config) -> io::Result<Server> {
-        let listener = listen(&config.server)?;
-        Ok(Server { listener, config: config.clone(), reloads: async_channel::bounded(1) })
+        let listeners = Listeners::bind(&config.server)?;
+        Ok(Server { listeners, config: config.clone(), reloads: async_channel::bounded(1) })
     }
 
     /// Takes configurations to go on with while it runs.
@@ -111,15 +113,20 @@ impl Server {
         self.reloads.0.clone()
     }
 
-    /// Where it listens, with the port that was chosen for port 0.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+    /// Where it listens: at least one place.
+    pub fn places(&self) -> Vec<Place> {
+        self.listeners.places()
+    }
+
+    /// The address among these places.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        let address = |place| if let Place::Tcp(address) = place { Some(address) } else { None };
+        self.places().into_iter().find_map(address)
     }
 
     /// Serves on the current thread until `stop` says so or its sender is gone, and returns when the last caller is.
     pub async fn run(self, stop: Receiver<Stop>) -> io::Result<()> {
         let executor = Rc::new(LocalExecutor::new());
-        let listener = TcpListener::try_from(self.listener)?;
         let (lifecycle, draining, aborting) = Lifecycle::new();
         let state_file = self.config.server.state_file.as_ref();
         let kept = state_file.map(|path| Keeper::open(path, &self.config.providers)).transpose()?;
@@ -147,7 +154,7 @@ impl Server {
             if let Some(keeper) = &mut keeper {
                 keeper.begin(&front).await?;
             }
-            let served = serve(&executor, listener, &front, lifecycle, stop, self.reloads.1);
+            let served = serve(&executor, self.listeners, &front, lifecycle, stop, self.reloads.1);
             match &mut keeper {
                 Some(keeper) => keeper.keep(&front, served).await,
                 None => served.await,
@@ -159,13 +166,6 @@ impl Server {
         };
         executor.run(work).await
     }
-}
-
-fn listen(config: &config::Server) -> io::Result<std::net::TcpListener> {
-    let listener = std::net::TcpListener::bind((config.host.as_str(), config.port))?;
-    // std asks for a backlog of 128; listening again on the same socket only raises it.
-    rustix::net::listen(&listener, BACKLOG)?;
-    Ok(listener)
 }
 
 fn client_names(config: &config::Server) -> Vec<Rc<str>> {
@@ -194,7 +194,7 @@ async fn or_abort(task: impl Future<Output = ()>) {
 
 async fn serve(
     executor: &Rc<LocalExecutor<'static>>,
-    mut listener: TcpListener,
+    mut listeners: Listeners,
     front: &Rc<Front>,
     lifecycle: Lifecycle,
     stop: Receiver<Stop>,
@@ -210,11 +210,11 @@ async fn serve(
                 Err(_) => future::pending().await,
             }
         };
-        let accepting = accept(executor, &listener, front, &alive);
+        let accepting = accept(executor, &listeners, front, &alive);
         match future::or(stopped, future::or(reloaded, accepting)).await {
             Event::Stop(why) => break why,
             Event::Reload(config) => {
-                if let Some(left) = reload::reload(executor, front, &mut listener, *config) {
+                for left in reload::reload(executor, front, &mut listeners, *config) {
                     // Who has connected already is let in: closing would reset it.
                     while let Some(Ok((stream, peer))) = future::poll_once(left.accept()).await {
                         admit(executor, front, &alive, stream, peer);
@@ -223,7 +223,7 @@ async fn serve(
             }
         }
     };
-    drop((listener, alive));
+    drop((listeners, alive));
     if why == Stop::Now {
         return;
     }
@@ -269,13 +269,13 @@ enum Ending {
 /// Accepts for ever. A caller past the limit is told so; it never just waits in silence or finds the door shut.
 async fn accept<T>(
     executor: &Rc<LocalExecutor<'static>>,
-    listener: &TcpListener,
+    listeners: &Listeners,
     front: &Rc<Front>,
     alive: &Sender<Infallible>,
 ) -> T {
     let mut complained = false;
     loop {
-        let (stream, peer) = match listener.accept().await {
+        let (stream, peer) = match listeners.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 if !complained {
@@ -296,26 +296,25 @@ fn admit(
     executor: &Rc<LocalExecutor<'static>>,
     front: &Rc<Front>,
     alive: &Sender<Infallible>,
-    stream: TcpStream,
-    peer: SocketAddr,
+    stream: Stream,
+    peer: Peer,
 ) {
-    let _ = stream.set_nodelay(true);
     let open = alive.sender_count() - 1;
     let gateway = front.gateway();
     let limit = gateway.config.max_connections;
     if open < limit {
-        let connection = connection::serve(front.clone(), stream, Peer::new(Some(peer.ip())), alive.clone());
+        let connection = connection::serve(front.clone(), stream, peer, alive.clone());
         executor.spawn(connection).detach();
     } else {
         let patient = open < limit + MAX_TURNED_AWAY;
-        let told = turn_away(gateway, stream, Peer::new(Some(peer.ip())), patient, alive.clone());
+        let told = turn_away(gateway, stream, peer, patient, alive.clone());
         executor.spawn(told).detach();
     }
 }
 
 /// Tells a caller that there is no room. The patient way makes sure that the answer arrives even if the caller still
 /// sends; for a flood of them there is no time for that.
-async fn turn_away(gateway: Rc<Gateway>, stream: TcpStream, peer: Peer, patient: bool, _alive: Sender<Infallible>) {
+async fn turn_away(gateway: Rc<Gateway>, stream: Stream, peer: Peer, patient: bool, _alive: Sender<Infallible>) {
     let trace = Rc::new(Trace::new(peer.name().clone()));
     let mut caller = Caller::new(stream, trace.clone(), gateway.config.write_timeout, gateway.draining.clone());
     let error = Error::TooManyConnections { max_connections: gateway.config.max_connections };

@@ -5,14 +5,12 @@
 //! comes back.
 
 use std::cell::RefCell;
-use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 
-use async_net::TcpListener;
 use smol::LocalExecutor;
 
-use super::{Gateway, client_names, listen, start};
+use super::listener::{Listener, Listeners, list};
+use super::{Gateway, client_names, start};
 use crate::config::{self, Config};
 use crate::log;
 use crate::provider::Provider;
@@ -49,28 +47,27 @@ impl Front {
 }
 
 /// Puts a configuration in force and says in the log what it changes. Where the new address can't be had, all stays as it
-/// was. Returns the listener that it has left, if it moves.
+/// was. Returns the listeners that it has left, if it moves.
 pub(super) fn reload(
     executor: &LocalExecutor<'static>,
     front: &Front,
-    listener: &mut TcpListener,
+    listeners: &mut Listeners,
     config: Config,
-) -> Option<TcpListener> {
+) -> Vec<Listener> {
     let before = front.gateway();
     let Config { log: settings, server, providers: configs } = config;
-    let left = match moved_listener(&before.config, &server) {
-        Ok(None) => None,
-        Ok(Some((moved, address))) => {
-            log::info(format_args!("from now on at http://{address}/v1"));
-            Some(std::mem::replace(listener, moved))
-        }
+    let places = listeners.places();
+    let left = match listeners.move_to(&before.config, &server) {
+        Ok(left) => left,
         Err(error) => {
-            let (host, port) = (&server.host, server.port);
-            log::error(format_args!("nothing was reloaded: cannot serve on {host}:{port}: {error}"));
-            return None;
+            log::error(format_args!("nothing was reloaded: {error}"));
+            return Vec::new();
         }
     };
     log::change(settings);
+    if listeners.places() != places {
+        log::info(format_args!("from now on at {}", list(&listeners.places())));
+    }
     let changes = changes(&before.config, &server, &front.configured.borrow(), &configs);
     let provider = |config: &config::Provider| {
         let mut all = front.known.borrow_mut();
@@ -100,16 +97,6 @@ pub(super) fn reload(
     front.configured.replace(configs);
     log::info(format_args!("reloaded: {changes}"));
     left
-}
-
-/// A listener at the new address, if that is another one.
-fn moved_listener(before: &config::Server, after: &config::Server) -> io::Result<Option<(TcpListener, SocketAddr)>> {
-    if (&before.host, before.port) == (&after.host, after.port) {
-        return Ok(None);
-    }
-    let listener = TcpListener::try_from(listen(after)?)?;
-    let address = listener.local_addr()?;
-    Ok(Some((listener, address)))
 }
 
 /// What is different, in one line.

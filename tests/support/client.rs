@@ -3,6 +3,9 @@
 use std::fmt;
 use std::io::Write;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -101,8 +104,14 @@ impl Client {
         Client::on(TcpStream::from(socket))
     }
 
+    /// On a unix socket; std's type for TCP does with any stream socket what is done here.
+    pub fn connect_unix(path: &Path) -> Client {
+        Client::on(TcpStream::from(OwnedFd::from(UnixStream::connect(path).expect("connect to the socket"))))
+    }
+
     fn on(stream: TcpStream) -> Client {
-        stream.set_nodelay(true).expect("set TCP_NODELAY");
+        // No matter on a unix socket.
+        let _ = stream.set_nodelay(true);
         stream.set_read_timeout(Some(PATIENCE)).expect("set a read timeout");
         Client { wire: Wire::new(Arc::new(stream)), framing: Framing::UntilClose, head_request: false }
     }

@@ -43,7 +43,7 @@ pub fn provider_at(name: &str, base_url: &str, models: &[&str], rate_limit: &str
 
 /// The running gateway; dropping it stops it at once.
 pub struct Gateway {
-    addr: SocketAddr,
+    addr: Option<SocketAddr>,
     stop: async_channel::Sender<Stop>,
     ended: mpsc::Receiver<()>,
     thread: Option<thread::JoinHandle<()>>,
@@ -58,7 +58,8 @@ impl Gateway {
     /// The same with further lines for `server:` and with environment variables.
     pub fn start_with(server: &str, providers: &str, env: &[(&str, &str)]) -> Gateway {
         let server: String = server.lines().map(|line| format!("  {line}\n")).collect();
-        let yaml = format!("server:\n  host: 127.0.0.1\n  port: 0\n{server}providers:\n{providers}");
+        let port = if server.contains("  port: ") { "" } else { "  port: 0\n" };
+        let yaml = format!("server:\n  host: 127.0.0.1\n{port}{server}providers:\n{providers}");
         let env: Vec<(String, String)> = env.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
         let (started, address) = mpsc::channel();
         let (stop, stopped) = async_channel::unbounded();
@@ -67,8 +68,7 @@ impl Gateway {
             // Dropped when this thread ends, in a panic too: that is what `join` waits for.
             let _end: mpsc::Sender<()> = end;
             let server = bind(&yaml, &env);
-            let addr = server.local_addr().expect("the address of a bound listener");
-            started.send(addr).expect("the test waits for the address");
+            started.send(server.local_addr()).expect("the test waits for the address");
             smol::block_on(server.run(stopped)).expect("the gateway runs");
         });
         let addr = address.recv_timeout(PATIENCE).expect("the gateway starts");
@@ -76,17 +76,17 @@ impl Gateway {
     }
 
     pub fn addr(&self) -> SocketAddr {
-        self.addr
+        self.addr.expect("it serves on a port")
     }
 
     /// The JSON of `/admin/stats`.
     pub fn stats(&self) -> Value {
-        get(self.addr, "/admin/stats").json()
+        get(self.addr(), "/admin/stats").json()
     }
 
     /// The rows of `/admin/queue`.
     pub fn queue(&self) -> Vec<Value> {
-        get(self.addr, "/admin/queue").json()["queue"].as_array().expect("a list").clone()
+        get(self.addr(), "/admin/queue").json()["queue"].as_array().expect("a list").clone()
     }
 
     /// Polls the first provider's stats until `wanted` holds for them.

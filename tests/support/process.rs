@@ -19,7 +19,8 @@ const BINARY: &str = env!("CARGO_BIN_EXE_limitrate");
 /// A gateway that serves. Dropping it kills it.
 pub struct Process {
     child: Child,
-    addr: SocketAddr,
+    addr: Option<SocketAddr>,
+    said: String,
     log: Receiver<String>,
     /// Held so that it stays open.
     _unread: Option<ChildStderr>,
@@ -93,13 +94,17 @@ impl Process {
             let _ = child.kill();
             panic!("it does not serve: {:?}", lines(unread).iter().collect::<Vec<_>>());
         };
-        let addr = first.split("http://").nth(1).and_then(|rest| rest.split('/').next());
-        let addr = addr.and_then(|addr| addr.parse().ok()).unwrap_or_else(|| panic!("no address in {first:?}"));
-        Process { child, addr, log: channel().1, _unread: Some(unread) }
+        let addr = first.split("://").nth(1).and_then(|rest| rest.split('/').next()?.parse().ok());
+        Process { child, addr, said: first, log: channel().1, _unread: Some(unread) }
     }
 
     pub fn addr(&self) -> SocketAddr {
-        self.addr
+        self.addr.unwrap_or_else(|| panic!("no address in {:?}", self.said))
+    }
+
+    /// The first line that it printed.
+    pub fn said(&self) -> &str {
+        &self.said
     }
 
     pub fn id(&self) -> u32 {

@@ -13,7 +13,7 @@ use async_signal::{Signal, Signals};
 use futures_lite::{StreamExt, future};
 use rustix::termios::tcgetwinsize;
 
-use super::ask::{Place, Problem};
+use super::ask::{Problem, Target};
 use crate::log;
 use screen::{Live, Screen};
 
@@ -31,7 +31,7 @@ const ENTER: &str = "\x1b[?1049h\x1b[?25l";
 const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
 
 /// Shows until it is interrupted. Fails where the first look does: there is nothing to show.
-pub fn run(place: &Place) -> ExitCode {
+pub fn run(place: &Target) -> ExitCode {
     let first = match smol::block_on(look(place)) {
         Ok(live) => live,
         Err(problem) => {
@@ -53,7 +53,7 @@ pub fn run(place: &Place) -> ExitCode {
     }
 }
 
-async fn show(place: &Place, mut live: Live) -> std::io::Result<()> {
+async fn show(place: &Target, mut live: Live) -> std::io::Result<()> {
     let mut signals = Signals::new([Signal::Int, Signal::Term, Signal::Hup, Signal::Quit])?;
     let mut out = std::io::stdout();
     out.write_all(ENTER.as_bytes())?;
@@ -87,7 +87,7 @@ async fn show(place: &Place, mut live: Live) -> std::io::Result<()> {
     shown
 }
 
-async fn look(place: &Place) -> Result<Live, Problem> {
+async fn look(place: &Target) -> Result<Live, Problem> {
     Ok(Live {
         stats: place.page("/admin/stats", PAGE_LIMIT_BYTES).await?,
         queue: place.page("/admin/queue?limit=20", PAGE_LIMIT_BYTES).await?,
