@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::config::{
-    self, Budget, Client, Config, Day, DayReset, Fairness, Mode, Origins, Pace, Priority, Routing, Server,
+    self, Budget, Client, Config, Day, DayReset, Fairness, Mode, Origins, Pace, Priority, Routing, Server, Socket,
     TrustedProxies,
 };
 use crate::provider;
@@ -54,6 +54,10 @@ fn block(heading: &str, lines: &[(&str, String)]) -> String {
 /// What of `server:` decides who is sent where and when, as far as it is not the default.
 fn settings(server: &Server) -> Vec<(&'static str, String)> {
     let mut lines = Vec::new();
+    if let Some(Socket { path, mode }) = &server.socket {
+        let alone = if server.port.is_none() { ", and on no port" } else { "" };
+        lines.push(("socket", format!("{} with the permissions {mode:04o}{alone}", path.display())));
+    }
     if server.trusted_proxies != TrustedProxies::default() {
         lines.push(("trusted", format!("{}, where they say for whom they ask", server.trusted_proxies)));
     }
@@ -301,9 +305,10 @@ mod tests {
                        {name: c, token: t3}]";
         assert_eq!(
             told(&format!(
-                "trusted_proxies: [127.0.0.1, unix], cors_origins: ['http://a', 'http://b:1'], routing: earliest, fallback: true, fairness: fifo, state_file: s, clients: {clients}"
+                "port: null, socket: s.sock, trusted_proxies: [127.0.0.1, unix], cors_origins: ['http://a', 'http://b:1'], routing: earliest, fallback: true, fairness: fifo, state_file: s, clients: {clients}"
             )),
             [
+                "socket: s.sock with the permissions 0660, and on no port",
                 "trusted: 127.0.0.1/32, unix, where they say for whom they ask",
                 "pages: of http://a, http://b:1 may call",
                 "routing: earliest, to the provider that can send a request soonest",

@@ -2,7 +2,7 @@
 //! without a key, `limitrate health` and `limitrate top` ask one that runs.
 //!
 //! Owns what a person reads at the start, the exit codes (0 fine, 1 runtime failure, 2 bad configuration or usage), the
-//! signals and systemd's notifications. A configuration in words is `check`'s.
+//! signals, systemd's sockets and notifications. A configuration in words is `check`'s.
 
 mod ask;
 mod check;
@@ -10,6 +10,7 @@ mod health;
 mod top;
 
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -169,7 +170,8 @@ fn explain(file: &Path, config: Config) -> ExitCode {
 fn serve(file: &Path, config: Config) -> ExitCode {
     serve_until_signalled(&config, Some(file), |server| {
         let places: Vec<String> = server.places().iter().map(directions).collect();
-        say(format_args!("limitrate {} at {}", env!("CARGO_PKG_VERSION"), places.join(" and ")));
+        let given = if server.is_adopted() { " (given by systemd)" } else { "" };
+        say(format_args!("limitrate {} at {}{given}", env!("CARGO_PKG_VERSION"), places.join(" and ")));
     })
 }
 
@@ -226,7 +228,8 @@ fn serve_until_signalled(config: &Config, file: Option<&Path>, announce: impl Fn
 }
 
 fn try_serving(config: &Config, file: Option<&Path>, announce: impl FnOnce(&Server)) -> std::io::Result<()> {
-    let server = Server::bind(config)?;
+    let given = sockets_of_systemd()?;
+    let server = if given.is_empty() { Server::bind(config) } else { Server::adopt(config, given) }?;
     // From here on everything on standard error is a line of the log.
     log::start(config.log);
     warn(config);
@@ -296,6 +299,14 @@ fn raise_file_limit(max_connections: u64) {
             allowed.saturating_sub(SPARE_FILES) / 2
         ));
     }
+}
+
+/// sd_listen_fds(3): sockets that systemd has opened for this process. To be asked for once.
+fn sockets_of_systemd() -> std::io::Result<Vec<OwnedFd>> {
+    let sockets = sd_listen_fds::get().map_err(|error| {
+        std::io::Error::other(format!("LISTEN_PID and LISTEN_FDS are not as systemd sets them: {error}"))
+    })?;
+    Ok(sockets.into_iter().map(|(_, socket)| socket.into_std()).collect())
 }
 
 /// sd_notify(3): one datagram to the socket that systemd names. Without one there is nothing to do.

@@ -1,4 +1,5 @@
-//! Where callers connect: a port, a unix socket, or both. Accepts; knows nothing of what is said then.
+//! Where callers connect: a port, a unix socket, or both, or what systemd has opened. Accepts; knows nothing of what is said
+//! then.
 
 use std::cell::Cell;
 use std::fmt;
@@ -6,13 +7,15 @@ use std::fs::{self, Permissions};
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::task::{Context, Poll, ready};
 
 use async_io::Async;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::io::FdFlags;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use super::client_address::Peer;
 use super::stream::Stream;
@@ -24,10 +27,12 @@ const BACKLOG: i32 = 1024;
 /// Everywhere that callers can connect.
 #[derive(Debug)]
 pub struct Listeners {
-    port: Option<Listener>,
-    socket: Option<Listener>,
-    /// Which of them is asked first the next time, so that a crowd at one does not shut the other.
-    turn: Cell<bool>,
+    /// Our own: a port and a socket at most.
+    all: Vec<Listener>,
+    /// Whether they were opened by another program, whose they remain.
+    given: bool,
+    /// How often they were asked: each begins in turn, so that a crowd at one does not shut the others.
+    turn: Cell<usize>,
 }
 
 /// A place to connect to.
@@ -74,11 +79,35 @@ impl Listeners {
     pub fn bind(config: &Server) -> io::Result<Listeners> {
         let port = config.port.map(|port| listen_on_port(&config.host, port)).transpose()?;
         let socket = config.socket.as_ref().map(listen_on_socket).transpose()?;
-        Ok(Listeners { port, socket, turn: Cell::new(false) })
+        Ok(Listeners { all: port.into_iter().chain(socket).collect(), given: false, turn: Cell::new(0) })
     }
 
-    /// Moves to where `after` says, or stays where `before` said if it can't. Returns the listeners that it has left.
+    /// Those that another program has opened. An error says which of them is none.
+    pub fn adopt(sockets: Vec<OwnedFd>) -> io::Result<Listeners> {
+        let adopt = |(at, socket)| {
+            adopt(socket).map_err(|error| {
+                let advice = "it takes ListenStream= with an address, a port or a path, and Accept=no";
+                io::Error::other(format!(
+                    "cannot serve on socket {} of those given by systemd: {error}; {advice}",
+                    at + 1
+                ))
+            })
+        };
+        let all = sockets.into_iter().enumerate().map(adopt).collect::<io::Result<_>>()?;
+        Ok(Listeners { all, given: true, turn: Cell::new(0) })
+    }
+
+    /// Whether another program has opened them.
+    pub fn are_given(&self) -> bool {
+        self.given
+    }
+
+    /// Moves to where `after` says, or stays where `before` said if it can't. Returns the listeners that it has left. Those
+    /// that were given stay.
     pub fn move_to(&mut self, before: &Server, after: &Server) -> io::Result<Vec<Listener>> {
+        if self.given {
+            return Ok(Vec::new());
+        }
         let port_moves = (&before.host, before.port) != (&after.host, after.port);
         let path = |server: &Server| server.socket.as_ref().map(|socket| socket.path.clone());
         let socket_moves = path(before) != path(after);
@@ -87,30 +116,27 @@ impl Listeners {
         if let Some(Socket { path, mode }) = after.socket.as_ref().filter(|_| !socket_moves) {
             set_mode(path, *mode)?;
         }
-        let mut left = Vec::new();
-        if port_moves {
-            left.extend(std::mem::replace(&mut self.port, port));
-        }
-        if socket_moves {
-            left.extend(std::mem::replace(&mut self.socket, socket));
-        }
+        let moves = |listener: &mut Listener| match listener.place {
+            Place::Tcp(_) => port_moves,
+            Place::Unix(_) => socket_moves,
+        };
+        let left = self.all.extract_if(.., moves).collect();
+        self.all.splice(0..0, port);
+        self.all.extend(socket);
         Ok(left)
     }
 
     /// All places.
     pub fn places(&self) -> Vec<Place> {
-        [&self.port, &self.socket].into_iter().flatten().map(|listener| listener.place.clone()).collect()
+        self.all.iter().map(|listener| listener.place.clone()).collect()
     }
 
     /// The next caller, wherever it connects.
     pub async fn accept(&self) -> io::Result<(Stream, Peer)> {
-        self.turn.set(!self.turn.get());
+        let turn = self.turn.replace(self.turn.get().wrapping_add(1));
         poll_fn(|cx| {
-            let mut both = [&self.port, &self.socket];
-            if self.turn.get() {
-                both.reverse();
-            }
-            for listener in both.into_iter().flatten() {
+            let (later, first) = self.all.split_at(turn % self.all.len());
+            for listener in first.iter().chain(later) {
                 if let Poll::Ready(accepted) = listener.poll_accept(cx) {
                     return Poll::Ready(accepted);
                 }
@@ -183,6 +209,23 @@ fn listen_on_socket(socket: &Socket) -> io::Result<Listener> {
     listen().map_err(|error: io::Error| {
         io::Error::other(format!("cannot serve on the socket {} (server.socket): {error}", path.display()))
     })
+}
+
+/// What the socket is, it says itself.
+fn adopt(socket: OwnedFd) -> io::Result<Listener> {
+    if sockopt::socket_type(&socket)? != SocketType::STREAM || !sockopt::socket_acceptconn(&socket)? {
+        return Err(io::Error::other("it is no stream socket that listens"));
+    }
+    rustix::io::fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
+    if sockopt::socket_domain(&socket)? == AddressFamily::UNIX {
+        let listener = UnixListener::from(socket);
+        let address = listener.local_addr()?;
+        let path = address.as_pathname().map_or_else(|| PathBuf::from("(without a path)"), Path::to_owned);
+        return Ok(Listener { inner: Inner::Unix(Async::new(listener)?), place: Place::Unix(path), _file: None });
+    }
+    let listener = TcpListener::from(socket);
+    let place = Place::Tcp(listener.local_addr()?);
+    Ok(Listener { inner: Inner::Tcp(Async::new(listener)?), place, _file: None })
 }
 
 /// Removes a socket that nobody listens on any more: what a killed gateway leaves. Anything else stays.

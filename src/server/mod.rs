@@ -29,6 +29,7 @@ use std::convert::Infallible;
 use std::hash::RandomState;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
@@ -106,6 +107,17 @@ impl Server {
     pub fn bind(config: &Config) -> io::Result<Server> {
         let listeners = Listeners::bind(&config.server)?;
         Ok(Server { listeners, config: config.clone(), reloads: async_channel::bounded(1) })
+    }
+
+    /// On listening sockets that another program has opened, in the place of those that the configuration names.
+    pub fn adopt(config: &Config, sockets: Vec<OwnedFd>) -> io::Result<Server> {
+        let listeners = Listeners::adopt(sockets)?;
+        Ok(Server { listeners, config: config.clone(), reloads: async_channel::bounded(1) })
+    }
+
+    /// Whether its sockets were opened by another program.
+    pub fn is_adopted(&self) -> bool {
+        self.listeners.are_given()
     }
 
     /// Takes configurations to go on with while it runs.

@@ -64,7 +64,12 @@ impl Process {
 
     /// The same after a line of shell (`ulimit`) and with environment variables.
     pub fn serve_with(config: &Path, shell: &str, env: &[(&str, &str)]) -> Process {
-        let mut process = Process::spawn(config, shell, env);
+        Process::serve_given(config, shell, env, Stdio::null())
+    }
+
+    /// The same with this standard input.
+    pub fn serve_given(config: &Path, shell: &str, env: &[(&str, &str)], stdin: Stdio) -> Process {
+        let mut process = Process::spawn(config, shell, env, stdin);
         process.read_log();
         process
     }
@@ -76,14 +81,15 @@ impl Process {
 
     /// Serves what `config` says, with a standard error that fills up.
     pub fn serve_unread(config: &Path) -> Process {
-        Process::spawn(config, "", &[])
+        Process::spawn(config, "", &[], Stdio::null())
     }
 
-    fn spawn(config: &Path, shell: &str, env: &[(&str, &str)]) -> Process {
+    fn spawn(config: &Path, shell: &str, env: &[(&str, &str)], stdin: Stdio) -> Process {
         let mut child = Command::new("sh")
             .args(["-c", &format!("{shell}\nexec \"$0\" --config \"$1\""), BINARY])
             .arg(config)
             .envs(env.iter().copied())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
