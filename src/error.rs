@@ -189,6 +189,8 @@ pub enum Error {
         /// The limit in bytes.
         limit_bytes: u64,
     },
+    /// Plain HTTP on a port that speaks TLS: 400.
+    PlainHttp,
     /// The gateway is shutting down: 503.
     ShuttingDown,
     /// DNS, TCP or TLS to the provider failed: 502.
@@ -334,6 +336,7 @@ impl Error {
                 "The bodies of the requests that wait fill all memory set aside for them: {limit_bytes} bytes \
                  (server.max_buffered_bytes). Try again later."
             ),
+            Error::PlainHttp => "This port speaks https, not plain http. Use https:// in the address.".into(),
             Error::ShuttingDown => "The gateway is shutting down. Try again in a few seconds.".into(),
             Error::UpstreamUnreachable { provider, reason } => {
                 format!("The provider {} cannot be reached: {}.", quote(provider), clip(reason))
@@ -412,6 +415,7 @@ impl Error {
                 | Error::RequestTimeout { .. }
                 | Error::TooManyConnections { .. }
                 | Error::BuffersFull { .. }
+                | Error::PlainHttp
                 | Error::ShuttingDown
                 | Error::Internal
         )
@@ -446,6 +450,7 @@ impl Error {
             Error::DailyLimit { .. } => (503, RATE, "daily_limit_reached"),
             Error::TooManyConnections { .. } => (503, RATE, "too_many_connections"),
             Error::BuffersFull { .. } => (503, RATE, "buffers_full"),
+            Error::PlainHttp => (400, INVALID, "plain_http"),
             Error::ShuttingDown => (503, API, "shutting_down"),
             Error::UpstreamUnreachable { .. } => (502, API, "upstream_unreachable"),
             Error::UpstreamTimeout { .. } => (504, API, "upstream_timeout"),

@@ -97,7 +97,7 @@ fn several_are_served_on_at_once() {
     let listeners = [listener(), listener(), listener()];
     let addresses = listeners.each_ref().map(|listener| listener.local_addr().expect("it is bound"));
     let server = Server::adopt(&parse(&text), Vec::from(listeners.map(OwnedFd::from))).expect("listeners");
-    assert_eq!(server.places(), addresses.map(Place::Tcp));
+    assert_eq!(server.places(), addresses.map(Place::Http));
     let (stop, stopped) = async_channel::bounded(1);
     let serving = std::thread::spawn(move || smol::block_on(server.run(stopped)));
     for address in addresses {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use limitrate::config::{
     self, Budget, Config, CooldownScope, Day, DayReset, Fairness, Mode, ModelLimit, Origins, Pace, Priority, RateLimit,
@@ -108,6 +108,7 @@ fn defaults() {
     let server = &config.server;
     assert_eq!((server.host.as_str(), server.port, &server.socket), ("0.0.0.0", Some(8080), &None));
     assert_eq!(server.auth_token, None);
+    assert_eq!(server.tls, None);
     assert_eq!((&server.trusted_proxies, &server.cors_origins), (&TrustedProxies::default(), &Origins::Unset));
     assert_eq!((server.max_body_bytes, server.max_head_bytes), (32 << 20, 32 << 10));
     assert_eq!(server.max_connections, 1024);
@@ -150,6 +151,11 @@ fn every_key_arrives() {
     let server = &config.server;
     assert_eq!((server.host.as_str(), server.port), ("::1", Some(9090)));
     assert_eq!(server.socket, Some(Socket { path: Path::new(FIXTURES).join("valid/s.sock"), mode: 0o600 }));
+    let tls = server.tls.as_ref().expect("a certificate with its key");
+    assert!(
+        tls.is_valid_at(UNIX_EPOCH + Duration::from_secs(2_000_000_000)) && !tls.is_valid_at(UNIX_EPOCH),
+        "{tls:?}"
+    );
     assert_eq!(server.auth_token.as_ref().map(|token| token.reveal()), Some("a token"));
     let origins = ["https://chat.example.com", "http://localhost:3000", "app://obsidian.md"].map(str::to_owned);
     assert_eq!(server.cors_origins, Origins::Listed(origins.to_vec()));
@@ -301,6 +307,7 @@ fn every_setting_of_the_example_can_be_switched_on() {
     let defaults = load_valid("minimal.yaml");
     let without_examples = config::Server {
         socket: None,
+        tls: None,
         auth_token: None,
         trusted_proxies: TrustedProxies::default(),
         cors_origins: Origins::Unset,

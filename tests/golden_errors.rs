@@ -64,6 +64,7 @@ samples! {
     DailyLimit { provider: "openrouter".into(), resets_in: Duration::from_secs(3_661) }
     TooManyConnections { max_connections: 1024 }
     BuffersFull { limit_bytes: 268_435_456 }
+    PlainHttp {}
     ShuttingDown {}
     UpstreamUnreachable { provider: "nim".into(), reason: "connection refused (127.0.0.1:9)".into() }
     UpstreamTimeout { provider: "nim".into(), waited: Duration::from_secs(600) }

@@ -9,87 +9,19 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use openssl::asn1::Asn1Time;
-use openssl::bn::BigNum;
-use openssl::ec::{EcGroup, EcKey};
-use openssl::hash::MessageDigest;
-use openssl::nid::Nid;
-use openssl::pkey::{PKey, Private};
 use openssl::ssl::{NameType, SslAcceptor, SslMethod, SslStream, SslVersion};
-use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
-use openssl::x509::{X509, X509Builder, X509Name, X509NameBuilder};
+use openssl::x509::extension::SubjectAlternativeName;
 
-use support::{Client, Ended, Gateway, Manner, PATIENCE, Process, Proxy, Response, UNSHAPED, post, provider_at};
+use support::{
+    Client, Ended, Gateway, Identity, Manner, PATIENCE, Proxy, Response, UNSHAPED, localhost, post, provider_at,
+};
 
 const CHAT: &str = "/v1/chat/completions";
 const BODY: &str = r#"{"model":"m","messages":[]}"#;
 const BODY_END: &[u8] = br#""messages":[]}"#;
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
 const UNTIL_CLOSE: &str = "HTTP/1.1 200 OK\r\n\r\nhello";
-
-/// A certificate and its key.
-struct Identity {
-    certificate: X509,
-    key: PKey<Private>,
-}
-
-impl Identity {
-    /// A CA.
-    fn authority() -> Identity {
-        let key = new_key();
-        let mut builder = certificate("the test's CA", &key, 1);
-        builder.append_extension(BasicConstraints::new().critical().ca().build().unwrap()).unwrap();
-        builder.set_issuer_name(&name("the test's CA")).unwrap();
-        builder.sign(&key, MessageDigest::sha256()).unwrap();
-        Identity { certificate: builder.build(), key }
-    }
-
-    /// A server's, valid for these names for so many days (below zero: expired).
-    fn issue(&self, names: &SubjectAlternativeName, days: i64) -> Identity {
-        let key = new_key();
-        let mut builder = certificate("a provider", &key, days);
-        let extension = names.build(&builder.x509v3_context(Some(&self.certificate), None)).unwrap();
-        builder.append_extension(extension).unwrap();
-        builder.set_issuer_name(self.certificate.subject_name()).unwrap();
-        builder.sign(&self.key, MessageDigest::sha256()).unwrap();
-        Identity { certificate: builder.build(), key }
-    }
-
-    /// `ca_file:` with this certificate.
-    fn ca_file(&self) -> String {
-        let pem = String::from_utf8(self.certificate.to_pem().unwrap()).unwrap();
-        format!("ca_file: {}", Process::file("ca.pem", &pem).display())
-    }
-}
-
-fn new_key() -> PKey<Private> {
-    let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
-    PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap()
-}
-
-fn name(common: &str) -> X509Name {
-    let mut builder = X509NameBuilder::new().unwrap();
-    builder.append_entry_by_text("CN", common).unwrap();
-    builder.build()
-}
-
-/// All but issuer, extensions and signature. Valid since two days before it ends.
-fn certificate(common: &str, key: &PKey<Private>, days: i64) -> X509Builder {
-    let from_now = |days: i64| {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-        Asn1Time::from_unix(now.cast_signed() + days * 24 * 60 * 60).unwrap()
-    };
-    let mut builder = X509::builder().unwrap();
-    builder.set_version(2).unwrap();
-    builder.set_serial_number(&BigNum::from_u32(fastrand::u32(1..)).unwrap().to_asn1_integer().unwrap()).unwrap();
-    builder.set_subject_name(&name(common)).unwrap();
-    builder.set_pubkey(key).unwrap();
-    builder.set_not_before(&from_now(days - 2)).unwrap();
-    builder.set_not_after(&from_now(days)).unwrap();
-    builder
-}
 
 /// How a server speaks.
 #[derive(Clone, Copy)]
@@ -164,12 +96,6 @@ fn serve(tls: &mut SslStream<TcpStream>, manners: Manners, requests: &Sender<Vec
             }
         }
     }
-}
-
-fn localhost() -> SubjectAlternativeName {
-    let mut names = SubjectAlternativeName::new();
-    names.dns("localhost");
-    names
 }
 
 fn gateway(base_url: &str, extras: &str) -> Gateway {

@@ -3,7 +3,7 @@
 //! Tells what differs from the defaults and what follows from it. Shows no key, no token and no header.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::config::{
     self, Budget, Client, Config, Day, DayReset, Fairness, Mode, Origins, Pace, Priority, Routing, Server, Socket,
@@ -42,7 +42,8 @@ pub fn warnings(config: &Config) -> Vec<String> {
         };
         own.into_iter().chain(provider.models.iter().filter_map(of_model)).collect::<Vec<_>>()
     };
-    open_door(&config.server).into_iter().chain(config.providers.iter().flat_map(of_provider)).collect()
+    let of_server = open_door(&config.server).into_iter().chain(expired(&config.server));
+    of_server.chain(config.providers.iter().flat_map(of_provider)).collect()
 }
 
 /// A heading and the lines below it.
@@ -57,6 +58,9 @@ fn settings(server: &Server) -> Vec<(&'static str, String)> {
     if let Some(Socket { path, mode }) = &server.socket {
         let alone = if server.port.is_none() { ", and on no port" } else { "" };
         lines.push(("socket", format!("{} with the permissions {mode:04o}{alone}", path.display())));
+    }
+    if let Some(tls) = &server.tls {
+        lines.push(("tls", format!("1.2 and 1.3, certificate until {}", tls.ends())));
     }
     if server.trusted_proxies != TrustedProxies::default() {
         lines.push(("trusted", format!("{}, where they say for whom they ask", server.trusted_proxies)));
@@ -177,6 +181,11 @@ fn open_door(server: &Server) -> Option<String> {
          add server.auth_token to keep them out"
             .to_owned()
     })
+}
+
+fn expired(server: &Server) -> Option<String> {
+    let tls = server.tls.as_ref().filter(|tls| !tls.is_valid_at(SystemTime::now()))?;
+    Some(format!("the certificate in server.tls is not valid today (until {}); clients refuse it", tls.ends()))
 }
 
 /// A bucket that starts full lets more than `rpm` through in its first minute.

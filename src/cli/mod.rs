@@ -328,13 +328,14 @@ fn notify_systemd(state: &str) {
 
 /// Where to point an SDK at.
 fn directions(place: &Place) -> String {
-    let Place::Tcp(address) = place else { return place.to_string() };
-    if !address.ip().is_unspecified() {
-        return place.to_string();
-    }
+    let (scheme, address) = match place {
+        Place::Http(address) if address.ip().is_unspecified() => ("http", address),
+        Place::Https(address) if address.ip().is_unspecified() => ("https", address),
+        place => return place.to_string(),
+    };
     let port = address.port();
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    format!("http://localhost:{port}/v1, from other machines http://{host}:{port}/v1")
+    format!("{scheme}://localhost:{port}/v1, from other machines {scheme}://{host}:{port}/v1")
 }
 
 /// Standard output may be closed; that stops nobody from serving.

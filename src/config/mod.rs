@@ -1,7 +1,7 @@
 //! The validated configuration: what a YAML file means once every fault in it has been refused.
 //!
 //! Owns the types, their defaults, the expansion of `${VAR}` and the wording of every fault. Touches no environment (the
-//! caller passes one in) and no file but the configuration itself and the `ca_file`s it names; past this room no value
+//! caller passes one in) and no file but the configuration itself and the certificates and keys that it names; past this room no value
 //! means "maybe misconfigured".
 //!
 //! | file | owns |
@@ -12,6 +12,7 @@
 //! | `limits` | the same for `rate_limit:` and `retry:` |
 //! | `sharing` | the same for `clients:`, `api_keys:` and what else is shared |
 //! | `socket` | the same for `port:` and `socket:` |
+//! | `tls` | the same for `tls:`, and the certificate with its key |
 //! | `network`, `origins` | the same for `trusted_proxies:` and `cors_origins:` |
 //! | `base_url`, `proxy`, `expand`, `day_reset` | the small grammars inside values |
 //! | `faults` | how faults are printed |
@@ -29,6 +30,7 @@ mod read;
 mod section;
 mod sharing;
 mod socket;
+mod tls;
 mod tree;
 
 use std::fmt;
@@ -43,6 +45,7 @@ pub use faults::Faults;
 pub use network::{Network, TrustedProxies};
 pub use origins::Origins;
 pub use socket::Socket;
+pub use tls::Tls;
 
 /// Looks a variable up: its value, or `None` where it is not set.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -111,6 +114,8 @@ pub struct Server {
     pub port: Option<u16>,
     /// A unix socket to serve on, beside the port or alone.
     pub socket: Option<Socket>,
+    /// TLS on the port; `None`: plain HTTP.
+    pub tls: Option<Tls>,
     /// What callers have to send as `Authorization: Bearer ...`; `None` accepts everybody.
     pub auth_token: Option<Secret>,
     /// Whose X-Forwarded-For is believed; default nobody's.

@@ -12,7 +12,7 @@ use super::section::{Found, SECONDS_MIN, Section, Walk, join};
 use super::tree::{Kind, Node};
 use super::{
     BaseUrl, Config, Model, Provider, Secret, Server, base_url, limits, network, origins, proxy, read_bounded, sharing,
-    socket,
+    socket, tls,
 };
 
 const KIB: u64 = 1 << 10;
@@ -48,6 +48,10 @@ pub(super) fn config(walk: &mut Walk<'_>, root: &Node) -> Option<Config> {
 fn server(mut keys: Section<'_, '_, '_>) -> Server {
     let host = host(&mut keys);
     let (port, socket) = socket::doors(&mut keys);
+    let tls = tls::tls(&mut keys);
+    if port.is_none() {
+        keys.refuse("tls", "is of no use with port: null, since the socket speaks plain HTTP; remove one of the two");
+    }
     let auth_token =
         keys.secret("auth_token", "write the token that callers send, or remove the key to accept everybody");
     let clients = sharing::clients(&mut keys, auth_token.as_ref());
@@ -56,6 +60,7 @@ fn server(mut keys: Section<'_, '_, '_>) -> Server {
         host,
         port,
         socket,
+        tls,
         auth_token,
         trusted_proxies: network::trusted_proxies(&mut keys),
         cors_origins: origins::cors_origins(&mut keys),
@@ -224,7 +229,7 @@ fn ca_pem(walk: &mut Walk<'_>, found: &Found<'_>) -> Option<Vec<u8>> {
 }
 
 /// Only a regular file: a pipe or a device would keep the start waiting.
-fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is no regular file"));
     }

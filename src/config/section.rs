@@ -199,9 +199,9 @@ pub(super) struct Section<'w, 'e, 'n> {
     known: Vec<&'static str>,
 }
 
-impl<'e, 'n> Section<'_, 'e, 'n> {
+impl<'w, 'e, 'n> Section<'w, 'e, 'n> {
     /// Reports the keys that nobody asked for.
-    pub fn finish(self) {
+    pub fn finish(self) -> &'w mut Walk<'e> {
         for entry in self.entries.iter().filter(|entry| !self.known.contains(&entry.name)) {
             let remedy = match nearest(entry.name, &self.known) {
                 Some(name) => format!("did you mean {name}?"),
@@ -210,6 +210,7 @@ impl<'e, 'n> Section<'_, 'e, 'n> {
             let path = join(&self.path, entry.name);
             self.walk.faults.push(Fault { node: entry.key.id, path, problem: format!("is no known key; {remedy}") });
         }
+        self.walk
     }
 
     /// What `key` holds, an empty value included.

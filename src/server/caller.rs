@@ -202,7 +202,7 @@ impl Caller {
     }
 
     /// Ends the connection so that the caller can tell a broken body from a whole one: by a missing final chunk or missing
-    /// bytes, and where only the close marks the end, by a reset.
+    /// bytes, under TLS by a missing close_notify, and where only the close marks the end, by a reset.
     pub fn abort(&mut self) -> Gone {
         self.keep_alive = false;
         if self.framing == BodyLength::UntilClose {
@@ -232,7 +232,7 @@ impl Caller {
 
     /// Closes without cutting off the answer that is still on its way.
     pub async fn linger(mut self) {
-        if self.stream.finish().is_err() {
+        if !matches!(within(self.write_timeout, self.stream.finish()).await, Some(Ok(()))) {
             return;
         }
         let drain = async {
@@ -247,6 +247,11 @@ impl Caller {
             }
         };
         within(LINGER, drain).await;
+    }
+
+    /// Closes where nothing is under way.
+    pub async fn part(mut self) {
+        within(self.write_timeout, self.stream.close_notify()).await;
     }
 
     /// In whose shapes the request under way is answered.

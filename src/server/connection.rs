@@ -20,7 +20,7 @@ use super::client_address::Peer;
 use super::cors::Cors;
 use super::reload::Front;
 use super::stream::Stream;
-use super::{Gateway, routes};
+use super::{Gateway, routes, tls};
 use crate::deadline::within;
 use crate::error::Error;
 use crate::http1::{self, BodyDecoder, Framing, ReadError, Reader, RequestHead};
@@ -31,6 +31,7 @@ use crate::telemetry::Trace;
 pub async fn serve(front: Rc<Front>, stream: Stream, peer: Peer, _alive: Sender<Infallible>) {
     let gateway = front.gateway();
     let trace = Rc::new(Trace::new(peer.name().clone()));
+    let Some(stream) = tls::secure(&gateway, stream, &trace).await else { return };
     let caller = Caller::new(stream.clone(), trace, gateway.config.write_timeout, gateway.draining.clone());
     let mut connection = Connection { reader: Reader::new(stream), caller, front, gateway, peer, first: true };
     let ending = loop {
@@ -44,8 +45,10 @@ pub async fn serve(front: Rc<Front>, stream: Stream, peer: Peer, _alive: Sender<
             ending => break ending,
         }
     };
-    if ending == Next::Linger {
-        connection.caller.linger().await;
+    match ending {
+        Next::Linger => connection.caller.linger().await,
+        Next::Part => connection.caller.part().await,
+        Next::Request | Next::Close => {}
     }
 }
 
@@ -55,7 +58,9 @@ enum Next {
     Request,
     /// Our last word is on its way.
     Linger,
-    /// Nobody is there.
+    /// Nothing is under way.
+    Part,
+    /// Nobody is there, or the answer was broken off.
     Close,
 }
 
@@ -74,7 +79,7 @@ impl Connection {
     async fn one_request(&mut self) -> Next {
         self.caller.expect_request();
         if !self.something_comes().await {
-            return Next::Close;
+            return Next::Part;
         }
         self.caller.trace().arrives(Instant::now());
         self.gateway = self.front.gateway();

@@ -54,7 +54,9 @@ enum Inner {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
     /// With the port that was chosen for port 0.
-    Tcp(SocketAddr),
+    Http(SocketAddr),
+    /// The same under TLS.
+    Https(SocketAddr),
     /// A unix socket.
     Unix(PathBuf),
 }
@@ -62,7 +64,8 @@ pub enum Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::Tcp(address) => write!(f, "http://{address}/v1"),
+            Place::Http(address) => write!(f, "http://{address}/v1"),
+            Place::Https(address) => write!(f, "https://{address}/v1"),
             Place::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -117,7 +120,7 @@ impl Listeners {
             set_mode(path, *mode)?;
         }
         let moves = |listener: &mut Listener| match listener.place {
-            Place::Tcp(_) => port_moves,
+            Place::Http(_) | Place::Https(_) => port_moves,
             Place::Unix(_) => socket_moves,
         };
         let left = self.all.extract_if(.., moves).collect();
@@ -126,9 +129,13 @@ impl Listeners {
         Ok(left)
     }
 
-    /// All places.
-    pub fn places(&self) -> Vec<Place> {
-        self.all.iter().map(|listener| listener.place.clone()).collect()
+    /// All places, for ports that speak TLS or not.
+    pub fn places(&self, tls: bool) -> Vec<Place> {
+        let place = |listener: &Listener| match listener.place {
+            Place::Http(address) if tls => Place::Https(address),
+            ref place => place.clone(),
+        };
+        self.all.iter().map(place).collect()
     }
 
     /// The next caller, wherever it connects.
@@ -187,7 +194,7 @@ fn listen_on_port(host: &str, port: u16) -> io::Result<Listener> {
         let listener = TcpListener::bind((host, port))?;
         // std asks for a backlog of 128; listening again on the same socket only raises it.
         rustix::net::listen(&listener, BACKLOG)?;
-        let place = Place::Tcp(listener.local_addr()?);
+        let place = Place::Http(listener.local_addr()?);
         Ok(Listener { inner: Inner::Tcp(Async::new(listener)?), place, _file: None })
     };
     listen().map_err(|error: io::Error| io::Error::new(error.kind(), format!("cannot serve on {host}:{port}: {error}")))
@@ -224,7 +231,7 @@ fn adopt(socket: OwnedFd) -> io::Result<Listener> {
         return Ok(Listener { inner: Inner::Unix(Async::new(listener)?), place: Place::Unix(path), _file: None });
     }
     let listener = TcpListener::from(socket);
-    let place = Place::Tcp(listener.local_addr()?);
+    let place = Place::Http(listener.local_addr()?);
     Ok(Listener { inner: Inner::Tcp(Async::new(listener)?), place, _file: None })
 }
 

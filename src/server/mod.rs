@@ -5,7 +5,7 @@
 //! [`proxy`] sends it on and relays the answer, [`heartbeat`] keeps its caller patient meanwhile, [`seam`] knows where a
 //! stream may break, [`caller`] writes, [`client_address`] says who asks,
 //! [`cors`] which web pages may. [`keeper`] remembers for the next start, [`reload`] changes everything while it
-//! runs.
+//! runs. [`listener`], [`stream`] and [`tls`] are the ways in.
 //! Knows nothing of how a provider is reached or shaped.
 
 mod budget;
@@ -23,6 +23,7 @@ mod routes;
 mod seam;
 mod stream;
 mod terms;
+mod tls;
 mod token;
 
 use std::convert::Infallible;
@@ -127,13 +128,15 @@ impl Server {
 
     /// Where it listens: at least one place.
     pub fn places(&self) -> Vec<Place> {
-        self.listeners.places()
+        self.listeners.places(self.config.server.tls.is_some())
     }
 
     /// The address among these places.
     pub fn local_addr(&self) -> Option<SocketAddr> {
-        let address = |place| if let Place::Tcp(address) = place { Some(address) } else { None };
-        self.places().into_iter().find_map(address)
+        self.places().into_iter().find_map(|place| match place {
+            Place::Http(address) | Place::Https(address) => Some(address),
+            Place::Unix(_) => None,
+        })
     }
 
     /// Serves on the current thread until `stop` says so or its sender is gone, and returns when the last caller is.
@@ -325,9 +328,13 @@ fn admit(
 }
 
 /// Tells a caller that there is no room. The patient way makes sure that the answer arrives even if the caller still
-/// sends; for a flood of them there is no time for that.
+/// sends; for a flood of them there is no time for that, nor for handshakes.
 async fn turn_away(gateway: Rc<Gateway>, stream: Stream, peer: Peer, patient: bool, _alive: Sender<Infallible>) {
+    if !patient && gateway.config.tls.is_some() {
+        return;
+    }
     let trace = Rc::new(Trace::new(peer.name().clone()));
+    let Some(stream) = tls::secure(&gateway, stream, &trace).await else { return };
     let mut caller = Caller::new(stream, trace.clone(), gateway.config.write_timeout, gateway.draining.clone());
     let error = Error::TooManyConnections { max_connections: gateway.config.max_connections };
     let told = caller.error(&error).await;

@@ -56,7 +56,7 @@ pub(super) fn reload(
 ) -> Vec<Listener> {
     let before = front.gateway();
     let Config { log: settings, server, providers: configs } = config;
-    let places = listeners.places();
+    let places = listeners.places(before.config.tls.is_some());
     let left = match listeners.move_to(&before.config, &server) {
         Ok(left) => left,
         Err(error) => {
@@ -65,8 +65,9 @@ pub(super) fn reload(
         }
     };
     log::change(settings);
-    if listeners.places() != places {
-        log::info(format_args!("from now on at {}", list(&listeners.places())));
+    let new_places = listeners.places(server.tls.is_some());
+    if new_places != places {
+        log::info(format_args!("from now on at {}", list(&new_places)));
     }
     let changes = changes(&before.config, &server, &front.configured.borrow(), &configs);
     let provider = |config: &config::Provider| {

@@ -1,5 +1,6 @@
 //! The bytes of one caller's connection, whichever way it came.
 
+use std::future::poll_fn;
 use std::io;
 use std::net;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,6 +15,8 @@ use async_net::unix::UnixStream;
 use async_net::{Shutdown, TcpStream};
 use futures_lite::io::{AsyncRead, AsyncWrite};
 
+use super::tls::Tls;
+
 /// A caller's connection. Clones are the same connection.
 #[derive(Debug, Clone)]
 pub enum Stream {
@@ -21,6 +24,8 @@ pub enum Stream {
     Tcp(TcpStream),
     /// A unix socket.
     Unix(UnixStream),
+    /// TLS over TCP.
+    Tls(Tls),
 }
 
 impl Stream {
@@ -30,6 +35,7 @@ impl Stream {
         match self {
             Stream::Tcp(tcp) => Arc::<Async<net::TcpStream>>::from(tcp.clone()).readable().await,
             Stream::Unix(unix) => Arc::<Async<unix::net::UnixStream>>::from(unix.clone()).readable().await,
+            Stream::Tls(tls) => tls.readable().await,
         }
     }
 
@@ -38,14 +44,25 @@ impl Stream {
         match self {
             Stream::Tcp(tcp) => Pin::new(tcp).poll_write(cx, bytes),
             Stream::Unix(unix) => Pin::new(unix).poll_write(cx, bytes),
+            Stream::Tls(tls) => tls.poll_write(cx, bytes),
         }
     }
 
     /// Says that nothing more comes; reading goes on.
-    pub fn finish(&mut self) -> io::Result<()> {
+    pub async fn finish(&mut self) -> io::Result<()> {
+        self.close_notify().await?;
         match self {
             Stream::Tcp(tcp) => tcp.shutdown(Shutdown::Write),
             Stream::Unix(unix) => unix.shutdown(Shutdown::Write),
+            Stream::Tls(tls) => tls.shutdown(),
+        }
+    }
+
+    /// Says under TLS that what came is whole.
+    pub async fn close_notify(&mut self) -> io::Result<()> {
+        match self {
+            Stream::Tcp(_) | Stream::Unix(_) => Ok(()),
+            Stream::Tls(tls) => poll_fn(|cx| tls.poll_close_notify(cx)).await,
         }
     }
 
@@ -60,6 +77,7 @@ impl AsFd for Stream {
         match self {
             Stream::Tcp(tcp) => tcp.as_fd(),
             Stream::Unix(unix) => unix.as_fd(),
+            Stream::Tls(tls) => tls.as_fd(),
         }
     }
 }
@@ -69,6 +87,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Stream::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Stream::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
+            Stream::Tls(tls) => tls.poll_read(cx, buf),
         }
     }
 }

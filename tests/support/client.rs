@@ -1,7 +1,6 @@
 //! A caller: a raw HTTP/1.1 client that shows when each byte came and how the answer ended.
 
 use std::fmt;
-use std::io::Write;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -9,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use openssl::ssl::SslStream;
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
 
 use super::PATIENCE;
@@ -109,6 +109,17 @@ impl Client {
         Client::on(TcpStream::from(OwnedFd::from(UnixStream::connect(path).expect("connect to the socket"))))
     }
 
+    /// In a session that stands.
+    pub fn over_tls(session: SslStream<TcpStream>) -> Client {
+        session.get_ref().set_read_timeout(Some(PATIENCE)).expect("set a read timeout");
+        Client { wire: Wire::over_tls(session), framing: Framing::UntilClose, head_request: false }
+    }
+
+    /// Says under TLS that nothing more comes.
+    pub fn close_notify(&mut self) {
+        self.wire.session().shutdown().expect("send a close_notify");
+    }
+
     fn on(stream: TcpStream) -> Client {
         // No matter on a unix socket.
         let _ = stream.set_nodelay(true);
@@ -120,7 +131,7 @@ impl Client {
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let bytes = bytes.as_ref();
         self.head_request = bytes.starts_with(b"HEAD ");
-        self.wire.stream().write_all(bytes).expect("send to the gateway");
+        self.wire.write_all(bytes).expect("send to the gateway");
     }
 
     pub fn post_json(&mut self, path: &str, body: impl AsRef<[u8]>) {

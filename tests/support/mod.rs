@@ -10,6 +10,7 @@
 mod client;
 mod closed;
 mod gateway;
+mod identity;
 mod line;
 mod process;
 mod proxy;
@@ -20,6 +21,7 @@ mod wire;
 pub use client::{Chunk, Client, Ended, Response, get, post, post_with};
 pub use closed::ClosedPort;
 pub use gateway::{Gateway, UNSHAPED, burst, provider_at, provider_yaml, spaced};
+pub use identity::{Identity, localhost};
 pub use line::Line;
 pub use process::Process;
 pub use proxy::{Manner, Proxy};

@@ -146,7 +146,7 @@ impl Process {
     /// Waits until so many requests wait in the first provider's queue.
     pub fn wait_queued(&self, n: u64) {
         let deadline = Instant::now() + PATIENCE;
-        while get(self.addr, "/admin/stats").json()["providers"][0]["queued_ahead"] != n {
+        while get(self.addr(), "/admin/stats").json()["providers"][0]["queued_ahead"] != n {
             assert!(Instant::now() < deadline, "not {n} in line");
             thread::sleep(Duration::from_millis(2));
         }

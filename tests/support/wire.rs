@@ -4,10 +4,12 @@
 //! malformed message fails the test that caused it.
 
 use std::fmt;
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Instant;
+
+use openssl::ssl::SslStream;
 
 /// Why no more bytes come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +72,8 @@ impl Head {
 /// A socket's incoming bytes: what has been read and not been taken yet, and a log of all of it.
 pub struct Wire {
     stream: Arc<TcpStream>,
+    /// Of the same socket.
+    session: Option<SslStream<TcpStream>>,
     buffer: Vec<u8>,
     last_read: Instant,
     /// Everything that was ever read, for the message of a failing test.
@@ -78,7 +82,24 @@ pub struct Wire {
 
 impl Wire {
     pub fn new(stream: Arc<TcpStream>) -> Self {
-        Wire { stream, buffer: Vec::new(), last_read: Instant::now(), log: Vec::new() }
+        Wire { stream, session: None, buffer: Vec::new(), last_read: Instant::now(), log: Vec::new() }
+    }
+
+    /// What a TLS session brings; its end without a close_notify counts as a reset.
+    pub fn over_tls(session: SslStream<TcpStream>) -> Self {
+        let stream = session.get_ref().try_clone().expect("a second descriptor");
+        Wire { session: Some(session), ..Wire::new(Arc::new(stream)) }
+    }
+
+    pub fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        match &mut self.session {
+            Some(session) => session.write_all(bytes),
+            None => (&*self.stream).write_all(bytes),
+        }
+    }
+
+    pub fn session(&mut self) -> &mut SslStream<TcpStream> {
+        self.session.as_mut().expect("it speaks TLS")
     }
 
     pub fn stream(&self) -> &TcpStream {
@@ -89,7 +110,11 @@ impl Wire {
     pub fn fill(&mut self) -> Result<(), End> {
         let mut piece = [0; 16 * 1024];
         let n = loop {
-            match (&*self.stream).read(&mut piece) {
+            let read = match &mut self.session {
+                Some(session) => session.read(&mut piece),
+                None => (&*self.stream).read(&mut piece),
+            };
+            match read {
                 Ok(n) => break n,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {

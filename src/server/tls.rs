@@ -1,0 +1,185 @@
+//! TLS towards callers: the handshake, and the bytes of a session, on a connection that stays ours to watch.
+//!
+//! OpenSSL's own session, driven by the reactor: a read takes what has come, a write writes, and neither waits for the other.
+//! The handshake computes on the executor's own thread, since the thread that relays and grants must not wait for that; it
+//! may take as long as a request's head.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use async_io::Async;
+use async_net::{Shutdown, TcpStream};
+use futures_lite::future;
+use openssl::ssl::{self, ErrorCode, Ssl, SslContext, SslStream};
+
+use super::Gateway;
+use super::caller::Caller;
+use super::stream::Stream;
+use crate::deadline::within;
+use crate::error::Error;
+use crate::telemetry::Trace;
+
+/// A session. Clones are the same one.
+#[derive(Clone)]
+pub struct Tls {
+    socket: Socket,
+    session: Rc<RefCell<SslStream<Socket>>>,
+}
+
+/// What a caller's connection becomes under `server.tls`; nothing if that fails. Who speaks plain HTTP to the port is told
+/// so in plain HTTP, which `trace` notes.
+pub async fn secure(gateway: &Gateway, stream: Stream, trace: &Rc<Trace>) -> Option<Stream> {
+    match (&gateway.config.tls, stream) {
+        // Boxed, so that no other connection holds the room for it.
+        (Some(tls), Stream::Tcp(tcp)) => Box::pin(shake_hands(gateway, tls.context(), tcp, trace)).await,
+        (_, stream) => Some(stream),
+    }
+}
+
+async fn shake_hands(gateway: &Gateway, context: &SslContext, tcp: TcpStream, trace: &Rc<Trace>) -> Option<Stream> {
+    let going_down = async {
+        gateway.draining.begins().await;
+        None
+    };
+    let greeting = future::or(greeting(context, tcp.clone().into()), going_down);
+    match within(gateway.config.header_timeout, greeting).await?? {
+        Greeting::Tls(tls) => Some(Stream::Tls(tls)),
+        Greeting::PlainHttp => {
+            let (write_timeout, draining) = (gateway.config.write_timeout, gateway.draining.clone());
+            let mut caller = Caller::new(Stream::Tcp(tcp), trace.clone(), write_timeout, draining);
+            let told = caller.error(&Error::PlainHttp).await;
+            if let Some(record) = trace.ends(told.is_err(), Instant::now()) {
+                gateway.telemetry.record(record);
+            }
+            if told.is_ok() {
+                caller.linger().await;
+            }
+            None
+        }
+    }
+}
+
+enum Greeting {
+    Tls(Tls),
+    PlainHttp,
+}
+
+/// A handshake begins with the byte 22 (RFC 8446 section 5.1), a request with a letter.
+async fn greeting(context: &SslContext, socket: Arc<Async<net::TcpStream>>) -> Option<Greeting> {
+    let mut first = [0];
+    if socket.peek(&mut first).await.ok()? == 0 {
+        return None;
+    }
+    if first[0].is_ascii_alphabetic() {
+        return Some(Greeting::PlainHttp);
+    }
+    let socket = Socket(socket);
+    let session = SslStream::new(Ssl::new(context).ok()?, socket.clone()).ok()?;
+    let session = smol::spawn(handshake(session)).await.ok()?;
+    Some(Greeting::Tls(Tls { socket, session: Rc::new(RefCell::new(session)) }))
+}
+
+async fn handshake(mut session: SslStream<Socket>) -> io::Result<SslStream<Socket>> {
+    loop {
+        let Err(error) = session.accept() else { return Ok(session) };
+        match error.code() {
+            ErrorCode::WANT_READ => session.get_ref().0.readable().await?,
+            ErrorCode::WANT_WRITE => session.get_ref().0.writable().await?,
+            _ => return Err(into_io(error)),
+        }
+    }
+}
+
+impl Tls {
+    /// Waits until a read may bring something.
+    pub async fn readable(&self) -> io::Result<()> {
+        // What OpenSSL holds of a record, no reactor knows of.
+        if self.session.borrow().ssl().pending() > 0 {
+            return Ok(());
+        }
+        self.socket.0.readable().await
+    }
+
+    /// Reads; 0 is a close_notify. An end without one is an error.
+    pub fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.poll(cx, |session| session.ssl_read(buf))
+    }
+
+    /// Writes one record at most.
+    pub fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll(cx, |session| session.ssl_write(bytes))
+    }
+
+    /// Says with a close_notify that this was all (RFC 8446 section 6.1); the caller's own is not waited for.
+    pub fn poll_close_notify(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll(cx, |session| session.shutdown().map(|_| 0)).map_ok(|_| ())
+    }
+
+    /// Ends the connection's writing side below the session.
+    pub fn shutdown(&self) -> io::Result<()> {
+        self.socket.0.get_ref().shutdown(Shutdown::Write)
+    }
+
+    /// Tries a step until it is done, whichever way OpenSSL has to wait for it.
+    fn poll(
+        &self,
+        cx: &mut Context<'_>,
+        mut step: impl FnMut(&mut SslStream<Socket>) -> Result<usize, ssl::Error>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let error = match step(&mut self.session.borrow_mut()) {
+                Ok(done) => return Poll::Ready(Ok(done)),
+                Err(error) => error,
+            };
+            match error.code() {
+                ErrorCode::WANT_READ => ready!(self.socket.0.poll_readable(cx))?,
+                ErrorCode::WANT_WRITE => ready!(self.socket.0.poll_writable(cx))?,
+                ErrorCode::ZERO_RETURN => return Poll::Ready(Ok(0)),
+                _ => return Poll::Ready(Err(into_io(error))),
+            }
+        }
+    }
+}
+
+impl AsFd for Tls {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.0.as_fd()
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Tls").field(&self.socket).finish()
+    }
+}
+
+fn into_io(error: ssl::Error) -> io::Error {
+    error.into_io_error().unwrap_or_else(io::Error::other)
+}
+
+/// The connection as OpenSSL sees it: a call that would have to wait says so.
+#[derive(Debug, Clone)]
+struct Socket(Arc<Async<net::TcpStream>>);
+
+impl Read for Socket {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.get_ref().read(buf)
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.get_ref().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
