@@ -192,6 +192,27 @@ fn the_listener_moves_with_the_address_and_stays_where_that_is_taken() {
 }
 
 #[test]
+fn who_is_believed_and_which_pages_may_call_changes_between_two_requests_of_a_connection() {
+    let upstream = Upstream::answering(|_, _| Reply::ok());
+    let provider = provider_yaml("p", upstream.addr(), &["m"], &spaced(NEVER_MS), "");
+    let (file, process) = serve("", &provider);
+    let mut client = Client::connect(process.addr());
+    let headers = "X-Forwarded-For: 192.0.2.1\r\nOrigin: https://chat.example.com\r\n";
+    client.post_json_with(CHAT, headers, BODY);
+    assert_eq!(client.read_response().header("access-control-allow-origin"), None);
+    let front = "trusted_proxies: [127.0.0.1]\ncors_origins: [\"https://chat.example.com\"]";
+    reload(&process, &file, &yaml(front, &provider));
+    client.post_json_with(CHAT, headers, "{}");
+    assert_eq!(
+        client.read_response().header("access-control-allow-origin").as_deref(),
+        Some("https://chat.example.com")
+    );
+    client.post_json_with(CHAT, headers, BODY);
+    wait_queued(process.addr(), 1);
+    assert_eq!(get(process.addr(), "/admin/queue").json()["queue"][0]["client"], "192.0.2.1");
+}
+
+#[test]
 fn an_unchanged_file_says_so() {
     let upstream = Upstream::answering(|_, _| Reply::ok());
     let providers =

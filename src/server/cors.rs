@@ -38,14 +38,16 @@ pub enum Cors {
 impl Cors {
     /// For a request with these headers.
     pub fn of(origins: &Origins, headers: &Headers) -> Cors {
+        if *origins == Origins::Unset {
+            return Cors::Off;
+        }
         let origin = headers.get("origin").and_then(|origin| std::str::from_utf8(origin).ok());
         match (origins, origin) {
-            (Origins::Unset, _) => Cors::Off,
             (Origins::Any, Some(_)) => Cors::Granted("*".to_owned()),
             (Origins::Listed(known), Some(origin)) if known.iter().any(|known| known == origin) => {
                 Cors::Granted(origin.to_owned())
             }
-            (Origins::Any | Origins::Listed(_), _) => Cors::Denied,
+            _ => Cors::Denied,
         }
     }
 

@@ -29,7 +29,7 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// Waits until a read brings something, the end included. Asks the reactor only: that costs no system call each time
+    /// Waits until more has come from the caller, the end included. Asks the reactor only: that costs no system call each time
     /// it is polled for another reason.
     pub async fn readable(&self) -> io::Result<()> {
         match self {

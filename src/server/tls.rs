@@ -98,12 +98,8 @@ async fn handshake(mut session: SslStream<Socket>) -> io::Result<SslStream<Socke
 }
 
 impl Tls {
-    /// Waits until a read may bring something.
+    /// Waits until more has come. What OpenSSL holds of a record already is not meant: an end is never among that.
     pub async fn readable(&self) -> io::Result<()> {
-        // What OpenSSL holds of a record, no reactor knows of.
-        if self.session.borrow().ssl().pending() > 0 {
-            return Ok(());
-        }
         self.socket.0.readable().await
     }
 
