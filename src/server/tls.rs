@@ -54,6 +54,7 @@ async fn shake_hands(gateway: &Gateway, context: &SslContext, tcp: TcpStream, tr
         Greeting::PlainHttp => {
             let (write_timeout, draining) = (gateway.config.write_timeout, gateway.draining.clone());
             let mut caller = Caller::new(Stream::Tcp(tcp), trace.clone(), write_timeout, draining);
+            caller.expect_request();
             let told = caller.error(&Error::PlainHttp).await;
             if let Some(record) = trace.ends(told.is_err(), Instant::now()) {
                 gateway.telemetry.record(record);
