@@ -375,6 +375,29 @@ fn a_reload_takes_the_new_certificate_though_the_file_is_the_same_and_no_faulty_
 }
 
 #[test]
+fn health_and_top_ask_in_tls_where_the_file_says_so() {
+    let upstream = Upstream::answering(|_, _| Reply::ok());
+    let tls = Identity::authority().issue(&localhost(), 1).tls();
+    let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = probe.local_addr().unwrap().port();
+    drop(probe);
+    let text = file_text(&format!("  {tls}\n"), &upstream).replace("port: 0", &format!("port: {port}"));
+    let file = Process::file("config.yaml", &text);
+    let _process = Process::serve(&file);
+    let said = |command: &str, place: &str, value: &str| {
+        let output = Process::run(&[command, place, value]);
+        (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let (code, words) = said("health", "--config", file.to_str().unwrap());
+    assert!(code == Some(0) && words.starts_with(&format!("https://127.0.0.1:{port} is well")), "{words}");
+    let (code, screen) = said("top", "--config", file.to_str().unwrap());
+    assert!(code == Some(0) && screen.contains("\np "), "{screen}");
+    // A URL may lead anywhere: there the certificate counts.
+    let (code, words) = said("health", "--url", &format!("https://localhost:{port}"));
+    assert!(code == Some(1) && words.contains("certificate"), "{words}");
+}
+
+#[test]
 fn an_expired_certificate_is_warned_of() {
     let upstream = Upstream::answering(|_, _| Reply::ok());
     let authority = Identity::authority();

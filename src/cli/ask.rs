@@ -2,6 +2,7 @@
 //!
 //! Owns where a gateway is to be found and one GET. What the answer means is for who asks.
 
+use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -79,7 +80,8 @@ impl Target {
             Ok(IpAddr::V6(ip)) => format!("[{ip}]:{port}"),
             _ => format!("{}:{port}", server.host),
         };
-        Target { way: Way::Plain, authority, token }
+        let way = if server.tls.is_some() { Way::Tls(None) } else { Way::Plain };
+        Target { way, authority, token }
     }
 
     /// With a token to show.
@@ -104,7 +106,27 @@ impl Target {
     }
 
     async fn fetch(&self, path: &str, limit_bytes: usize) -> Result<Vec<u8>, Problem> {
-        let mut reader = Reader::new(self.connect().await.map_err(|error| format!("can't connect: {error}"))?);
+        let unconnected = |error: &dyn Display| format!("can't connect: {error}");
+        if let Way::Socket(socket) = &self.way {
+            let unix = UnixStream::connect(socket).await.map_err(|error| unconnected(&error))?;
+            return self.get(unix, path, limit_bytes).await;
+        }
+        let tcp = TcpStream::connect(&*self.authority).await.map_err(|error| unconnected(&error))?;
+        let Way::Tls(name) = &self.way else { return self.get(tcp, path, limit_bytes).await };
+        let any = name.is_none();
+        let tls = TlsConnector::new().danger_accept_invalid_certs(any).danger_accept_invalid_hostnames(any);
+        let tls =
+            tls.connect(name.as_deref().unwrap_or("localhost"), tcp).await.map_err(|error| unconnected(&error))?;
+        self.get(tls, path, limit_bytes).await
+    }
+
+    async fn get(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        path: &str,
+        limit_bytes: usize,
+    ) -> Result<Vec<u8>, Problem> {
+        let mut reader = Reader::new(stream);
         let token = self.token.as_ref().map(|token| format!("Bearer {}", token.reveal()));
         let headers = token.iter().map(|token| ("Authorization", token.as_bytes()));
         let mut request = Vec::new();
@@ -126,27 +148,7 @@ impl Target {
         }
         Ok(body)
     }
-
-    async fn connect(&self) -> Result<Box<dyn Connection>, String> {
-        let said = |error: std::io::Error| error.to_string();
-        let (name, tls) = match &self.way {
-            Way::Socket(path) => return Ok(Box::new(UnixStream::connect(path).await.map_err(said)?)),
-            Way::Plain => return Ok(Box::new(TcpStream::connect(&*self.authority).await.map_err(said)?)),
-            Way::Tls(Some(name)) => (name.as_str(), TlsConnector::new()),
-            Way::Tls(None) => {
-                let any = TlsConnector::new().danger_accept_invalid_certs(true).danger_accept_invalid_hostnames(true);
-                ("localhost", any)
-            }
-        };
-        let tcp = TcpStream::connect(&*self.authority).await.map_err(said)?;
-        Ok(Box::new(tls.connect(name, tcp).await.map_err(|error| error.to_string())?))
-    }
 }
-
-/// Bytes both ways.
-trait Connection: AsyncRead + AsyncWrite + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Unpin> Connection for T {}
 
 impl From<String> for Problem {
     fn from(words: String) -> Problem {
