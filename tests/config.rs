@@ -1,6 +1,7 @@
 //! The configuration as a whole: files that load, files that are refused and with which words, the example.
 //!
-//! `fixtures/config/invalid/NAME.txt` is what is printed for `NAME.yaml`, to the letter.
+//! `fixtures/config/invalid/NAME.txt` is what is printed for `NAME.yaml`, to the letter. `UPDATE_GOLDEN=1` writes these
+//! files anew; the diff is then to be read.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -84,6 +85,9 @@ fn invalid_files_are_refused_in_these_words() {
         expected
     });
     for (file, faults) in found {
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            fs::write(&file, &faults).unwrap();
+        }
         assert_eq!(fs::read_to_string(&file).unwrap(), faults, "{}", file.display());
         for secret in ["secret", "-77", "0.77", "1234567890"] {
             assert!(!faults.contains(secret), "{} shows {secret}", file.display());
@@ -343,8 +347,19 @@ fn faults_are_placed_in_every_style() {
     ] {
         let expected = 1 + text.lines().position(|line| line.contains('@')).unwrap();
         let faults = parse(text).expect_err(text).to_string();
-        assert!(faults.starts_with(&format!("config.yaml:{expected}: ")), "{text}\n{faults}");
-        assert_eq!(faults.lines().count(), 1, "{text}\n{faults}");
+        assert!(faults.starts_with(&format!("config.yaml:{expected}:")), "{text}\n{faults}");
+        assert_eq!(faults.lines().count(), 3, "{text}\n{faults}");
+    }
+}
+
+#[test]
+fn faults_look_as_the_readmes_show_them() {
+    let before = "\n".repeat(8);
+    let provider = "  - name: a\n    base_url: http://h\n    models: [m]\n";
+    let text = format!("{before}providers:\n{provider}\n    rate_limit:\n      rpm: 40\n      max_wait_second: 60\n");
+    let shown = parse(&text).unwrap_err().to_string();
+    for name in ["README.md", "docs/README.zh-CN.md"] {
+        assert!(fs::read_to_string(name).unwrap().contains(&format!("```text\n{shown}\n```")), "{name}\n{shown}");
     }
 }
 

@@ -170,6 +170,41 @@ fn the_faults_of_a_file_show_no_key() {
         let faults = faults.err().unwrap_or_else(|| panic!("accepted {broken:?}"));
         assert_no_secret("the message", &faults.to_string());
     }
+    // A key where nobody looks for one, or in a file that nobody can read.
+    for broken in [
+        format!("apikey: {KEY}"),
+        format!("api_key : {KEY}\n    api_kye: {SECOND_KEY}"),
+        format!("api_key: {KEY}\nrate_limits: 4 # {SECOND_KEY}"),
+        format!("api_key: {KEY} # {SECOND_KEY}\n api_key: {KEY}"),
+        format!("api_key: {KEY}: {SECOND_KEY}"),
+        format!("api_key: \"{KEY}"),
+        format!("api_key: '{KEY} {SECOND_KEY}"),
+        format!("api_key: @{KEY}"),
+        format!("api_key: !{KEY} {SECOND_KEY}"),
+        format!("api_key: &{KEY} [*{SECOND_KEY}]"),
+        format!("api_key: [{KEY}, {SECOND_KEY}"),
+        format!("api_key: {{a: ${{KEY:-{KEY}}}}}"),
+        format!("api_key: ${{{KEY}"),
+        format!("api_key: |\n  {KEY}\n {SECOND_KEY}"),
+        format!("api_key:\n  {KEY}\n  {SECOND_KEY}\u{e9}"),
+        format!("{KEY}\napi_key: x"),
+        format!("\t{KEY}"),
+        format!("headers: {{max_queue: {HEADER}\u{e9}, rpm: {KEY}}}"),
+        format!("headers:\n  name: \"{HEADER}\\n\""),
+        format!("headers: {{x: {HEADER}}}\nmax_queue: 0"),
+        format!("{{headers: {{name: {HEADER},\n  port: {KEY}}}, max_queue: 0}}"),
+        format!("proxy: socks5://user:{KEY}@127.0.0.1:1"),
+        format!("proxy: http://user:{KEY}@127.0.0.1:0"),
+        format!("proxy: [http://user:{KEY}@127.0.0.1:1]"),
+        format!("prxy: http://user:{KEY}@127.0.0.1:1"),
+        format!("max_queue: 0 # proxy: http://user:{KEY}@127.0.0.1:1"),
+    ] {
+        let provider = provider_at("p", &format!("https://user:{HEADER}@127.0.0.1:1/v1"), &["m"], UNSHAPED, &broken);
+        let faults = config::parse(&format!("providers:\n{provider}"), Path::new("config.yaml"), &lookup);
+        let faults = faults.err().unwrap_or_else(|| panic!("accepted {broken:?}"));
+        assert_no_secret("the message", &faults.to_string());
+        faults.in_brief().for_each(|fault| assert_no_secret("the log", &fault));
+    }
     let provider = provider_at("p", "https://127.0.0.1:1/v1", &["m"], UNSHAPED, "");
     for broken in [
         format!("[{{name: a, token: {CLIENTS}}}, {{name: b, token: {CLIENTS}}}]"),

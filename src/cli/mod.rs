@@ -272,7 +272,10 @@ fn reload(file: &Path, reloads: &Sender<Config>) {
             // The latest counts.
             let _ = reloads.force_send(config);
         }
-        Err(faults) => log::error(format_args!("nothing was reloaded: {} can't be used\n{faults}", file.display())),
+        Err(faults) => {
+            log::error(format_args!("nothing was reloaded: {} can't be used", file.display()));
+            faults.in_brief().for_each(|fault| log::error(format_args!("{fault}")));
+        }
     }
 }
 

@@ -50,7 +50,8 @@ fn variable(inside: &str, env: Env<'_>) -> Result<String, String> {
     }
 }
 
-fn is_name(name: &str) -> bool {
+/// Whether a variable can be called that.
+pub(super) fn is_name(name: &str) -> bool {
     !name.starts_with(|first: char| first.is_ascii_digit())
         && !name.is_empty()
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')

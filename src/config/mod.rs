@@ -6,7 +6,7 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | `tree` | YAML text -> nodes, node -> line |
+//! | `tree` | YAML text -> nodes, node -> line and column |
 //! | `section` | typed reading of the keys of one mapping, gathering faults |
 //! | `read` | which keys there are, their defaults and bounds |
 //! | `limits` | the same for `rate_limit:` and `retry:` |
@@ -15,10 +15,11 @@
 //! | `tls` | the same for `tls:`, and the certificate with its key |
 //! | `network`, `origins` | the same for `trusted_proxies:` and `cors_origins:` |
 //! | `base_url`, `proxy`, `expand`, `day_reset` | the small grammars inside values |
-//! | `faults` | how faults are printed |
+//! | `faults`, `excerpt` | how faults are printed, and what of the file may be seen with them |
 
 mod base_url;
 mod day_reset;
+mod excerpt;
 mod expand;
 mod faults;
 mod limits;
@@ -73,7 +74,7 @@ pub fn load(path: &Path, env: Env<'_>) -> Result<Config, Faults> {
 
 /// Validates `text`, the content of `file`: the name faults go by, whose folder a relative `ca_file` starts from.
 pub fn parse(text: &str, file: &Path, env: Env<'_>) -> Result<Config, Faults> {
-    let tree = tree::parse(text).map_err(|fault| Faults::syntax(file, fault))?;
+    let tree = tree::parse(text).map_err(|fault| Faults::syntax(file, text, fault))?;
     if matches!(tree.kind, tree::Kind::Null) {
         return Err(Faults::whole_file(file, "is empty; copy config.example.yaml".into()));
     }
@@ -81,7 +82,7 @@ pub fn parse(text: &str, file: &Path, env: Env<'_>) -> Result<Config, Faults> {
     let mut walk = section::Walk::new(env, folder);
     match read::config(&mut walk, &tree) {
         Some(config) if walk.faults.is_empty() => Ok(config),
-        _ => Err(Faults::gathered(file, text, walk.faults)),
+        _ => Err(Faults::gathered(file, text, &tree, walk.faults)),
     }
 }
 

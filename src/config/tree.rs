@@ -1,6 +1,6 @@
 //! YAML text -> a tree of numbered nodes, and back from a number to a line.
 //!
-//! serde_yaml tells a position only with an error. So the tree counts its nodes as it is built, and [`line_of`] builds it
+//! serde_yaml tells a position only with an error. So the tree counts its nodes as it is built, and [`position_of`] builds it
 //! again with an error raised at one number: the position is the parser's own, whatever the style of the file.
 //! Knows no key of the configuration.
 
@@ -15,7 +15,7 @@ const NODE_LIMIT: usize = 100_000;
 /// One value or one key of the file.
 #[derive(Debug)]
 pub(super) struct Node {
-    /// Its place in reading order, for [`line_of`].
+    /// Its place in reading order, for [`position_of`].
     pub id: usize,
     /// What it is.
     pub kind: Kind,
@@ -66,9 +66,26 @@ pub(super) fn parse(text: &str) -> Result<Node, SyntaxFault> {
     })
 }
 
-/// The line, from 1, on which node `id` of the tree of `text` begins. A node behind an alias begins at its anchor.
-pub(super) fn line_of(text: &str, id: usize) -> Option<usize> {
-    build(text, Some(id)).err()?.location().map(|at| at.line())
+impl Node {
+    /// The node `id` in the tree below this one, and whether it is a key.
+    pub fn find(&self, id: usize) -> Option<(&Node, bool)> {
+        if self.id == id {
+            return Some((self, false));
+        }
+        match &self.kind {
+            Kind::List(items) => items.iter().find_map(|item| item.find(id)),
+            Kind::Map(entries) => entries.iter().find_map(|(key, value)| {
+                if key.id == id { Some((key, true)) } else { key.find(id).or_else(|| value.find(id)) }
+            }),
+            Kind::Null | Kind::Bool(_) | Kind::Number(_) | Kind::Text(_) => None,
+        }
+    }
+}
+
+/// Where node `id` of the tree of `text` begins: line and column, from 1, the column in characters. A node behind an alias
+/// begins at its anchor.
+pub(super) fn position_of(text: &str, id: usize) -> Option<(usize, usize)> {
+    build(text, Some(id)).err()?.location().map(|at| (at.line(), at.column()))
 }
 
 fn build(text: &str, stop_at: Option<usize>) -> Result<Node, serde_yaml::Error> {
@@ -254,7 +271,7 @@ mod tests {
             }
         }
         let tree = parse(text).unwrap();
-        line_of(text, find(&tree, wanted).unwrap().id).unwrap()
+        position_of(text, find(&tree, wanted).unwrap().id).unwrap().0
     }
 
     #[test]
@@ -286,8 +303,8 @@ mod tests {
         let text = "a: &one\n  x: 1\nb: *one\nc: 2\n";
         let tree = parse(text).unwrap();
         let Kind::Map(entries) = &tree.kind else { panic!("{tree:?}") };
-        let lines: Vec<_> =
-            entries.iter().map(|(key, value)| (line_of(text, key.id), line_of(text, value.id))).collect();
+        let line = |node: &Node| position_of(text, node.id).map(|at| at.0);
+        let lines: Vec<_> = entries.iter().map(|(key, value)| (line(key), line(value))).collect();
         assert_eq!(lines, [(Some(1), Some(1)), (Some(3), Some(1)), (Some(4), Some(4))]);
     }
 
