@@ -18,16 +18,25 @@ const SECOND_KEY: &str = "sk-an0ther";
 const HEADER: &str = "s3cret-in-a-header";
 const TOKEN: &str = "t0ken-of-the-gateway";
 const CLIENTS: &str = "t0ken-of-a-client";
+const PROXYS: &str = "pr0xy-password";
+/// `user:` and the former, as a proxy gets them (RFC 7617).
+const PROXYS_ENCODED: &str = "dXNlcjpwcjB4eS1wYXNzd29yZA";
 const CALLERS: &str = "k3y-of-the-caller";
-const ENV: [(&str, &str); 5] =
-    [("KEY", KEY), ("SECOND_KEY", SECOND_KEY), ("HEADER", HEADER), ("TOKEN", TOKEN), ("CLIENTS", CLIENTS)];
+const ENV: [(&str, &str); 6] = [
+    ("KEY", KEY),
+    ("SECOND_KEY", SECOND_KEY),
+    ("HEADER", HEADER),
+    ("TOKEN", TOKEN),
+    ("CLIENTS", CLIENTS),
+    ("PROXYS", PROXYS),
+];
 const EXTRAS: &str = "api_keys: [\"${KEY}\", \"${SECOND_KEY}\"]\nheaders: {x-api-key: \"${HEADER}\"}\n\
                       request_timeout_seconds: 0.2";
 const SERVER: &str = "auth_token: ${TOKEN}\nclients: [{name: chat, token: \"${CLIENTS}\"}]\n";
 
 #[track_caller]
 fn assert_no_secret(what: &str, text: &str) {
-    for secret in [KEY, SECOND_KEY, HEADER, TOKEN, CLIENTS, CALLERS] {
+    for secret in [KEY, SECOND_KEY, HEADER, TOKEN, CLIENTS, PROXYS, PROXYS_ENCODED, CALLERS] {
         assert!(!text.contains(secret), "{what} shows {secret}: {text}");
     }
 }
@@ -138,13 +147,16 @@ fn broken_answers_of_every_kind_show_no_key() {
 #[test]
 fn debug_output_shows_no_key() {
     let lookup = |name: &str| ENV.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
-    let provider = provider_at("p", "https://127.0.0.1:1/v1", &["m"], UNSHAPED, EXTRAS);
+    let extras = format!("{EXTRAS}\nproxy: http://user:${{PROXYS}}@127.0.0.1:1");
+    let provider = provider_at("p", "https://127.0.0.1:1/v1", &["m"], UNSHAPED, &extras);
     let clients = "[{name: chat, token: \"${CLIENTS}\"}]";
     let server = format!("  port: 0\n  host: 127.0.0.1\n  auth_token: ${{TOKEN}}\n  clients: {clients}\n");
     let yaml = format!("server:\n{server}providers:\n{provider}");
     let config = config::parse(&yaml, Path::new("config.yaml"), &lookup).unwrap_or_else(|faults| panic!("{faults}"));
     assert_eq!(config.providers[0].api_keys[0].reveal(), KEY);
     assert_eq!(config.server.clients[0].token.reveal(), CLIENTS);
+    let credential = config.providers[0].proxy.as_ref().and_then(|proxy| proxy.credential.as_ref());
+    assert_eq!(credential.map(|credential| credential.reveal()), Some(format!("Basic {PROXYS_ENCODED}==").as_str()));
     assert_no_secret("the configuration", &format!("{config:?} {config:#?}"));
     assert_no_secret("the server", &format!("{:?}", Server::bind(&config).unwrap()));
 }
@@ -225,7 +237,8 @@ fn the_faults_of_a_file_show_no_key() {
 #[test]
 fn the_program_prints_no_key_when_it_checks_starts_and_logs() {
     let closed = ClosedPort::new();
-    let provider = provider_at("p", &format!("http://{}/v1", closed.addr()), &["m"], UNSHAPED, EXTRAS);
+    let extras = format!("{EXTRAS}\nproxy: http://user:${{PROXYS}}@{}", closed.addr());
+    let provider = provider_at("p", "http://127.0.0.1:1/v1", &["m"], UNSHAPED, &extras);
     let clients = "[{name: chat, token: \"${CLIENTS}\"}]";
     let server = format!("server:\n  host: 127.0.0.1\n  port: 0\n  auth_token: ${{TOKEN}}\n  clients: {clients}\n");
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("secrets.yaml");
