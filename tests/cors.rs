@@ -48,6 +48,17 @@ fn assert_told_nothing(response: &Response) {
 }
 
 #[test]
+fn nobody_without_a_key_has_a_body_read() {
+    let upstream = Upstream::answering(|_, _| Reply::ok());
+    let gateway = gateway(&format!("{LISTED}\nauth_token: t"), &upstream, UNSHAPED);
+    let promised = preflight(&gateway, CHAT, PAGE, "Content-Length: 33554432\r\n");
+    assert_eq!((promised.status, promised.header("connection").as_deref()), (204, Some("close")), "{promised:?}");
+    let mut client = Client::connect(gateway.addr());
+    client.send("GET /admin/health HTTP/1.1\r\nHost: gateway\r\nContent-Length: 33554432\r\n\r\n");
+    assert_eq!(client.read_response().status, 200, "the body is not waited for");
+}
+
+#[test]
 fn a_preflight_is_answered_before_any_key_is_shown() {
     let upstream = Upstream::answering(|_, _| Reply::ok());
     let gateway = gateway(&format!("{LISTED}\nauth_token: t"), &upstream, UNSHAPED);

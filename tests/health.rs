@@ -52,12 +52,14 @@ fn a_gateway_that_serves_is_well_and_needs_no_token_to_say_so() {
 
 #[test]
 fn the_file_says_where_to_ask() {
-    let well =
-        "HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{\"status\":\"ok\",\"version\":\"9.8\",\"uptime_seconds\":7}";
+    let well = "HTTP/1.1 200 OK\r\nContent-Length: 62\r\n\r\n{\"status\":\"ok\",\"version\":\"\\u001b9\\u202e.8\",\"uptime_seconds\":7}";
     for arguments in [&["health", "--config"][..], &["health", "-c"]] {
         let (addr, asked) = answering(well);
         let providers = provider_at("p", "http://127.0.0.1:1/v1", &["m"], UNSHAPED, "");
-        let text = format!("server: {{host: 0.0.0.0, port: {}}}\nproviders:\n{providers}", addr.port());
+        let text = format!(
+            "server: {{host: 0.0.0.0, port: {}, auth_token: for-callers}}\nproviders:\n{providers}",
+            addr.port()
+        );
         let file = Process::file("config.yaml", &text);
         let arguments = [arguments, &[file.to_str().expect("the build directory is UTF-8")]].concat();
         let outcome = said(&Process::run(&arguments));

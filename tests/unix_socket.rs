@@ -214,6 +214,9 @@ fn the_start_names_every_place_and_a_reload_moves_the_socket() {
     };
     reload(text("0", &one, "  socket_mode: \"0600\"\n"), "reloaded: server is changed");
     assert_eq!(mode(&one), 0o600);
+    fs::remove_file(&one).expect("somebody tidies up");
+    reload(text("0", &one, ""), "reloaded: server is changed");
+    assert_eq!(ask(&one).read_response().status, 200, "it is made anew");
     reload(text("0", &other, ""), "from now on at");
     process.wait_log("reloaded");
     wait_gone(&one);

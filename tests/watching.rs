@@ -160,6 +160,33 @@ fn figures_for_prometheus() {
 }
 
 #[test]
+fn who_was_never_sent_waited_for_nothing_that_counts() {
+    let upstream = Upstream::start([Reply::ok()]);
+    let provider = provider_yaml("p", upstream.addr(), &["m"], &spaced(3_600_000), "max_queue: 1");
+    let gateway = Gateway::start(&provider);
+    assert_eq!(post(gateway.addr(), CHAT, body("m")).status, 200);
+    let mut waits = Client::connect(gateway.addr());
+    waits.post_json(CHAT, body("m"));
+    gateway.wait_queued(1);
+    assert_eq!(post(gateway.addr(), CHAT, body("m")).code(), "queue_full");
+    drop(waits);
+    gateway.wait_queued(0);
+    let metrics = get(gateway.addr(), "/metrics").text();
+    assert_eq!(sample(&metrics, r#"limitrate_queue_wait_seconds_count{provider="p"}"#), Some(1.0));
+    assert_eq!(sample(&metrics, r#"limitrate_requests_total{provider="p",model="m",status="503"}"#), Some(1.0));
+}
+
+#[test]
+fn keys_that_end_alike_are_told_apart() {
+    let upstream = Upstream::start([Reply::ok()]);
+    let keys = "api_keys: [first-long-key-same, other-long-key-same, another-long-key-apart]";
+    let gateway = Gateway::start(&provider_yaml("p", upstream.addr(), &["m"], UNSHAPED, keys));
+    let lanes = gateway.stats()["providers"][0]["lanes"].clone();
+    let labels: Vec<_> = lanes.as_array().expect("a list").iter().map(|lane| lane["key"].clone()).collect();
+    assert_eq!(labels, ["#1", "#2", "...part"]);
+}
+
+#[test]
 fn stats_are_figures_for_who_wants_them_so() {
     let upstream = Upstream::start([Reply::ok()]);
     let gateway = Gateway::start(&provider_yaml("p", upstream.addr(), &["m"], UNSHAPED, ""));

@@ -98,20 +98,20 @@ fn a_proxy_that_never_answers_takes_no_longer_than_a_connection_may() {
 fn the_environment_names_a_proxy_and_the_file_has_the_last_word() {
     let (proxy, upstream) = (Proxy::start(Manner::Tunnels), Upstream::answering(|_, _| Reply::ok()));
     // No name resolver knows it: only a proxy could.
-    let named = provider_at("p", "http://provider.invalid/v1", &["m"], UNSHAPED, "");
+    let named = provider_at("p", "https://provider.invalid/v1", &["m"], UNSHAPED, "");
     let url = format!("http://{}", proxy.addr());
-    let gateway = Gateway::start_with("", &named, &[("http_proxy", &url)]);
+    let gateway = Gateway::start_with("", &named, &[("HTTPS_PROXY", &url)]);
     drop(post(gateway.addr(), CHAT, BODY));
-    assert!(proxy.heads()[0].starts_with("CONNECT provider.invalid:80 HTTP/1.1\r\n"));
+    assert!(proxy.heads()[0].starts_with("CONNECT provider.invalid:443 HTTP/1.1\r\n"));
 
-    for (extra, env) in [("", ("no_proxy", "provider.invalid")), ("proxy: none", ("x", "")), ("proxy: null", ("x", ""))]
+    for (extra, env) in [("", ("NO_PROXY", "provider.invalid")), ("proxy: none", ("x", "")), ("proxy: null", ("x", ""))]
     {
-        let named = provider_at("p", "http://provider.invalid/v1", &["m"], UNSHAPED, extra);
-        let gateway = Gateway::start_with("", &named, &[("http_proxy", &url), env]);
+        let named = provider_at("p", "https://provider.invalid/v1", &["m"], UNSHAPED, extra);
+        let gateway = Gateway::start_with("", &named, &[("HTTPS_PROXY", &url), env]);
         assert_eq!(post(gateway.addr(), CHAT, BODY).status, 502, "{extra} {env:?}");
     }
     let here =
-        Gateway::start_with("", &provider_yaml("p", upstream.addr(), &["m"], UNSHAPED, ""), &[("http_proxy", &url)]);
+        Gateway::start_with("", &provider_yaml("p", upstream.addr(), &["m"], UNSHAPED, ""), &[("HTTPS_PROXY", &url)]);
     assert_eq!(post(here.addr(), CHAT, BODY).status, 200);
     assert_eq!(proxy.heads(), Vec::<String>::new(), "neither for those exempt nor for this machine");
 }

@@ -10,13 +10,11 @@ use std::time::{Instant, SystemTime};
 use super::stats::{self, HistogramRow, LaneRow, Row};
 use super::unix_seconds;
 use crate::provider::Provider;
+use crate::shaping::limiter::Held;
 use crate::telemetry::{BOUNDS, Telemetry, Totals};
 
 /// The Content-Type of [`metrics`].
 pub const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
-
-/// What the next send of a provider can wait for, as `held_by` says it.
-const HELD_BY: [&str; 7] = ["nothing", "cooldown", "cadence", "window", "day", "tokens", "concurrency"];
 
 /// All figures.
 pub async fn metrics(providers: &[Rc<Provider>], telemetry: &Telemetry, started: Instant) -> Vec<u8> {
@@ -84,7 +82,7 @@ fn of_the_lines(text: &mut Text, rows: &[Row]) {
 
     text.family("limitrate_held_by", "gauge", "1 for what the next send waits for.");
     for row in rows {
-        for reason in HELD_BY {
+        for reason in Held::ALL.map(Held::name) {
             let labels = [("provider", &*row.provider), ("reason", reason)];
             text.sample("limitrate_held_by", &labels, u8::from(row.held_by == reason));
         }
@@ -181,6 +179,7 @@ fn of_the_requests(text: &mut Text, totals: &Totals) {
     for (client, count) in &totals.clients {
         text.sample(name, &[("client", client)], count);
     }
+    text.sample(name, &[("client", "other")], totals.unnamed);
 }
 
 fn of_the_times(text: &mut Text, rows: &[Row]) {

@@ -12,7 +12,7 @@ pub const PAGE_HEADERS: [(&str, &str); 5] = [
         "Content-Security-Policy",
         "default-src 'none'; connect-src 'self'; img-src data:; \
          style-src 'sha256-I96RJ9lfk31JuObUpWPag3toDoue8WEFeuWAX1rX8ts='; \
-         script-src 'sha256-6k/u0bsrpl4OOc79kaqcvsK6JNhq6GKGhsHzi9giWH8='; \
+         script-src 'sha256-cgOXoDol547NsmoxTh8d+YVk6lJvenHHmfjV1MpmseQ='; \
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
     ),
     ("X-Content-Type-Options", "nosniff"),

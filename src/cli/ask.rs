@@ -67,12 +67,11 @@ impl Target {
         }
     }
 
-    /// How this machine reaches a gateway with this configuration, `auth_token` in hand.
+    /// How this machine reaches a gateway with this configuration.
     pub fn of_config(server: &config::Server) -> Target {
-        let token = server.auth_token.clone();
         let Some(port) = server.port else {
             let socket = server.socket.as_ref().expect("without a port there is a socket");
-            return Target { way: Way::Socket(socket.path.clone()), authority: "localhost".into(), token };
+            return Target { way: Way::Socket(socket.path.clone()), authority: "localhost".into(), token: None };
         };
         let authority = match server.host.parse() {
             Ok(IpAddr::V4(ip)) if ip.is_unspecified() => format!("127.0.0.1:{port}"),
@@ -81,12 +80,12 @@ impl Target {
             _ => format!("{}:{port}", server.host),
         };
         let way = if server.tls.is_some() { Way::Tls(None) } else { Way::Plain };
-        Target { way, authority, token }
+        Target { way, authority, token: None }
     }
 
     /// With a token to show.
     pub fn with_token(self, token: Option<Secret>) -> Target {
-        Target { token: token.or(self.token), ..self }
+        Target { token, ..self }
     }
 
     /// As a URL.
@@ -145,6 +144,9 @@ impl Target {
                 decoder.at_eof().map_err(|fault| fault.to_string())?;
                 break;
             }
+        }
+        if body.len() > limit_bytes {
+            return Err(Problem::Other("what answers is not limitrate: it says too much".into()));
         }
         Ok(body)
     }

@@ -6,6 +6,7 @@
 use serde::Deserialize;
 
 use super::ask::{Problem, Target};
+use crate::log;
 
 /// The page has less than a hundred bytes; whatever answers with more is something else.
 const PAGE_LIMIT_BYTES: usize = 4096;
@@ -15,6 +16,7 @@ pub fn ask(place: &Target) -> Result<String, String> {
     let (url, page) = (place.url(), smol::block_on(place.page::<Page>("/admin/health", PAGE_LIMIT_BYTES)));
     let problem = match page {
         Ok(Page { status, version, uptime_seconds }) if status == "ok" => {
+            let version: String = version.chars().filter(|char| !log::is_harmful(*char)).collect();
             return Ok(format!("{url} is well: limitrate {version}, up for {uptime_seconds} s"));
         }
         Ok(_) => "what answers is not limitrate".into(),

@@ -109,19 +109,30 @@ pub fn run(arguments: Vec<String>) -> ExitCode {
         None => with_config(args.config, serve),
         Some(Command::Check(check)) => with_config(check.config.or(args.config), explain),
         Some(Command::Demo(demo)) => serve_demo(demo.port),
-        Some(Command::Health(health)) => with_place(health.url, health.config.or(args.config), ask),
-        Some(Command::Top(top)) => with_place(top.url, top.config.or(args.config), |place| {
-            let token = std::env::var("LIMITRATE_TOKEN").ok().map(Secret::new);
-            top::run(&place.with_token(token))
+        Some(Command::Health(health)) => {
+            with_target(health.url, health.config.or(args.config), |target, _| ask(target))
+        }
+        Some(Command::Top(top)) => with_target(top.url, top.config.or(args.config), |target, token| {
+            let given = std::env::var("LIMITRATE_TOKEN").ok().filter(|token| !token.is_empty());
+            top::run(&target.with_token(given.map(Secret::new).or(token)))
         }),
     }
 }
 
-/// Where a gateway is: at a URL, or where a file says; else where it is if nobody says anything.
-fn with_place(url: Option<Target>, file: Option<PathBuf>, then: impl FnOnce(Target) -> ExitCode) -> ExitCode {
+/// Where a gateway is: at a URL, or where a file says, which says its token too; else where it is if nobody says anything.
+fn with_target(
+    url: Option<Target>,
+    file: Option<PathBuf>,
+    then: impl FnOnce(Target, Option<Secret>) -> ExitCode,
+) -> ExitCode {
     match (url, file) {
-        (None, Some(file)) => with_config(Some(file), |_, config| then(Target::of_config(&config.server))),
-        (url, _) => then(url.unwrap_or_else(|| Target::of_url(ask::DEFAULT_URL).expect("the default is a URL"))),
+        (None, Some(file)) => with_config(Some(file), |_, config| {
+            then(Target::of_config(&config.server), config.server.auth_token.clone())
+        }),
+        (url, _) => {
+            let target = url.unwrap_or_else(|| Target::of_url(ask::DEFAULT_URL).expect("the default is a URL"));
+            then(target, None)
+        }
     }
 }
 

@@ -22,9 +22,11 @@ const CLOSED: &str =
 
 /// What stands for everything that may not be seen.
 const MASK: &str = "***";
-/// What may stand around a word and says nothing of it.
+/// What may stand around a word; around one that is masked, no more of it is seen than brackets and quotes need.
 const BEFORE: [char; 11] = ['[', '{', '"', '\'', '!', '&', '*', '|', '>', '@', '`'];
 const BEHIND: [char; 6] = [']', '}', '"', '\'', ',', ':'];
+const MASKED_FRONT_CHARS: usize = 1;
+const MASKED_BACK_CHARS: usize = 2;
 
 /// Longer values are cut.
 const VALUE_CHARS: usize = 40;
@@ -64,7 +66,8 @@ pub(super) fn of_node(text: &str, position: (usize, usize), node: &Node, is_key:
         // It is in `path`.
         (Kind::Text(_), _) if is_key => true,
         (Kind::Text(raw), _) if is_variable(raw) => true,
-        _ => !is_key && is_open(path),
+        // An alias shows what stands elsewhere, perhaps below a setting that is closed.
+        _ => !is_key && is_open(path) && !text.contains('&'),
     };
     let plain = rest.chars().take(len.unwrap_or_default()).all(is_plain);
     Some(excerpt(&line, before, len, if harmless && plain { About::Harmless } else { About::Secret }))
@@ -157,17 +160,19 @@ fn mask(text: &str, seen: &mut String) {
 
 fn mask_word(word: &str, seen: &mut String) {
     let core = word.trim_start_matches(BEFORE);
-    seen.push_str(&word[..word.len() - core.len()]);
+    let front = &word[..word.len() - core.len()];
     // The last bracket of a variable is its own.
     let variable = core.strip_prefix("${").and_then(|rest| rest.find('}')).map_or(0, |end| "${}".len() + end);
     let (bare, behind) = core.split_at(core.trim_end_matches(BEHIND).len().max(variable));
     let is_setting = OPEN.split(' ').chain(CLOSED.split(' ')).any(|name| name == bare);
-    if is_setting || is_variable(bare) || bare.chars().all(|c| c == '-') {
-        seen.push_str(bare);
-    } else {
-        push_mask(seen);
+    if is_setting || is_variable(bare) || matches!(bare, "-" | "---") || bare.is_empty() && word.len() <= MASK.len() {
+        seen.extend([front, bare, behind]);
+        return;
     }
-    seen.push_str(behind);
+    // All of these are ASCII.
+    seen.push_str(&front[..front.len().min(MASKED_FRONT_CHARS)]);
+    push_mask(seen);
+    seen.push_str(&behind[behind.len().saturating_sub(MASKED_BACK_CHARS)..]);
 }
 
 /// One mask for several words, since their number is nobody's business either.

@@ -1,9 +1,9 @@
 //! `proxy:` of a provider, and the variables that stand in for it.
 //!
-//! Which variable counts for whom is curl's rule (curl(1), "Environment"): `https_proxy` or `HTTPS_PROXY` for https, only
-//! `http_proxy` for http (the upper-case one can be set by a request in a CGI program), then `all_proxy`. Whom `no_proxy`
-//! exempts is curl's rule too; that loopback needs none is Go's (`golang.org/x/net/http/httpproxy`). No fault repeats a
-//! URL, which may hold a password.
+//! For https these are curl's (curl(1), "Environment"): `https_proxy`, else `all_proxy`, in lower or upper case, but for whom
+//! `no_proxy` exempts; that loopback needs none is Go's rule (`golang.org/x/net/http/httpproxy`). For http they do not
+//! count: what they name need not open tunnels to other ports than 443, as Squid does not as it comes. No fault repeats
+//! a URL, which may hold a password.
 
 use std::net::IpAddr;
 
@@ -41,12 +41,16 @@ pub(super) fn proxy(keys: &mut Section<'_, '_, '_>, base_url: Option<&BaseUrl>) 
 
 /// The variable that names a proxy for this URL, and what it holds.
 fn from_environment(base_url: &BaseUrl, env: Env<'_>) -> Option<(&'static str, String)> {
-    let of_scheme: &[&str] = if base_url.tls { &["https_proxy", "HTTPS_PROXY"] } else { &["http_proxy"] };
+    if !base_url.tls {
+        return None;
+    }
     let first = |names: &[&'static str]| {
         let set = |name: &'static str| Some((name, env(name).filter(|value| !value.trim().is_empty())?));
         names.iter().copied().find_map(set)
     };
-    let found = first(of_scheme).or_else(|| first(&["all_proxy", "ALL_PROXY"]))?;
+    // The one for everything may be of a kind that is not spoken here, and is not meant for us then.
+    let for_all = || first(&["all_proxy", "ALL_PROXY"]).filter(|(_, url)| parse(url).is_ok());
+    let found = first(&["https_proxy", "HTTPS_PROXY"]).or_else(for_all)?;
     let exempt = first(&["no_proxy", "NO_PROXY"]).is_some_and(|(_, list)| is_exempt(&list, base_url));
     (!is_loopback(&base_url.host) && !exempt).then_some(found)
 }
@@ -177,7 +181,7 @@ mod tests {
             ("https_proxy", "lower"),
             ("HTTPS_PROXY", "upper"),
             ("http_proxy", "plain"),
-            ("HTTP_PROXY", "cgi"),
+            ("all_proxy", "socks5://all"),
             ("ALL_PROXY", "all"),
         ];
         let chosen = |url: &str, without: &[&str]| {
@@ -190,9 +194,9 @@ mod tests {
         for (url, without, want) in [
             ("https://api.com", &[][..], Some("lower")),
             ("https://api.com", &["https_proxy"], Some("upper")),
-            ("https://api.com", &["https_proxy", "HTTPS_PROXY"], Some("all")),
-            ("http://api.com", &[], Some("plain")),
-            ("http://api.com", &["http_proxy"], Some("all")),
+            ("https://api.com", &["https_proxy", "HTTPS_PROXY", "all_proxy"], Some("all")),
+            ("https://api.com", &["https_proxy", "HTTPS_PROXY"], None),
+            ("http://api.com", &[], None),
             ("http://localhost:11434", &[], None),
             ("https://127.0.0.1", &[], None),
             ("https://[::1]", &[], None),

@@ -126,13 +126,18 @@ fn quoted(line: &mut String, text: &str) {
             '\n' => line.push_str("\\n"),
             '\r' => line.push_str("\\r"),
             '\t' => line.push_str("\\t"),
-            // Line separators and what turns the direction of writing would deceive a reader as well; all are below U+FFFF.
-            '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => unicode(line, char),
-            char if char.is_control() => unicode(line, char),
+            char if is_harmful(char) => unicode(line, char),
             char => line.push(char),
         }
     }
     line.push('"');
+}
+
+/// Whether a terminal would do something about it, or a reader be deceived: control characters, line separators, what turns
+/// the direction of writing. All are below U+FFFF.
+pub fn is_harmful(char: char) -> bool {
+    char.is_control()
+        || matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn unicode(line: &mut String, char: char) {

@@ -8,7 +8,7 @@ mod writer;
 
 use std::fmt::Arguments;
 
-pub use line::{Field, Format};
+pub use line::{Field, Format, is_harmful};
 pub use writer::{change, flush, start};
 
 /// How much an event matters; each level is shown with all that matter more.

@@ -65,9 +65,11 @@ impl Answer {
             _ => {}
         }
         Answer {
-            meter: is_plain(&head.headers).then(|| match is_event_stream(&head.headers) {
-                true => Meter::Events(Box::default()),
-                false => Meter::Whole(Vec::new(), if metered { METERED_BYTES } else { TOLD_BYTES }),
+            meter: is_plain(&head.headers).then(|| match (is_event_stream(&head.headers), metered) {
+                (true, _) => Meter::Events(Box::default()),
+                (false, true) => Meter::Whole(Vec::new(), METERED_BYTES),
+                (false, false) if has_type(&head.headers, b"application/json") => Meter::Whole(Vec::new(), TOLD_BYTES),
+                (false, false) => Meter::TooLong,
             }),
             head,
             usage: Usage::default(),
@@ -184,11 +186,12 @@ impl Meter {
 }
 
 fn is_event_stream(headers: &Headers) -> bool {
+    has_type(headers, b"text/event-stream")
+}
+
+fn has_type(headers: &Headers, wanted: &[u8]) -> bool {
     let media = headers.get("content-type").unwrap_or_default();
-    media
-        .split(|byte| *byte == b';')
-        .next()
-        .is_some_and(|kind| kind.trim_ascii().eq_ignore_ascii_case(b"text/event-stream"))
+    media.split(|byte| *byte == b';').next().is_some_and(|kind| kind.trim_ascii().eq_ignore_ascii_case(wanted))
 }
 
 /// Whether the body can be read as it is.

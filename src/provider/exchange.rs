@@ -217,7 +217,10 @@ impl Provider {
                 let judgement = self.judge(&mut answer, offer.ask).await;
                 Attempt::Done(Ok(answer), judgement)
             }
-            Err(SendFailure { failure, repeatable: true }) => Attempt::Unseen(failure),
+            Err(SendFailure { failure, repeatable: true }) => {
+                errand.trace.unseen();
+                Attempt::Unseen(failure)
+            }
             // The provider may have done the work: it is not asked for twice.
             Err(SendFailure { failure, .. }) => Attempt::Done(Err(self.failed(failure)), Judgement::PassOn),
         }

@@ -82,10 +82,17 @@ impl Setup {
         self.keys.get(lane)?.as_ref()
     }
 
-    /// How an API key is called where people read: by its place, or by its end where that gives nothing away.
+    /// How an API key is called where people read: by its end where that gives nothing away and no other ends so, or by
+    /// its place.
     pub fn key_label(&self, lane: usize) -> String {
-        match self.key(lane).map(Secret::reveal) {
-            Some(key) if key.len() > SHOWN_KEY_BYTES => format!("...{}", &key[key.len() - 4..]),
+        let end = |key: &Option<Secret>| {
+            let key = key.as_ref().map(Secret::reveal).filter(|key| key.len() > SHOWN_KEY_BYTES)?;
+            Some(key[key.len() - 4..].to_owned())
+        };
+        match self.keys.get(lane).and_then(end) {
+            Some(own) if self.keys.iter().filter_map(end).filter(|other| *other == own).count() == 1 => {
+                format!("...{own}")
+            }
             _ => format!("#{}", lane + 1),
         }
     }

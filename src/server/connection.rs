@@ -105,7 +105,11 @@ impl Connection {
             // Some servers (Ollama) refuse pages that they do not know themselves.
             head.headers.remove("origin");
         }
-        let body = match self.body(&head).await {
+        let body = match route {
+            routes::Route::Forward => self.body(&head).await,
+            _ => Ok(self.no_body(&head)),
+        };
+        let body = match body {
             Ok(body) => body,
             Err(Stopped::Refuse(error)) => return self.refuse(&error).await,
             Err(Stopped::Gone) => return Next::Close,
@@ -180,6 +184,14 @@ impl Connection {
             }
             self.more_body(&decoder).await?;
         }
+    }
+
+    /// Where none is of interest: nobody without a key may fill the memory with one.
+    fn no_body(&mut self, head: &RequestHead) -> Body {
+        if head.framing != Framing::Empty {
+            self.caller.close_after();
+        }
+        Body { bytes: Vec::new(), reserved: self.gateway.budget.reserve() }
     }
 
     async fn more_body(&mut self, decoder: &BodyDecoder) -> Result<(), Stopped> {

@@ -9,12 +9,12 @@ use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::task::{Context, Poll, ready};
 
 use async_io::Async;
-use rustix::io::FdFlags;
+use rustix::io::{Errno, FdFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use super::client_address::Peer;
@@ -41,7 +41,7 @@ pub struct Listener {
     inner: Inner,
     place: Place,
     /// Goes with the listener.
-    _file: Option<SocketFile>,
+    file: Option<SocketFile>,
 }
 
 #[derive(Debug)]
@@ -113,11 +113,16 @@ impl Listeners {
         }
         let port_moves = (&before.host, before.port) != (&after.host, after.port);
         let path = |server: &Server| server.socket.as_ref().map(|socket| socket.path.clone());
-        let socket_moves = path(before) != path(after);
+        // Where somebody has removed the file, nobody reaches the socket any more: it is made anew.
+        let is_there = |listener: &Listener| listener.file.as_ref().is_none_or(SocketFile::is_there);
+        let socket_moves = path(before) != path(after) || !self.all.iter().all(is_there);
         let port = after.port.filter(|_| port_moves).map(|port| listen_on_port(&after.host, port)).transpose()?;
         let socket = after.socket.as_ref().filter(|_| socket_moves).map(listen_on_socket).transpose()?;
-        if let Some(Socket { path, mode }) = after.socket.as_ref().filter(|_| !socket_moves) {
-            set_mode(path, *mode)?;
+        if let (Some(old), Some(new)) = (&before.socket, &after.socket)
+            && !socket_moves
+            && old.mode != new.mode
+        {
+            set_mode(&new.path, new.mode).map_err(|error| unserved(&new.path, &error))?;
         }
         let moves = |listener: &mut Listener| match listener.place {
             Place::Http(_) | Place::Https(_) => port_moves,
@@ -195,7 +200,7 @@ fn listen_on_port(host: &str, port: u16) -> io::Result<Listener> {
         // std asks for a backlog of 128; listening again on the same socket only raises it.
         rustix::net::listen(&listener, BACKLOG)?;
         let place = Place::Http(listener.local_addr()?);
-        Ok(Listener { inner: Inner::Tcp(Async::new(listener)?), place, _file: None })
+        Ok(Listener { inner: Inner::Tcp(Async::new(listener)?), place, file: None })
     };
     listen().map_err(|error: io::Error| io::Error::new(error.kind(), format!("cannot serve on {host}:{port}: {error}")))
 }
@@ -211,11 +216,13 @@ fn listen_on_socket(socket: &Socket) -> io::Result<Listener> {
         set_mode(path, socket.mode)?;
         rustix::net::listen(&bound, BACKLOG)?;
         let inner = Inner::Unix(Async::new(UnixListener::from(bound))?);
-        Ok(Listener { inner, place: Place::Unix(path.clone()), _file: Some(file) })
+        Ok(Listener { inner, place: Place::Unix(path.clone()), file: Some(file) })
     };
-    listen().map_err(|error: io::Error| {
-        io::Error::other(format!("cannot serve on the socket {} (server.socket): {error}", path.display()))
-    })
+    listen().map_err(|error: io::Error| unserved(path, &error))
+}
+
+fn unserved(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::other(format!("cannot serve on the socket {} (server.socket): {error}", path.display()))
 }
 
 /// What the socket is, it says itself.
@@ -228,11 +235,11 @@ fn adopt(socket: OwnedFd) -> io::Result<Listener> {
         let listener = UnixListener::from(socket);
         let address = listener.local_addr()?;
         let path = address.as_pathname().map_or_else(|| PathBuf::from("(without a path)"), Path::to_owned);
-        return Ok(Listener { inner: Inner::Unix(Async::new(listener)?), place: Place::Unix(path), _file: None });
+        return Ok(Listener { inner: Inner::Unix(Async::new(listener)?), place: Place::Unix(path), file: None });
     }
     let listener = TcpListener::from(socket);
     let place = Place::Http(listener.local_addr()?);
-    Ok(Listener { inner: Inner::Tcp(Async::new(listener)?), place, _file: None })
+    Ok(Listener { inner: Inner::Tcp(Async::new(listener)?), place, file: None })
 }
 
 /// Removes a socket that nobody listens on any more: what a killed gateway leaves. Anything else stays.
@@ -243,10 +250,15 @@ fn make_way(path: &Path) -> io::Result<()> {
             "there is a file of that name, which is no socket; remove it or choose another name",
         ));
     }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
-        Ok(_) => Err(io::Error::other("another program serves on it; stop that one or choose another name")),
-        Err(error) => Err(error),
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let probe = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&probe, &SocketAddrUnix::new(path)?) {
+        Err(Errno::CONNREFUSED) => fs::remove_file(path),
+        // A full backlog is somebody's, too.
+        Ok(()) | Err(Errno::AGAIN) => {
+            Err(io::Error::other("another program serves on it; stop that one or choose another name"))
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -266,11 +278,15 @@ impl SocketFile {
     fn at(path: &Path) -> io::Result<SocketFile> {
         Ok(SocketFile { path: path.to_owned(), identity: identity(path)? })
     }
+
+    fn is_there(&self) -> bool {
+        identity(&self.path).is_ok_and(|identity| identity == self.identity)
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
+        if self.is_there() {
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -64,6 +64,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Callers past `max_connections` who are told so with a lingering close; further ones are told and closed.
 const MAX_TURNED_AWAY: usize = 64;
 
+/// How long one of those may take to shake hands: it counts as connected meanwhile.
+const TURNED_AWAY_GREETING: Duration = Duration::from_secs(2);
+
 /// How long aborted requests get to write their last bytes.
 const ABORT_GRACE: Duration = Duration::from_secs(2);
 
@@ -334,8 +337,9 @@ async fn turn_away(gateway: Rc<Gateway>, stream: Stream, peer: Peer, patient: bo
         return;
     }
     let trace = Rc::new(Trace::new(peer.name().clone()));
-    let Some(stream) = tls::secure(&gateway, stream, &trace).await else { return };
+    let Some(Some(stream)) = within(TURNED_AWAY_GREETING, tls::secure(&gateway, stream, &trace)).await else { return };
     let mut caller = Caller::new(stream, trace.clone(), gateway.config.write_timeout, gateway.draining.clone());
+    caller.expect_request();
     let error = Error::TooManyConnections { max_connections: gateway.config.max_connections };
     let told = caller.error(&error).await;
     if let Some(record) = trace.ends(told.is_err(), Instant::now()) {

@@ -26,6 +26,10 @@ use crate::deadline::within;
 use crate::error::Error;
 use crate::telemetry::Trace;
 
+/// What one call of OpenSSL may read. It goes on by itself from a message of its own (KeyUpdate, a ClientHello again) to the
+/// next, for as long as there are any: nobody may hold the thread with those.
+const READS_AT_ONCE: u32 = 64;
+
 /// A session. Clones are the same one.
 #[derive(Clone)]
 pub struct Tls {
@@ -81,7 +85,7 @@ async fn greeting(context: &SslContext, socket: Arc<Async<net::TcpStream>>) -> O
     if first[0].is_ascii_alphabetic() {
         return Some(Greeting::PlainHttp);
     }
-    let socket = Socket(socket);
+    let socket = Socket { tcp: socket, reads: 0 };
     let session = SslStream::new(Ssl::new(context).ok()?, socket.clone()).ok()?;
     let session = smol::spawn(handshake(session)).await.ok()?;
     Some(Greeting::Tls(Tls { socket, session: Rc::new(RefCell::new(session)) }))
@@ -89,10 +93,11 @@ async fn greeting(context: &SslContext, socket: Arc<Async<net::TcpStream>>) -> O
 
 async fn handshake(mut session: SslStream<Socket>) -> io::Result<SslStream<Socket>> {
     loop {
+        session.get_mut().reads = 0;
         let Err(error) = session.accept() else { return Ok(session) };
         match error.code() {
-            ErrorCode::WANT_READ => session.get_ref().0.readable().await?,
-            ErrorCode::WANT_WRITE => session.get_ref().0.writable().await?,
+            ErrorCode::WANT_READ => session.get_ref().tcp.readable().await?,
+            ErrorCode::WANT_WRITE => session.get_ref().tcp.writable().await?,
             _ => return Err(into_io(error)),
         }
     }
@@ -101,7 +106,7 @@ async fn handshake(mut session: SslStream<Socket>) -> io::Result<SslStream<Socke
 impl Tls {
     /// Waits until more has come. What OpenSSL holds of a record already is not meant: an end is never among that.
     pub async fn readable(&self) -> io::Result<()> {
-        self.socket.0.readable().await
+        self.socket.tcp.readable().await
     }
 
     /// Reads; 0 is a close_notify. An end without one is an error.
@@ -121,7 +126,7 @@ impl Tls {
 
     /// Ends the connection's writing side below the session.
     pub fn shutdown(&self) -> io::Result<()> {
-        self.socket.0.get_ref().shutdown(Shutdown::Write)
+        self.socket.tcp.get_ref().shutdown(Shutdown::Write)
     }
 
     /// Tries a step until it is done, whichever way OpenSSL has to wait for it.
@@ -131,13 +136,15 @@ impl Tls {
         mut step: impl FnMut(&mut SslStream<Socket>) -> Result<usize, ssl::Error>,
     ) -> Poll<io::Result<usize>> {
         loop {
-            let error = match step(&mut self.session.borrow_mut()) {
+            let mut session = self.session.borrow_mut();
+            session.get_mut().reads = 0;
+            let error = match step(&mut session) {
                 Ok(done) => return Poll::Ready(Ok(done)),
                 Err(error) => error,
             };
             match error.code() {
-                ErrorCode::WANT_READ => ready!(self.socket.0.poll_readable(cx))?,
-                ErrorCode::WANT_WRITE => ready!(self.socket.0.poll_writable(cx))?,
+                ErrorCode::WANT_READ => ready!(self.socket.tcp.poll_readable(cx))?,
+                ErrorCode::WANT_WRITE => ready!(self.socket.tcp.poll_writable(cx))?,
                 ErrorCode::ZERO_RETURN => return Poll::Ready(Ok(0)),
                 _ => return Poll::Ready(Err(into_io(error))),
             }
@@ -147,7 +154,7 @@ impl Tls {
 
 impl AsFd for Tls {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.0.as_fd()
+        self.socket.tcp.as_fd()
     }
 }
 
@@ -163,17 +170,25 @@ fn into_io(error: ssl::Error) -> io::Error {
 
 /// The connection as OpenSSL sees it: a call that would have to wait says so.
 #[derive(Debug, Clone)]
-struct Socket(Arc<Async<net::TcpStream>>);
+struct Socket {
+    tcp: Arc<Async<net::TcpStream>>,
+    /// Since the call of OpenSSL began.
+    reads: u32,
+}
 
 impl Read for Socket {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.0.get_ref().read(buf)
+        if self.reads == READS_AT_ONCE {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.reads += 1;
+        self.tcp.get_ref().read(buf)
     }
 }
 
 impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.get_ref().write(bytes)
+        self.tcp.get_ref().write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {

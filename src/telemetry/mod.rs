@@ -19,9 +19,6 @@ use std::rc::Rc;
 /// Requests that are kept to be shown.
 const RECENT: usize = 200;
 
-/// A client that has no name in the configuration, for counters: addresses would be without bound.
-const UNNAMED: &str = "other";
-
 /// All that was ever counted, and the latest requests.
 #[derive(Default)]
 pub struct Telemetry(RefCell<Totals>);
@@ -39,8 +36,10 @@ pub struct Totals {
     pub unrouted: BTreeMap<u16, u64>,
     /// By the `code` of the error that its caller got, or `caller_gone`.
     pub errors: BTreeMap<&'static str, u64>,
-    /// By client; all without a name of their own together.
+    /// By client of the configuration.
     pub clients: BTreeMap<Rc<str>, u64>,
+    /// Of all others together: addresses would be without bound.
+    pub unnamed: u64,
 }
 
 /// One provider's part.
@@ -88,10 +87,10 @@ impl Totals {
         match &record.route {
             Some((provider, model)) => {
                 let provider = entry(&mut self.providers, provider);
-                if let Some(queued) = record.queued {
+                if let Some(queued) = record.queued.filter(|_| record.reached) {
                     provider.queued.add(queued);
                 }
-                if record.sends > 0 && record.error.is_none() {
+                if record.reached && record.error.is_none() {
                     provider.first_byte.add(record.first_byte);
                     provider.total.add(record.total);
                 }
@@ -105,8 +104,11 @@ impl Totals {
         if let Some(error) = record.error {
             *self.errors.entry(error).or_default() += 1;
         }
-        let client = if record.named { record.client.clone() } else { UNNAMED.into() };
-        *self.clients.entry(client).or_default() += 1;
+        if record.named {
+            *entry(&mut self.clients, &record.client) += 1;
+        } else {
+            self.unnamed += 1;
+        }
         if self.recent.len() == RECENT {
             self.recent.pop_front();
         }

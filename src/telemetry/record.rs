@@ -33,6 +33,8 @@ pub struct Record {
     pub error: Option<&'static str>,
     /// How often it was sent.
     pub sends: u32,
+    /// Whether it was sent to the provider that it came to last.
+    pub reached: bool,
     /// Until it was sent last, or was over without; `None` where it never waited.
     pub queued: Option<Duration>,
     /// Until its answer began.

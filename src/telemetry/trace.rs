@@ -92,7 +92,9 @@ impl Trace {
 
     /// It is offered to this provider as its model of that id.
     pub fn goes_to(&self, provider: &Rc<str>, model: &Rc<str>) {
-        self.0.borrow_mut().route = Some((provider.clone(), model.clone()));
+        let mut known = self.0.borrow_mut();
+        known.route = Some((provider.clone(), model.clone()));
+        known.sent = None;
     }
 
     /// It was sent.
@@ -100,6 +102,13 @@ impl Trace {
         let mut known = self.0.borrow_mut();
         known.sends += 1;
         known.sent = Some(now);
+    }
+
+    /// Nobody saw the last send.
+    pub fn unseen(&self) {
+        let mut known = self.0.borrow_mut();
+        known.sends -= 1;
+        known.sent = None;
     }
 
     /// Its answer is about to go out.
@@ -153,6 +162,7 @@ impl Trace {
             status,
             error: ended.error.or(gone.then_some(CALLER_GONE)),
             sends: ended.sends,
+            reached: ended.sent.is_some(),
             queued,
             first_byte: ended.answered.map_or(total, since_then),
             total,

@@ -11,8 +11,23 @@ use crate::error::Dialect;
 use crate::http1::{self, RequestHead};
 
 /// The caller's headers that stop here, beside the hop-by-hop ones.
-const KEPT_BACK: [&str; 9] =
-    ["host", "content-length", "expect", "authorization", "x-api-key", "api-key", "cookie", "forwarded", "x-real-ip"];
+const KEPT_BACK: [&str; 14] = [
+    "host",
+    "content-length",
+    "expect",
+    "authorization",
+    "x-api-key",
+    "api-key",
+    "cookie",
+    // Who asked a proxy in front, in all the ways that proxies tell it.
+    "forwarded",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "true-client-ip",
+    "cf-connecting-ip",
+    "via",
+];
 
 /// The same for all that begin so: what is said to the gateway alone, and who asked a proxy.
 const KEPT_BACK_FAMILIES: [&str; 2] = ["x-limitrate-", "x-forwarded-"];

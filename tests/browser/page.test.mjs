@@ -139,6 +139,13 @@ test('a token is asked for once and kept for the tab', async () => {
   await open({ server: { auth_token: 'the-token' }, providers: [one('p', ['m'], UNSHAPED)] }, async (page, served, context) => {
     await page.locator('#gate').waitFor();
     assert.equal(await page.locator('.provider').count(), 0);
+    for (const wrong of ['no\u2026header', 'a-wrong-one']) {
+      await page.fill('#token', wrong);
+      await page.click('#gate button');
+      await page.getByText('That token was not accepted.').waitFor();
+      await page.reload();
+      await page.locator('#gate').waitFor();
+    }
     await page.fill('#token', 'a-wrong-one');
     await page.click('#gate button');
     await page.getByText('That token was not accepted.').waitFor();

@@ -54,21 +54,23 @@ pub fn run(place: &Target) -> ExitCode {
 }
 
 async fn show(place: &Target, mut live: Live) -> std::io::Result<()> {
-    let mut signals = Signals::new([Signal::Int, Signal::Term, Signal::Hup, Signal::Quit])?;
+    let mut signals = Signals::new([Signal::Int, Signal::Term, Signal::Hup, Signal::Quit, Signal::Tstp])?;
     let mut out = std::io::stdout();
     out.write_all(ENTER.as_bytes())?;
+    let _restored = OtherScreen;
     let mut problem = None;
     let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let shown = loop {
+    loop {
         let size = tcgetwinsize(&out)?;
-        let size = Screen { columns: size.ws_col.into(), rows: size.ws_row.into(), colour };
+        // A serial line does not know its size.
+        let or = |cells: u16, usual| if cells == 0 { usual } else { usize::from(cells) };
+        let size = Screen { columns: or(size.ws_col, 80), rows: or(size.ws_row, 24), colour };
         let text =
             screen::draw(&place.url(), problem.as_deref().map_or(Ok(&live), |problem| Err((problem, &live))), size);
         // From the top, each line to its end, and nothing below the last one: no flicker, as nothing is cleared first.
         let text = text.replace('\n', "\x1b[K\r\n");
-        if let Err(error) = out.write_all(format!("\x1b[H{text}\x1b[J").as_bytes()).and_then(|()| out.flush()) {
-            break Err(error);
-        }
+        out.write_all(format!("\x1b[H{text}\x1b[J").as_bytes())?;
+        out.flush()?;
         let next = async {
             Timer::after(EVERY).await;
             Some(look(place).await)
@@ -80,11 +82,19 @@ async fn show(place: &Target, mut live: Live) -> std::io::Result<()> {
         match future::or(next, stopped).await {
             Some(Ok(seen)) => (live, problem) = (seen, None),
             Some(Err(why)) => problem = Some(words(why)),
-            None => break Ok(()),
+            None => return Ok(()),
         }
-    };
-    out.write_all(LEAVE.as_bytes()).and_then(|()| out.flush())?;
-    shown
+    }
+}
+
+/// Gives the terminal back as it was, however this ends.
+struct OtherScreen;
+
+impl Drop for OtherScreen {
+    fn drop(&mut self) {
+        let mut out = std::io::stdout();
+        let _ = out.write_all(LEAVE.as_bytes()).and_then(|()| out.flush());
+    }
 }
 
 async fn look(place: &Target) -> Result<Live, Problem> {

@@ -6,6 +6,8 @@ use std::fmt::Write;
 
 use serde::Deserialize;
 
+use crate::log;
+
 /// How much room there is, and whether in colour.
 #[derive(Debug, Clone, Copy)]
 pub struct Screen {
@@ -304,11 +306,7 @@ fn cut(text: &str, columns: usize) -> String {
 
 /// Without what could move the cursor or turn the writing round.
 fn clean(text: &str) -> String {
-    let harmful = |char: char| {
-        char.is_control()
-            || matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars().map(|char| if harmful(char) { '\u{fffd}' } else { char }).collect()
+    text.chars().map(|char| if log::is_harmful(char) { '\u{fffd}' } else { char }).collect()
 }
 
 /// A time for people, to two or three figures.

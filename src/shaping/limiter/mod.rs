@@ -177,6 +177,10 @@ pub enum Held {
 }
 
 impl Held {
+    /// All there are.
+    pub const ALL: [Held; 7] =
+        [Held::Nothing, Held::Cooldown, Held::Cadence, Held::Window, Held::Day, Held::Tokens, Held::Concurrency];
+
     /// The name in `/admin/stats`.
     pub fn name(self) -> &'static str {
         match self {
