@@ -15,6 +15,9 @@ use super::{Level, Settings};
 /// What may wait for a reader of standard error.
 const BACKLOG_BYTES: usize = 256 * 1024;
 
+/// How long the thread lets lines gather: waking it and writing for each alone would cost a busy gateway more than the line.
+const GATHER: Duration = Duration::from_millis(10);
+
 /// How long [`flush`] waits for a reader of standard error.
 const FLUSH: Duration = Duration::from_millis(500);
 
@@ -101,12 +104,14 @@ pub(super) fn write(level: Level, message: &str, fields: &[(&str, Field<'_>)]) {
 fn write_all() {
     let mut taken = String::new();
     loop {
-        let waited = FILLED.wait_while(out(), |out| out.pending.is_empty());
-        let mut waited = waited.unwrap_or_else(PoisonError::into_inner);
-        std::mem::swap(&mut waited.pending, &mut taken);
-        let (lost, style) = (std::mem::take(&mut waited.lost), waited.style);
-        waited.writing = true;
-        drop(waited);
+        drop(FILLED.wait_while(out(), |out| out.pending.is_empty()));
+        thread::sleep(GATHER);
+        let (lost, style) = {
+            let mut out = out();
+            std::mem::swap(&mut out.pending, &mut taken);
+            out.writing = true;
+            (std::mem::take(&mut out.lost), out.style)
+        };
         if let (1.., Some(style)) = (lost, style) {
             let message = format!("{lost} lines were lost here: nobody read them fast enough");
             line::append(&mut taken, style, SystemTime::now(), Level::Warn, &message, &[]);

@@ -206,6 +206,7 @@ fn start(
 async fn or_abort(task: impl Future<Output = ()>) {
     if AssertUnwindSafe(task).catch_unwind().await.is_err() {
         log::error(format_args!("a provider's scheduler panicked (see above); nothing can go on without it"));
+        log::flush();
         std::process::abort();
     }
 }
