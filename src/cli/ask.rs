@@ -3,7 +3,7 @@
 //! Owns where a gateway is to be found and one GET. What the answer means is for who asks.
 
 use std::fmt::Display;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -73,12 +73,13 @@ impl Target {
             let socket = server.socket.as_ref().expect("without a port there is a socket");
             return Target { way: Way::Socket(socket.path.clone()), authority: "localhost".into(), token: None };
         };
-        let authority = match server.host.parse() {
-            Ok(IpAddr::V4(ip)) if ip.is_unspecified() => format!("127.0.0.1:{port}"),
-            Ok(IpAddr::V6(ip)) if ip.is_unspecified() => format!("[::1]:{port}"),
-            Ok(IpAddr::V6(ip)) => format!("[{ip}]:{port}"),
-            _ => format!("{}:{port}", server.host),
+        let host = match server.host.parse() {
+            Ok(IpAddr::V4(ip)) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.to_string(),
+            Ok(IpAddr::V6(ip)) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.to_string(),
+            Ok(ip) => ip.to_string(),
+            Err(_) => server.host.clone(),
         };
+        let authority = config::host_port(&host, port);
         let way = if server.tls.is_some() { Way::Tls(None) } else { Way::Plain };
         Target { way, authority, token: None }
     }

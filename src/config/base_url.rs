@@ -30,15 +30,23 @@ pub(super) fn parse(text: &str) -> Result<BaseUrl, String> {
     if url.query().is_some() || url.fragment().is_some() {
         return Err("has a ? or # part; end it with the path (a caller's own query is passed on)".into());
     }
-    let host = match url.host() {
-        Some(Host::Domain(name)) => name.to_owned(),
-        Some(Host::Ipv4(address)) => address.to_string(),
-        Some(Host::Ipv6(address)) => address.to_string(),
-        None => return Err(format!("has no host; {EXAMPLE}")),
-    };
-    let port = url.port_or_known_default().filter(|port| *port != 0);
-    let port = port.ok_or_else(|| format!("has port 0, which nobody can listen on; {EXAMPLE}"))?;
+    let host = host(&url).ok_or_else(|| format!("has no host; {EXAMPLE}"))?;
+    let port = port(&url).ok_or_else(|| format!("has port 0, which nobody can listen on; {EXAMPLE}"))?;
     Ok(BaseUrl { tls, host, port, path: url.path().trim_end_matches('/').to_owned() })
+}
+
+/// The host of a URL; an IPv6 address without brackets.
+pub(super) fn host(url: &Url) -> Option<String> {
+    Some(match url.host()? {
+        Host::Domain(name) => name.to_owned(),
+        Host::Ipv4(address) => address.to_string(),
+        Host::Ipv6(address) => address.to_string(),
+    })
+}
+
+/// The port of a URL, which may be its scheme's; `None` for 0.
+pub(super) fn port(url: &Url) -> Option<u16> {
+    url.port_or_known_default().filter(|port| *port != 0)
 }
 
 #[cfg(test)]

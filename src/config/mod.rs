@@ -291,8 +291,13 @@ impl Proxy {
 }
 
 /// As in a request's target and in an address to connect to.
-fn host_port(host: &str, port: u16) -> String {
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+pub fn host_port(host: &str, port: u16) -> String {
+    format!("{}:{port}", bracketed(host))
+}
+
+/// An IPv6 address in brackets (RFC 3986 section 3.2.2), anything else as it is.
+fn bracketed(host: &str) -> String {
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
 /// `base_url`, taken apart.
@@ -316,10 +321,9 @@ impl BaseUrl {
 
     /// `host`, or `host:port` where the port is not the scheme's default: the Host header (RFC 9110 section 7.2).
     pub fn authority(&self) -> String {
-        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
         match (self.tls, self.port) {
-            (true, 443) | (false, 80) => host,
-            (_, port) => format!("{host}:{port}"),
+            (true, 443) | (false, 80) => bracketed(&self.host),
+            _ => self.host_port(),
         }
     }
 }

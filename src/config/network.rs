@@ -41,8 +41,19 @@ impl fmt::Display for TrustedProxies {
 }
 
 impl Network {
-    /// An address alone is a block of one. The error says what is wrong.
+    /// A block as it is meant: with nothing behind its prefix. The error says what is wrong.
     fn parse(text: &str) -> Result<Network, String> {
+        let network = Network::read(text)?.canonical();
+        let first = network.first();
+        if first != network.address {
+            let prefix = network.prefix;
+            return Err(format!("has bits behind its prefix; write {first}/{prefix} for the whole network"));
+        }
+        Ok(network)
+    }
+
+    /// Any address in a block. An address alone is a block of one. The error says what is wrong.
+    pub(super) fn read(text: &str) -> Result<Network, String> {
         let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
         let address: IpAddr = address.parse().map_err(|_| String::new())?;
         let all = if address.is_ipv4() { 32 } else { 128 };
@@ -56,13 +67,7 @@ impl Network {
                 })?
             }
         };
-        let network = Network { address, prefix: length }.canonical();
-        let first = network.first();
-        if first != network.address {
-            let prefix = network.prefix;
-            return Err(format!("has bits behind its prefix; write {first}/{prefix} for the whole network"));
-        }
-        Ok(network)
+        Ok(Network { address, prefix: length })
     }
 
     /// `::ffff:a.b.c.d/96+n` is `a.b.c.d/n`.
@@ -75,9 +80,9 @@ impl Network {
         }
     }
 
-    fn contains(&self, address: IpAddr) -> bool {
+    pub(super) fn contains(&self, address: IpAddr) -> bool {
         let other = Network { address, prefix: self.prefix };
-        self.address.is_ipv4() == address.is_ipv4() && other.first() == self.address
+        self.address.is_ipv4() == address.is_ipv4() && other.first() == self.first()
     }
 
     /// The address with nothing but zeros behind the prefix.

@@ -7,11 +7,11 @@
 
 use std::net::IpAddr;
 
-use url::{Host, Url};
+use url::Url;
 
 use super::section::{Section, Walk};
 use super::tree::Kind;
-use super::{BaseUrl, Env, Proxy, Secret};
+use super::{BaseUrl, Env, Network, Proxy, Secret, base_url};
 
 const EXAMPLE: &str = "write e.g. http://proxy.lan:3128";
 
@@ -68,9 +68,9 @@ fn is_exempt(list: &str, BaseUrl { host, port, .. }: &BaseUrl) -> bool {
             return true;
         }
         if let Ok(ip) = host.parse::<IpAddr>()
-            && let Some((network, bits)) = entry.split_once('/')
+            && entry.contains('/')
         {
-            return in_network(ip, network, bits);
+            return Network::read(&entry).is_ok_and(|network| network.contains(ip));
         }
         let (name, only_port) = split_port(&entry);
         if only_port.is_some_and(|only| only != *port) {
@@ -98,17 +98,6 @@ fn split_port(entry: &str) -> (&str, Option<u16>) {
     }
 }
 
-fn in_network(ip: IpAddr, network: &str, bits: &str) -> bool {
-    let as_bits = |ip: IpAddr| match ip {
-        IpAddr::V4(ip) => (u128::from(u32::from(ip)) << 96, 32),
-        IpAddr::V6(ip) => (u128::from(ip), 128),
-    };
-    let (Ok(network), Ok(bits)) = (network.parse::<IpAddr>(), bits.parse::<u32>()) else { return false };
-    let ((ip, width), (network, other)) = (as_bits(ip), as_bits(network));
-    let mask = u128::MAX.checked_shl(128 - bits.min(128)).unwrap_or(0);
-    width == other && bits <= width && ip & mask == network & mask
-}
-
 /// `Err` is a part of a sentence that begins with what is wrong.
 fn parse(text: &str) -> Result<Proxy, String> {
     let text = text.trim();
@@ -121,13 +110,8 @@ fn parse(text: &str) -> Result<Proxy, String> {
     if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
         return Err("has something behind its port".into());
     }
-    let host = match url.host() {
-        Some(Host::Domain(name)) => name.to_owned(),
-        Some(Host::Ipv4(ip)) => ip.to_string(),
-        Some(Host::Ipv6(ip)) => ip.to_string(),
-        None => return Err("has no host".into()),
-    };
-    let port = url.port_or_known_default().filter(|port| *port != 0).ok_or("has port 0")?;
+    let host = base_url::host(&url).ok_or("has no host")?;
+    let port = base_url::port(&url).ok_or("has port 0")?;
     let decoded = |text: &str| {
         let bytes = percent_encoding::percent_decode_str(text);
         bytes.decode_utf8().map(|text| text.into_owned()).map_err(|_| "has a user name or password that is not UTF-8")

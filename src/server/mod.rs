@@ -339,10 +339,15 @@ async fn turn_away(gateway: Rc<Gateway>, stream: Stream, peer: Peer, patient: bo
     }
     let trace = Rc::new(Trace::new(peer.name().clone()));
     let Some(Some(stream)) = within(TURNED_AWAY_GREETING, tls::secure(&gateway, stream, &trace)).await else { return };
+    let error = Error::TooManyConnections { max_connections: gateway.config.max_connections };
+    dismiss(&gateway, stream, &trace, &error, patient).await;
+}
+
+/// Tells a caller whose request is not read why, and has a record of it; `patient`: with a lingering close.
+async fn dismiss(gateway: &Gateway, stream: Stream, trace: &Rc<Trace>, error: &Error, patient: bool) {
     let mut caller = Caller::new(stream, trace.clone(), gateway.config.write_timeout, gateway.draining.clone());
     caller.expect_request();
-    let error = Error::TooManyConnections { max_connections: gateway.config.max_connections };
-    let told = caller.error(&error).await;
+    let told = caller.error(error).await;
     if let Some(record) = trace.ends(told.is_err(), Instant::now()) {
         gateway.telemetry.record(record);
     }

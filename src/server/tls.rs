@@ -12,16 +12,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
 
 use async_io::Async;
 use async_net::{Shutdown, TcpStream};
 use futures_lite::future;
 use openssl::ssl::{self, ErrorCode, Ssl, SslContext, SslStream};
 
-use super::Gateway;
-use super::caller::Caller;
 use super::stream::Stream;
+use super::{Gateway, dismiss};
 use crate::deadline::within;
 use crate::error::Error;
 use crate::telemetry::Trace;
@@ -56,16 +54,7 @@ async fn shake_hands(gateway: &Gateway, context: &SslContext, tcp: TcpStream, tr
     match within(gateway.config.header_timeout, greeting).await?? {
         Greeting::Tls(tls) => Some(Stream::Tls(tls)),
         Greeting::PlainHttp => {
-            let (write_timeout, draining) = (gateway.config.write_timeout, gateway.draining.clone());
-            let mut caller = Caller::new(Stream::Tcp(tcp), trace.clone(), write_timeout, draining);
-            caller.expect_request();
-            let told = caller.error(&Error::PlainHttp).await;
-            if let Some(record) = trace.ends(told.is_err(), Instant::now()) {
-                gateway.telemetry.record(record);
-            }
-            if told.is_ok() {
-                caller.linger().await;
-            }
+            dismiss(gateway, Stream::Tcp(tcp), trace, &Error::PlainHttp, true).await;
             None
         }
     }
