@@ -1,8 +1,16 @@
-//! Work that may not take for ever.
+//! Work that may not take for ever, and one timer for all who wait on a thread.
+//!
+//! Nearly every wait of a gateway has a limit and nearly none reaches it. A timer of the reactor's own for each would cost
+//! a wake-up of the reactor each; so the limits of a thread are kept in one list, and one timer stands at the first of them.
+//! It is moved where a nearer one comes, and not where the first goes away.
 
-use std::future::poll_fn;
-use std::pin::pin;
-use std::time::Duration;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use async_io::Timer;
 use futures_lite::future;
@@ -11,21 +19,250 @@ use futures_lite::future;
 pub async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
     // Polled where it is: wrapping it in another future would hold its state twice, in every connection.
     let mut work = pin!(work);
-    let late = async {
-        Timer::after(limit).await;
-        None
-    };
-    future::or(poll_fn(|cx| work.as_mut().poll(cx).map(Some)), late).await
+    let mut late = None;
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Some(done));
+        }
+        // Most work is done at once, and then there is no limit to keep.
+        let late = late.get_or_insert_with(|| after(limit));
+        Pin::new(late).poll(cx).map(|()| None)
+    })
+    .await
+}
+
+/// Waits so long, or for ever where that is beyond all time.
+pub fn after(limit: Duration) -> Sleep {
+    Sleep { at: Instant::now().checked_add(limit), wait: Wait::Unasked }
+}
+
+/// Waits until then.
+pub fn until(at: Instant) -> Sleep {
+    Sleep { at: Some(at), wait: Wait::Unasked }
+}
+
+/// Does `work`, and has one timer for all that waits by this file on this thread meanwhile.
+pub async fn with_one_timer<T>(work: impl Future<Output = T>) -> T {
+    let Some(in_force) = InForce::new() else { return work.await };
+    future::or(work, in_force.0.tick()).await
+}
+
+/// A wait; see [`after`] and [`until`].
+#[derive(Debug)]
+#[must_use = "it waits only where it is polled"]
+pub struct Sleep {
+    at: Option<Instant>,
+    wait: Wait,
+}
+
+#[derive(Debug)]
+enum Wait {
+    Unasked,
+    Listed(Rc<Clock>, Key),
+    /// Nobody keeps a list on this thread.
+    Alone(Box<Timer>),
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(at) = self.at else { return Poll::Pending };
+        match &mut self.wait {
+            Wait::Listed(clock, key) if clock.still_waits(*key, cx.waker()) => return Poll::Pending,
+            Wait::Alone(timer) => return Pin::new(timer).poll(cx).map(|_| ()),
+            Wait::Listed(..) | Wait::Unasked => {}
+        }
+        if at <= Instant::now() {
+            self.wait = Wait::Unasked;
+            return Poll::Ready(());
+        }
+        match CLOCK.with_borrow(Clone::clone) {
+            Some(clock) => {
+                let key = clock.list(at, cx.waker());
+                self.wait = Wait::Listed(clock, key);
+                Poll::Pending
+            }
+            None => {
+                let mut timer = Box::new(Timer::at(at));
+                let poll = Pin::new(&mut timer).poll(cx).map(|_| ());
+                self.wait = Wait::Alone(timer);
+                poll
+            }
+        }
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        if let Wait::Listed(clock, key) = self {
+            clock.waiting.borrow_mut().remove(key);
+        }
+    }
+}
+
+thread_local! {
+    static CLOCK: RefCell<Option<Rc<Clock>>> = const { RefCell::new(None) };
+}
+
+/// When, and which of those at that instant.
+type Key = (Instant, u64);
+
+/// Who waits on a thread.
+#[derive(Debug, Default)]
+struct Clock {
+    waiting: RefCell<BTreeMap<Key, Waker>>,
+    next: Cell<u64>,
+    /// Where the timer stands.
+    set_to: Cell<Option<Instant>>,
+    /// Whom to wake to set it.
+    ticking: RefCell<Option<Waker>>,
+}
+
+impl Clock {
+    fn list(&self, at: Instant, waker: &Waker) -> Key {
+        let key = (at, self.next.get());
+        self.next.set(key.1 + 1);
+        self.waiting.borrow_mut().insert(key, waker.clone());
+        if self.set_to.get().is_none_or(|set_to| at < set_to)
+            && let Some(ticking) = self.ticking.take()
+        {
+            ticking.wake();
+        }
+        key
+    }
+
+    fn still_waits(&self, key: Key, waker: &Waker) -> bool {
+        match self.waiting.borrow_mut().get_mut(&key) {
+            Some(known) => {
+                known.clone_from(waker);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Wakes everybody in time, for ever.
+    async fn tick<T>(&self) -> T {
+        let mut timer = None;
+        poll_fn(|cx| {
+            loop {
+                self.wake_until(Instant::now());
+                let first = self.waiting.borrow().first_key_value().map(|((at, _), _)| *at);
+                let nearer = first.filter(|first| self.set_to.get().is_none_or(|set_to| *first < set_to));
+                if let Some(first) = nearer {
+                    self.set_to.set(Some(first));
+                    timer = Some(Timer::at(first));
+                }
+                let rings = timer.as_mut().is_some_and(|timer| Pin::new(timer).poll(cx).is_ready());
+                if !rings {
+                    self.ticking.replace(Some(cx.waker().clone()));
+                    return Poll::Pending;
+                }
+                self.set_to.set(None);
+                timer = None;
+            }
+        })
+        .await
+    }
+
+    fn wake_until(&self, now: Instant) {
+        let mut waiting = self.waiting.borrow_mut();
+        while let Some(first) = waiting.first_entry()
+            && first.key().0 <= now
+        {
+            first.remove().wake();
+        }
+    }
+}
+
+/// The thread's own clock, until it is dropped.
+struct InForce(Rc<Clock>);
+
+impl InForce {
+    /// None where there is one already.
+    fn new() -> Option<InForce> {
+        CLOCK.with_borrow_mut(|clock| match clock {
+            None => Some(InForce(clock.insert(Rc::default()).clone())),
+            Some(_) => None,
+        })
+    }
+}
+
+impl Drop for InForce {
+    fn drop(&mut self) {
+        CLOCK.take();
+        // Whoever still waits finds another way.
+        self.0.waiting.take().into_values().for_each(Waker::wake);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const TICK: Duration = Duration::from_millis(5);
+
     #[test]
     fn what_is_done_in_time_counts_and_nothing_else() {
         let limit = Duration::from_millis(1);
-        assert_eq!(smol::block_on(within(limit, future::ready(1))), Some(1));
-        assert_eq!(smol::block_on(within(limit, future::pending::<()>())), None);
+        let all = async || {
+            assert_eq!(within(limit, future::ready(1)).await, Some(1));
+            assert_eq!(within(limit, future::pending::<()>()).await, None);
+            assert_eq!(within(Duration::MAX, future::ready(1)).await, Some(1));
+            assert!(future::poll_once(within(Duration::MAX, future::pending::<()>())).await.is_none());
+        };
+        smol::block_on(all());
+        smol::block_on(with_one_timer(with_one_timer(all())));
+    }
+
+    #[test]
+    fn everybody_is_woken_in_time_whoever_asked_first_and_nobody_before() {
+        let start = Instant::now();
+        let executor = smol::LocalExecutor::new();
+        let waits: Vec<_> = [9, 3, 7, 1, 5, 3].into_iter().map(|ticks| start + TICK * ticks).collect();
+        let tasks: Vec<_> = waits
+            .iter()
+            .map(|at| {
+                let at = *at;
+                executor.spawn(async move {
+                    until(at).await;
+                    Instant::now()
+                })
+            })
+            .collect();
+        let woken = smol::block_on(with_one_timer(executor.run(async {
+            let mut woken = Vec::new();
+            for task in tasks {
+                woken.push(task.await);
+            }
+            woken
+        })));
+        assert!(woken.iter().zip(&waits).all(|(woken, at)| woken >= at), "{woken:?} {waits:?}");
+        assert_eq!(woken.iter().max(), woken.first(), "the longest wait ends last");
+    }
+
+    #[test]
+    fn who_gives_up_is_forgotten_and_a_nearer_limit_moves_the_timer() {
+        smol::block_on(with_one_timer(async {
+            let clock = CLOCK.with_borrow(Clone::clone).unwrap();
+            let far = Duration::from_secs(3600);
+            assert_eq!(within(far, future::yield_now()).await, Some(()));
+            assert!(clock.waiting.borrow().is_empty(), "what was done in time waits no more");
+            let mut long = after(far);
+            assert!(future::poll_once(&mut long).await.is_none());
+            assert_eq!(within(TICK, future::pending::<()>()).await, None);
+            drop(long);
+            assert!(clock.waiting.borrow().is_empty());
+        }));
+    }
+
+    #[test]
+    fn who_waits_longer_than_the_list_is_kept_is_woken_all_the_same() {
+        let mut sleep = after(TICK);
+        smol::block_on(with_one_timer(async {
+            assert!(future::poll_once(&mut sleep).await.is_none());
+        }));
+        smol::block_on(sleep);
     }
 }

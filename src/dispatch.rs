@@ -44,7 +44,7 @@ struct Candidate<'g> {
 
 impl<'g> Dispatch<'g> {
     /// Has a request done. The body's `model` says by whom.
-    pub async fn run(&self, errand: &Errand<'_>, body: Vec<u8>, peek: Peek) -> Result<Answer, Error> {
+    pub async fn run(&self, errand: &Errand<'_>, body: Vec<u8>, peek: Peek) -> Result<Box<Answer>, Error> {
         let tokens = peek.estimated_tokens(&body);
         let mut candidates = self.candidates(&peek.model)?;
         let mut payload = Payload { body: Rc::new(body), model: peek.model, span: peek.model_span };

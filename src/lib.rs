@@ -20,7 +20,8 @@
 //! | 1 | [`config`] | YAML -> validated [`config::Config`]; `${ENV}`; secrets |
 //! | 0 | [`error`] | one `Error`; status and JSON, in either API's shape, are decided only there |
 //! | 0 | [`log`] | one line an event, on standard error |
-//! | 0 | [`deadline`] | work that may not take for ever |
+//! | 0 | [`deadline`] | work that may not take for ever; one timer for all who wait |
+//! | 0 | [`socket`] | bytes in and out of the kernel, without asking it in vain |
 //! | 0 | [`edits`] | how far two words are apart |
 //!
 //! A request's way: `server` reads a head and a body through `http1`, `openai` peeks at `model`, `registry`
@@ -45,6 +46,7 @@ pub mod provider;
 pub mod registry;
 pub mod server;
 pub mod shaping;
+pub mod socket;
 pub mod state;
 pub mod telemetry;
 pub mod upstream;

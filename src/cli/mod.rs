@@ -253,18 +253,19 @@ fn try_serving(config: &Config, file: Option<&Path>, announce: impl FnOnce(&Serv
     }
     notify_systemd("READY=1");
     let (stop, stopped) = async_channel::bounded(2);
-    smol::block_on(future::or(server.run(stopped), forward_signals(signals, stop, file, reloads)))
+    let file = file.map(Path::to_owned);
+    smol::block_on(server.run_beside(stopped, forward_signals(signals, stop, file, reloads)))
 }
 
 /// SIGTERM and SIGINT drain; the second one ends at once. SIGHUP reads the file again, where there is one. Never returns.
-async fn forward_signals<T>(
+async fn forward_signals(
     mut signals: Signals,
     stop: Sender<Stop>,
-    file: Option<&Path>,
+    file: Option<PathBuf>,
     reloads: Sender<Config>,
-) -> T {
+) {
     while let Some(Ok(signal)) = signals.next().await {
-        if let (Signal::Hup, Some(file)) = (signal, file) {
+        if let (Signal::Hup, Some(file)) = (signal, &file) {
             reload(file, &reloads);
             continue;
         }

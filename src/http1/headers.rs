@@ -1,6 +1,7 @@
 //! The fields of one head, in order. Does not parse them and does not know which mean what.
 
 use std::fmt;
+use std::ops::Range;
 
 /// Header fields in the order they were pushed, repeated names included. Looking up ignores ASCII case.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -14,9 +15,19 @@ pub struct Headers {
 }
 
 impl Headers {
-    /// No fields yet, with room for `fields` of them without growing the index.
-    pub fn with_capacity(fields: usize) -> Self {
-        Self { ends: Vec::with_capacity(fields), ..Self::default() }
+    /// These, in memory of just their size.
+    pub fn of<'f>(fields: impl Iterator<Item = (&'f str, &'f [u8])> + Clone) -> Self {
+        let sizes = |(count, names, values), (name, value): (&str, &[u8])| {
+            (count + 1, names + name.len(), values + value.len())
+        };
+        let (count, names, values) = fields.clone().fold((0, 0, 0), sizes);
+        let mut headers = Self {
+            names: String::with_capacity(names),
+            values: Vec::with_capacity(values),
+            ends: Vec::with_capacity(count),
+        };
+        fields.for_each(|(name, value)| headers.push(name, value));
+        headers
     }
 
     /// Appends a field. The name keeps its case; the value may hold any bytes.
@@ -28,19 +39,18 @@ impl Headers {
 
     /// Takes out every field of that name.
     pub fn remove(&mut self, name: &str) {
-        let mut rest = Headers::with_capacity(self.len());
-        for (other, value) in self.iter().filter(|(other, _)| !other.eq_ignore_ascii_case(name)) {
-            rest.push(other, value);
-        }
-        *self = rest;
+        *self = Headers::of(self.iter().filter(|(other, _)| !other.eq_ignore_ascii_case(name)));
     }
 
     /// All fields, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> + Clone {
+        self.places().map(|(name, value)| (&self.names[name], &self.values[value]))
+    }
+
+    /// Where each field's name and value are.
+    fn places(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + Clone {
         let starts = std::iter::once((0, 0)).chain(self.ends.iter().copied());
-        starts.zip(&self.ends).map(|((name, value), &(name_end, value_end))| {
-            (&self.names[name..name_end], &self.values[value..value_end])
-        })
+        starts.zip(&self.ends).map(|((name, value), &(name_end, value_end))| (name..name_end, value..value_end))
     }
 
     /// The first value of that name.
@@ -50,7 +60,12 @@ impl Headers {
 
     /// Every value of that name, in order.
     pub fn get_all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
-        self.iter().filter(move |(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        let names = self.names.as_bytes();
+        // Most differ in length already: requests are asked for many fields that they do not have.
+        let named = move |field: &Range<usize>| {
+            field.len() == name.len() && names[field.clone()].eq_ignore_ascii_case(name.as_bytes())
+        };
+        self.places().filter(move |(field, _)| named(field)).map(|(_, value)| &self.values[value])
     }
 
     /// How many fields have that name.
@@ -121,7 +136,8 @@ mod tests {
         assert_eq!(fields[1], ("X-Latin", &b"caf\xe9"[..]));
         assert_eq!(fields[2], ("set-cookie", &b""[..]));
         assert_eq!((headers.len(), headers.is_empty()), (5, false));
-        assert!(Headers::with_capacity(3).is_empty());
+        assert_eq!(Headers::of(headers.iter()), headers);
+        assert!(Headers::of(std::iter::empty()).is_empty());
     }
 
     #[test]

@@ -52,9 +52,5 @@ fn is_digits(text: &[u8]) -> bool {
 
 /// What httparse found, detached from the bytes it points into.
 fn collect(fields: &[httparse::Header<'_>]) -> Headers {
-    let mut headers = Headers::with_capacity(fields.len());
-    for field in fields {
-        headers.push(field.name, field.value);
-    }
-    headers
+    Headers::of(fields.iter().map(|field| (field.name, field.value)))
 }

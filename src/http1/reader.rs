@@ -1,5 +1,6 @@
 //! Bytes that came from a peer and are not used yet. Knows nothing of what they mean.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -8,30 +9,33 @@ use std::task::{Context, Poll, ready};
 use futures_lite::io::AsyncRead;
 
 /// Room offered to one read.
-const READ_CHUNK_BYTES: usize = 16 * 1024;
-/// Room offered to the first read of a reader without a buffer; it lies on the stack, so that waiting costs no memory.
-const FIRST_READ_BYTES: usize = 4 * 1024;
+const READ_CHUNK_BYTES: usize = 64 * 1024;
+
+thread_local! {
+    /// Where the reads of a thread go first, since nobody knows how much will come: a connection holds what has, and one that
+    /// waits holds nothing.
+    static LANDING: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_CHUNK_BYTES]);
+}
 
 /// A connection's reading half with what was read ahead. Nothing read is ever lost: what one message leaves is the
 /// beginning of the next.
 #[derive(Debug)]
 pub struct Reader<R> {
     io: R,
-    /// Initialised once and reused; `start..end` of it is unread.
+    /// Unread from `start` on.
     buf: Vec<u8>,
     start: usize,
-    end: usize,
 }
 
 impl<R> Reader<R> {
     /// A reader without a buffer; the first bytes bring one.
     pub fn new(io: R) -> Self {
-        Self { io, buf: Vec::new(), start: 0, end: 0 }
+        Self { io, buf: Vec::new(), start: 0 }
     }
 
     /// What was read and not consumed.
     pub fn buffered(&self) -> &[u8] {
-        &self.buf[self.start..self.end]
+        &self.buf[self.start..]
     }
 
     /// Marks the first `n` buffered bytes as used.
@@ -39,10 +43,11 @@ impl<R> Reader<R> {
     /// # Panics
     /// If fewer than `n` bytes are buffered.
     pub fn consume(&mut self, n: usize) {
-        assert!(n <= self.end - self.start, "consumed more than is buffered");
+        assert!(n <= self.buf.len() - self.start, "consumed more than is buffered");
         self.start += n;
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
+        if self.start == self.buf.len() {
+            self.start = 0;
+            self.buf.clear();
         }
     }
 
@@ -67,18 +72,6 @@ impl<R> Reader<R> {
     pub fn get_mut(&mut self) -> &mut R {
         &mut self.io
     }
-
-    /// Makes room for a whole chunk behind the unread bytes, by moving them to the front before growing.
-    fn make_room(&mut self) {
-        if self.buf.len() - self.end >= READ_CHUNK_BYTES {
-            return;
-        }
-        self.buf.copy_within(self.start..self.end, 0);
-        (self.start, self.end) = (0, self.end - self.start);
-        if self.buf.len() - self.end < READ_CHUNK_BYTES {
-            self.buf.resize(self.end + READ_CHUNK_BYTES, 0);
-        }
-    }
 }
 
 impl<R: AsyncRead + Unpin> Reader<R> {
@@ -88,17 +81,13 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.buf.is_empty() {
-            let mut first = [0; FIRST_READ_BYTES];
-            let n = ready!(Pin::new(&mut self.io).poll_read(cx, &mut first))?;
-            self.buf = first[..n].to_vec();
-            self.end = n;
-            return Poll::Ready(Ok(n));
-        }
-        self.make_room();
-        let n = ready!(Pin::new(&mut self.io).poll_read(cx, &mut self.buf[self.end..]))?;
-        self.end += n;
-        Poll::Ready(Ok(n))
+        LANDING.with_borrow_mut(|landing| {
+            let n = ready!(Pin::new(&mut self.io).poll_read(cx, landing))?;
+            self.buf.drain(..self.start);
+            self.start = 0;
+            self.buf.extend_from_slice(&landing[..n]);
+            Poll::Ready(Ok(n))
+        })
     }
 }
 

@@ -2,11 +2,12 @@
 //!
 //! async-h1 is the parser, and this file is the guard in front of it: it decides every refusal, since async-h1 drops the
 //! connection, panics or misreads where a caller is owed an answer. What passes is handed over as a head that async-h1
-//! reads faithfully: HTTP/1.1, a Host that cannot bend its URL, no framing and no Expect (both are ours), under 8 KiB.
+//! reads faithfully: HTTP/1.1, a Host and a target that cannot bend its URL, no framing and no Expect (both are ours), and a stand-in
+//! for each value, so that it is under 8 KiB.
 //! Reading is done here, deadlines and answers are not.
 
 use std::borrow::Cow;
-use std::io;
+use std::io::{self, Write};
 use std::net::Ipv6Addr;
 use std::pin::pin;
 use std::str::FromStr;
@@ -33,9 +34,8 @@ pub struct RequestHead {
     pub target: String,
     /// HTTP/1.0: no chunked answer.
     pub http_10: bool,
-    /// Host first (that of an absolute-form target goes before the field), then the others sorted by name, names in lower
-    /// case, repeated ones in their order: what async-h1 keeps of the order. Without Content-Length, Transfer-Encoding and
-    /// Expect, which are the three fields below. Values are ASCII.
+    /// Host first (that of an absolute-form target goes before the field), then the others in their order, names in lower
+    /// case. Without Content-Length, Transfer-Encoding and Expect, which are the three fields below. Values are ASCII.
     pub headers: Headers,
     /// How the body comes; never `UntilClose`.
     pub framing: Framing,
@@ -104,25 +104,35 @@ pub fn parse_request_head(head: &[u8]) -> Result<RequestHead, Error> {
 struct Screen {
     /// Bytes looked at.
     at: usize,
+    /// Where the line begins.
+    line: usize,
 }
 
 impl Screen {
     /// Goes on through `buf`, which has grown since the last call. Some is the head's length.
     fn advance(&mut self, buf: &[u8]) -> Result<Option<usize>, Error> {
-        while let Some(&byte) = buf.get(self.at) {
-            let seen = &buf[..self.at];
-            match (byte, seen.last()) {
-                (b'\n', Some(b'\r')) if seen.ends_with(b"\r\n\r") => return Ok(Some(self.at + 1)),
-                (b'\n', Some(b'\r')) => {}
-                (b'\n', _) => return Err(malformed("A line of the head ends in LF without CR")),
-                (_, Some(b'\r')) => return Err(malformed("The head has a CR without LF")),
-                (b'\r' | b'\t' | b' '..=b'~', _) => {}
-                (0x80.., _) => return Err(malformed("The head has a byte that is not ASCII")),
-                _ => return Err(malformed("The head has a control character")),
+        let after_cr = |at: usize| at > 0 && buf[at - 1] == b'\r';
+        loop {
+            let text = buf[self.at..].iter().take_while(|byte| matches!(byte, b'\t' | b' '..=b'~')).count();
+            if text > 0 && after_cr(self.at) {
+                return Err(malformed("The head has a CR without LF"));
+            }
+            self.at += text;
+            match buf.get(self.at) {
+                None => return Ok(None),
+                // An empty line.
+                Some(b'\n') if after_cr(self.at) && self.at == self.line + 1 && self.line > 0 => {
+                    return Ok(Some(self.at + 1));
+                }
+                Some(b'\n') if after_cr(self.at) => self.line = self.at + 1,
+                Some(b'\n') => return Err(malformed("A line of the head ends in LF without CR")),
+                Some(_) if after_cr(self.at) => return Err(malformed("The head has a CR without LF")),
+                Some(b'\r') => {}
+                Some(0x80..) => return Err(malformed("The head has a byte that is not ASCII")),
+                Some(_) => return Err(malformed("The head has a control character")),
             }
             self.at += 1;
         }
-        Ok(None)
     }
 }
 
@@ -296,36 +306,28 @@ fn expects_continue(fields: &Headers) -> Result<bool, Error> {
     Ok(fields.count("expect") > 0)
 }
 
-/// Lets async-h1 parse the request and returns what it understood. The host goes round it, since async-h1 builds a URL
-/// of whatever the Host says; so does the raw target, which a URL would rewrite.
+/// Lets async-h1 parse the request and returns what it understood. What it need not understand goes round it: the host,
+/// of which it would build a URL whatever it says; the target, which a URL would rewrite; and the values, each of which has its
+/// place among the fields as a stand-in. So heads of any length come to be short ones.
 fn decode(line: &RequestLine, host: Option<&str>, fields: &Headers) -> Result<(String, Headers), Error> {
     let passed: Vec<(&str, &[u8])> = fields.iter().filter(|(name, _)| !is_ours(name)).collect();
     // A slot is taken by the Host that async-h1 wants even when HTTP/1.0 sent none.
     if passed.len() >= HEADER_LIMIT {
         return Err(Error::TooManyHeaders { limit: HEADER_LIMIT });
     }
-    let target = if line.target == "*" { "/" } else { &line.target };
-    let mut head = plain_head(line.method, target, &passed);
-    let set_aside = head.len() >= PARSER_HEAD_LIMIT_BYTES;
-    if set_aside {
-        head = short_head(line.method, &passed);
-    }
+    let head = short_head(line.method, &passed);
     if head.len() >= PARSER_HEAD_LIMIT_BYTES {
         return Err(Error::HeadTooLarge { limit_bytes: PARSER_HEAD_LIMIT_BYTES });
     }
     let request = run_async_h1(head)?;
 
-    let mut headers = Headers::with_capacity(passed.len() + 1);
-    if let Some(host) = host {
-        headers.push("host", host.as_bytes());
-    }
-    let values = request.iter().flat_map(|(name, values)| values.iter().map(|value| (name.as_str(), value.as_str())));
-    let mut parsed: Vec<(&str, &str)> = values.filter(|(name, _)| *name != "host").collect();
-    parsed.sort_by_key(|(name, _)| *name); // a stable sort: repeated ones stay in order
-    for (name, value) in parsed {
-        headers.push(name, if set_aside { passed[place(value)].1 } else { value.as_bytes() });
-    }
-    Ok((request.method().as_ref().to_owned(), headers))
+    let named = request.iter().flat_map(|(name, values)| values.iter().map(|value| (name.as_str(), value.as_str())));
+    let named = named.filter(|(name, _)| *name != "host");
+    let mut parsed: Vec<(usize, &str)> = named.map(|(name, stand_in)| (place(stand_in), name)).collect();
+    parsed.sort_unstable();
+    let host = host.map(|host| ("host", host.as_bytes()));
+    let others = parsed.into_iter().map(|(place, name)| (name, passed[place].1));
+    Ok((request.method().as_ref().to_owned(), Headers::of(host.into_iter().chain(others))))
 }
 
 /// Whether async-h1 must not see the field: it misreads framing, starts an executor for Expect, and gets a Host of ours.
@@ -333,23 +335,17 @@ fn is_ours(name: &str) -> bool {
     ["host", "content-length", "transfer-encoding", "expect"].iter().any(|ours| name.eq_ignore_ascii_case(ours))
 }
 
-/// A head that async-h1 takes.
-fn plain_head(method: &str, target: &str, fields: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut head = format!("{method} {target} HTTP/1.1\r\nHost: h\r\n").into_bytes();
-    for (name, value) in fields {
-        for part in [name.as_bytes(), b": ", value, b"\r\n"] {
-            head.extend_from_slice(part);
-        }
+/// A head that async-h1 takes, with each value's place in `fields` in the place of the value.
+fn short_head(method: &str, fields: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut head = Vec::with_capacity(512);
+    for part in [method, " / HTTP/1.1\r\nHost: h\r\n"] {
+        head.extend_from_slice(part.as_bytes());
+    }
+    for (place, (name, _)) in fields.iter().enumerate() {
+        write!(head, "{name}: {place}\r\n").expect("memory takes all that is written");
     }
     head.extend_from_slice(b"\r\n");
     head
-}
-
-/// Such a head with the target and all values set aside: a value's place in `fields` stands in for it.
-fn short_head(method: &str, fields: &[(&str, &[u8])]) -> Vec<u8> {
-    let places: Vec<String> = (0..fields.len()).map(|place| place.to_string()).collect();
-    let fields: Vec<_> = fields.iter().zip(&places).map(|((name, _), place)| (*name, place.as_bytes())).collect();
-    plain_head(method, "/", &fields)
 }
 
 /// Reads what [`short_head`] put in place of a value.
@@ -432,7 +428,7 @@ mod tests {
         assert_eq!((head.method.as_str(), head.target.as_str()), ("POST", "/v1/chat%2Fx?a=|b"));
         assert_eq!(
             fields(&head),
-            [("host", "Box.lan:8080"), ("connection", "foo"), ("x-a", ""), ("x-b", "2"), ("x-b", "1")]
+            [("host", "Box.lan:8080"), ("x-b", "2"), ("x-a", ""), ("x-b", "1"), ("connection", "foo")]
         );
         assert_eq!(head.framing, Framing::Length(12));
         assert_eq!((head.http_10, head.keep_alive, head.expects_continue), (false, true, true));
@@ -625,7 +621,7 @@ mod tests {
             let token = "t".repeat(size);
             let head =
                 parse(&format!("GET / HTTP/1.1\r\nHost: h\r\nB: 1\r\nA: 0\r\nB: {token}\r\nb:\r\n\r\n")).unwrap();
-            assert_eq!(fields(&head), [("host", "h"), ("a", "0"), ("b", "1"), ("b", &token), ("b", "")]);
+            assert_eq!(fields(&head), [("host", "h"), ("b", "1"), ("a", "0"), ("b", &token), ("b", "")]);
         }
         let (target, host) = (format!("/{}", "p".repeat(20_000)), "h".repeat(9_000));
         let head = parse(&format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nA: 1\r\n\r\n")).unwrap();

@@ -55,7 +55,7 @@ enum Meter {
 
 impl Answer {
     /// Counts the response. `metered`: a limit needs its tokens; `idle_timeout` is for each piece of its body.
-    pub(super) fn new(provider: &Rc<Provider>, response: Response, metered: bool, idle_timeout: Duration) -> Answer {
+    pub(super) fn new(provider: &Rc<Provider>, response: Response, metered: bool, idle_timeout: Duration) -> Box<Answer> {
         let Response { head, body, in_flight, latency } = response;
         let mut counters = provider.counters.borrow_mut();
         counters.latency.add(latency);
@@ -64,7 +64,7 @@ impl Answer {
             500.. => counters.upstream_5xx += 1,
             _ => {}
         }
-        Answer {
+        Box::new(Answer {
             meter: is_plain(&head.headers).then(|| match (is_event_stream(&head.headers), metered) {
                 (true, _) => Meter::Events(Box::default()),
                 (false, true) => Meter::Whole(Vec::new(), METERED_BYTES),
@@ -81,7 +81,7 @@ impl Answer {
             idle_timeout,
             in_flight: Some(in_flight),
             provider: provider.clone(),
-        }
+        })
     }
 
     /// The provider's name.

@@ -78,9 +78,9 @@ pub struct Offer {
 /// What came of an offer.
 pub enum Exchanged {
     /// An answer for the caller, or a reason why there is none.
-    Final(Result<Answer, Error>),
+    Final(Result<Box<Answer>, Error>),
     /// This provider can't do it at present; another may.
-    Unable(Result<Answer, Error>),
+    Unable(Result<Box<Answer>, Error>),
     /// Another provider would do it sooner. So many times it was sent here.
     Moved {
         /// Sends so far.
@@ -89,7 +89,6 @@ pub enum Exchanged {
 }
 
 /// How one attempt went.
-#[expect(clippy::large_enum_variant, reason = "it is taken apart where it is made; a box would only cost")]
 enum Attempt {
     /// No slot: the scheduler takes this request no more.
     Refused(Refusal),
@@ -100,7 +99,7 @@ enum Attempt {
     /// There is no connection to be had.
     Down(Error),
     /// Sent and answered, or failed for good or ill.
-    Done(Result<Answer, Error>, Judgement),
+    Done(Result<Box<Answer>, Error>, Judgement),
 }
 
 /// What to do with an outcome.
@@ -180,12 +179,14 @@ impl Provider {
     }
 
     /// The provider's last answer, or ours where there is none.
-    fn given_up(&self, last: Option<Result<Answer, Error>>, refusal: Refusal) -> Exchanged {
+    fn given_up(&self, last: Option<Result<Box<Answer>, Error>>, refusal: Refusal) -> Exchanged {
         let spent = matches!(refusal, Refusal::Day { .. });
         let outcome = match last {
             None => Err(self.refused(refusal)),
             Some(mut outcome) => {
-                if let Ok(Answer { advice: Some(Advice::ComeBack(at)), .. }) = &mut outcome {
+                if let Ok(answer) = &mut outcome
+                    && let Some(Advice::ComeBack(at)) = &mut answer.advice
+                {
                     // Others may have been told to wait for longer since.
                     *at = (*at).max(refusal.retry_after().map(|wait| Instant::now() + wait));
                 }
@@ -253,14 +254,17 @@ impl Provider {
         place.near().await?;
         let mut lost = 0;
         while lost < MAX_LOST_CONNECTIONS {
-            let connect = async { self.connection(fresh).await.map_err(Lost::Connection) };
-            let taken_away = async { Err(Lost::Slot(place.taken_away().await)) };
-            let mut connection = match future::or(connect, taken_away).await {
-                Ok(connection) => connection,
-                Err(no_slot) => {
-                    place.leave();
-                    return Err(no_slot);
-                }
+            let idle = if fresh { None } else { self.setup().pool.take() };
+            let mut connection = match idle {
+                Some(connection) => connection,
+                // On the heap: most requests find one that is idle, and need not have the room for this.
+                None => match Box::pin(self.connect(&place)).await {
+                    Ok(connection) => connection,
+                    Err(lost) => {
+                        place.leave();
+                        return Err(lost);
+                    }
+                },
             };
             let granted = async { Some(place.granted().await) };
             let spoiled = async {
@@ -282,14 +286,15 @@ impl Provider {
         Err(Lost::Connection(Failure::Disconnected(detail)))
     }
 
-    async fn connection(&self, fresh: bool) -> Result<Connection, Failure> {
-        let setup = self.setup();
-        if !fresh && let Some(connection) = setup.pool.take().await {
-            return Ok(connection);
-        }
-        let connected = setup.connector.connect().await;
-        self.down_until.set(connected.is_err().then(|| Instant::now() + DOWN));
-        connected.map(Connection::fresh)
+    /// A new connection, if it stands before the place is taken away.
+    async fn connect(&self, place: &Place) -> Result<Connection, Lost> {
+        let connect = async {
+            let connected = self.setup().connector.connect().await;
+            self.down_until.set(connected.is_err().then(|| Instant::now() + DOWN));
+            connected.map(Connection::fresh).map_err(Lost::Connection)
+        };
+        let taken_away = async { Err(Lost::Slot(place.taken_away().await)) };
+        future::or(connect, taken_away).await
     }
 
     /// Whether an answer is the caller's, or a refusal that waiting may overcome. Tells the scheduler what the provider

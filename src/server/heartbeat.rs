@@ -180,7 +180,7 @@ mod tests {
     fn who_does_not_read_its_heartbeats_holds_up_nobodys_work() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let _unread = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let stream = Stream::Tcp(listener.accept().unwrap().0.try_into().unwrap());
+        let stream = Stream::Tcp(async_io::Async::new(listener.accept().unwrap().0).unwrap().into());
         let trace = Rc::new(Trace::new("127.0.0.1".into()));
         let mut caller = Caller::new(stream, trace, Duration::from_secs(60), Lifecycle::new().1);
         // More than the system takes before somebody reads.

@@ -39,6 +39,8 @@ pub struct Listeners {
 #[derive(Debug)]
 pub struct Listener {
     inner: Inner,
+    /// Nobody was waiting at the last look; the reactor knows when somebody is.
+    deserted: Cell<bool>,
     place: Place,
     /// Goes with the listener.
     file: Option<SocketFile>,
@@ -160,25 +162,32 @@ impl Listeners {
 }
 
 impl Listener {
-    /// The next caller who has connected here.
-    pub async fn accept(&self) -> io::Result<(Stream, Peer)> {
-        poll_fn(|cx| self.poll_accept(cx)).await
+    fn new(inner: Inner, place: Place, file: Option<SocketFile>) -> Listener {
+        Listener { inner, deserted: Cell::new(false), place, file }
     }
 
+    /// A caller who has connected here already; `WouldBlock` where nobody has.
+    pub fn accept_now(&self) -> io::Result<(Stream, Peer)> {
+        match &self.inner {
+            Inner::Tcp(listener) => accept_tcp(listener.get_ref()),
+            Inner::Unix(listener) => accept_unix(listener.get_ref()),
+        }
+    }
+
+    /// Asked again and again, it costs no system call until somebody comes.
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Stream, Peer)>> {
         loop {
-            let accepted = match &self.inner {
-                Inner::Tcp(listener) => accept_tcp(listener.get_ref()),
-                Inner::Unix(listener) => accept_unix(listener.get_ref()),
-            };
-            match accepted {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            if self.deserted.get() {
+                ready!(match &self.inner {
+                    Inner::Tcp(listener) => listener.poll_readable(cx),
+                    Inner::Unix(listener) => listener.poll_readable(cx),
+                })?;
+                self.deserted.set(false);
+            }
+            match self.accept_now() {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.deserted.set(true),
                 accepted => return Poll::Ready(accepted),
             }
-            ready!(match &self.inner {
-                Inner::Tcp(listener) => listener.poll_readable(cx),
-                Inner::Unix(listener) => listener.poll_readable(cx),
-            })?;
         }
     }
 }
@@ -200,7 +209,7 @@ fn listen_on_port(host: &str, port: u16) -> io::Result<Listener> {
         // std asks for a backlog of 128; listening again on the same socket only raises it.
         rustix::net::listen(&listener, BACKLOG)?;
         let place = Place::Http(listener.local_addr()?);
-        Ok(Listener { inner: Inner::Tcp(Async::new(listener)?), place, file: None })
+        Ok(Listener::new(Inner::Tcp(Async::new(listener)?), place, None))
     };
     listen().map_err(|error: io::Error| io::Error::new(error.kind(), format!("cannot serve on {host}:{port}: {error}")))
 }
@@ -216,7 +225,7 @@ fn listen_on_socket(socket: &Socket) -> io::Result<Listener> {
         set_mode(path, socket.mode)?;
         rustix::net::listen(&bound, BACKLOG)?;
         let inner = Inner::Unix(Async::new(UnixListener::from(bound))?);
-        Ok(Listener { inner, place: Place::Unix(path.clone()), file: Some(file) })
+        Ok(Listener::new(inner, Place::Unix(path.clone()), Some(file)))
     };
     listen().map_err(|error: io::Error| unserved(path, &error))
 }
@@ -235,11 +244,11 @@ fn adopt(socket: OwnedFd) -> io::Result<Listener> {
         let listener = UnixListener::from(socket);
         let address = listener.local_addr()?;
         let path = address.as_pathname().map_or_else(|| PathBuf::from("(without a path)"), Path::to_owned);
-        return Ok(Listener { inner: Inner::Unix(Async::new(listener)?), place: Place::Unix(path), file: None });
+        return Ok(Listener::new(Inner::Unix(Async::new(listener)?), Place::Unix(path), None));
     }
     let listener = TcpListener::from(socket);
     let place = Place::Http(listener.local_addr()?);
-    Ok(Listener { inner: Inner::Tcp(Async::new(listener)?), place, file: None })
+    Ok(Listener::new(Inner::Tcp(Async::new(listener)?), place, None))
 }
 
 /// Removes a socket that nobody listens on any more: what a killed gateway leaves. Anything else stays.

@@ -41,7 +41,7 @@ use futures_lite::{FutureExt, future};
 use smol::LocalExecutor;
 
 use crate::config::{self, Config, Fairness};
-use crate::deadline::within;
+use crate::deadline::{with_one_timer, within};
 use crate::error::Error;
 use crate::log;
 use crate::provider::Provider;
@@ -144,7 +144,18 @@ impl Server {
 
     /// Serves on the current thread until `stop` says so or its sender is gone, and returns when the last caller is.
     pub async fn run(self, stop: Receiver<Stop>) -> io::Result<()> {
+        self.run_beside(stop, future::ready(())).await
+    }
+
+    /// The same, and does something else meanwhile, which is dropped at the end: polled only when it is woken, it costs
+    /// requests nothing.
+    pub async fn run_beside(
+        self,
+        stop: Receiver<Stop>,
+        other: impl Future<Output = ()> + 'static,
+    ) -> io::Result<()> {
         let executor = Rc::new(LocalExecutor::new());
+        executor.spawn(other).detach();
         let (lifecycle, draining, aborting) = Lifecycle::new();
         let state_file = self.config.server.state_file.as_ref();
         let kept = state_file.map(|path| Keeper::open(path, &self.config.providers)).transpose()?;
@@ -182,7 +193,7 @@ impl Server {
             }
             Ok(())
         };
-        executor.run(work).await
+        with_one_timer(executor.run(work)).await
     }
 }
 
@@ -235,7 +246,7 @@ async fn serve(
             Event::Reload(config) => {
                 for left in reload::reload(executor, front, &mut listeners, *config) {
                     // Who has connected already is let in: closing would reset it.
-                    while let Some(Ok((stream, peer))) = future::poll_once(left.accept()).await {
+                    while let Ok((stream, peer)) = left.accept_now() {
                         admit(executor, front, &alive, stream, peer);
                     }
                 }

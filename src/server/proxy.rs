@@ -1,7 +1,10 @@
 //! Sending a request on and relaying the answer as it comes: one write per read, the head together with the first bytes
 //! of the body, and never a tidy end for a body that broke off.
 
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Instant;
 
 use futures_lite::future;
@@ -54,31 +57,36 @@ pub async fn forward(
         routing: gateway.config.routing,
         fallback: gateway.config.fallback,
     };
+    let mut abort = pin!(gateway.aborting.begins());
     // On the heap: each future around it would weigh its weight twice, for as long as a request waits.
-    let work = unless_aborted(gateway, Box::pin(dispatch.run(&errand, body, peek)));
+    let work = unless(abort.as_mut(), Box::pin(dispatch.run(&errand, body, peek)));
     let outcome = keep_company(heartbeat, &errand.progress, caller, work).await?;
     trace.answered(Instant::now());
     drop(reserved);
+    // On the heap likewise: nothing of it is there while the request waits.
     match (outcome, form.filter(|_| caller.began())) {
-        (Ok(answer), None) => relay(gateway, answer, caller).await,
+        (Ok(answer), None) => {
+            begin(&answer, caller);
+            Box::pin(relay_body(abort, answer, caller)).await
+        }
         (Err(error), None) => caller.error(&error).await,
-        (outcome, Some(form)) => relay_late(gateway, outcome, form, caller).await,
+        (outcome, Some(form)) => Box::pin(relay_late(abort, outcome, form, caller)).await,
     }
 }
 
 /// The answer to a caller whose own answer has begun with a heartbeat.
 async fn relay_late(
-    gateway: &Gateway,
-    outcome: Result<Answer, Error>,
+    abort: Pin<&mut impl Future<Output = ()>>,
+    outcome: Result<Box<Answer>, Error>,
     form: Form,
     caller: &mut Caller,
 ) -> Result<(), Gone> {
     match (outcome, form) {
-        (Ok(answer), Form::WhiteSpace) => return relay_body(gateway, answer, caller).await,
+        (Ok(answer), Form::WhiteSpace) => return relay_body(abort, answer, caller).await,
         (Ok(answer), Form::Events) if answer.is_event_stream() && answer.head.status < 400 => {
-            return relay_body(gateway, answer, caller).await;
+            return relay_body(abort, answer, caller).await;
         }
-        (Ok(answer), Form::Events) => as_event(gateway, answer, caller).await,
+        (Ok(answer), Form::Events) => as_event(abort, answer, caller).await,
         (Err(error), Form::Events) => caller.error_event(&error),
         (Err(error), Form::WhiteSpace) => {
             caller.trace().failed(error.code());
@@ -90,10 +98,10 @@ async fn relay_late(
 }
 
 /// Queues an answer that is no stream as one event: an error under its own words, if they have the shape of one.
-async fn as_event(gateway: &Gateway, mut answer: Answer, caller: &mut Caller) {
+async fn as_event(abort: Pin<&mut impl Future<Output = ()>>, mut answer: Box<Answer>, caller: &mut Caller) {
     let (dialect, status, provider) = (caller.dialect(), answer.head.status, answer.provider().to_owned());
     let mut body = Vec::new();
-    let read = unless_aborted(gateway, async {
+    let read = unless(abort, async {
         while !answer.take_buffered(&mut body)? && body.len() <= LATE_ANSWER_BYTES {
             answer.wait().await?;
         }
@@ -121,12 +129,11 @@ async fn as_event(gateway: &Gateway, mut answer: Answer, caller: &mut Caller) {
     caller.body(said.as_bytes());
 }
 
-async fn relay(gateway: &Gateway, answer: Answer, caller: &mut Caller) -> Result<(), Gone> {
-    begin(&answer, caller);
-    relay_body(gateway, answer, caller).await
-}
-
-async fn relay_body(gateway: &Gateway, mut answer: Answer, caller: &mut Caller) -> Result<(), Gone> {
+async fn relay_body(
+    mut abort: Pin<&mut impl Future<Output = ()>>,
+    mut answer: Box<Answer>,
+    caller: &mut Caller,
+) -> Result<(), Gone> {
     let mut payload = Vec::new();
     let mut seam = answer.is_event_stream().then(Seam::default);
     let mut waited = Ok(());
@@ -163,17 +170,21 @@ async fn relay_body(gateway: &Gateway, mut answer: Answer, caller: &mut Caller) 
             unshared = 0;
             future::yield_now().await;
         }
-        waited = unless_aborted(gateway, answer.wait()).await;
+        waited = unless(abort.as_mut(), answer.wait()).await;
     }
 }
 
 /// Waits for the provider for as long as the gateway lets running requests go on.
-async fn unless_aborted<T>(gateway: &Gateway, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    let cut_off = async {
-        gateway.aborting.begins().await;
-        Err(Error::ShuttingDown)
-    };
-    future::or(work, cut_off).await
+async fn unless<T>(
+    mut abort: Pin<&mut impl Future<Output = ()>>,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let mut work = pin!(work);
+    poll_fn(|cx| match work.as_mut().poll(cx) {
+        Poll::Pending => abort.as_mut().poll(cx).map(|()| Err(Error::ShuttingDown)),
+        done => done,
+    })
+    .await
 }
 
 /// Queues the head: the provider's, less what belongs to its connection, plus what happened here.

@@ -2,48 +2,35 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net;
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix;
+use std::os::unix::net::UnixStream;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use async_io::Async;
-use async_net::unix::UnixStream;
-use async_net::{Shutdown, TcpStream};
-use futures_lite::io::{AsyncRead, AsyncWrite};
+use futures_lite::io::AsyncRead;
 
 use super::tls::Tls;
+use crate::socket::Socket;
 
 /// A caller's connection. Clones are the same connection.
 #[derive(Debug, Clone)]
 pub enum Stream {
     /// TCP.
-    Tcp(TcpStream),
+    Tcp(Socket<TcpStream>),
     /// A unix socket.
-    Unix(UnixStream),
+    Unix(Socket<UnixStream>),
     /// TLS over TCP.
     Tls(Tls),
 }
 
 impl Stream {
-    /// Waits until more has come from the caller, the end included. Asks the reactor only: that costs no system call each time
-    /// it is polled for another reason.
-    pub async fn readable(&self) -> io::Result<()> {
-        match self {
-            Stream::Tcp(tcp) => Arc::<Async<net::TcpStream>>::from(tcp.clone()).readable().await,
-            Stream::Unix(unix) => Arc::<Async<unix::net::UnixStream>>::from(unix.clone()).readable().await,
-            Stream::Tls(tls) => tls.readable().await,
-        }
-    }
-
     /// Writes some of the bytes.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
-            Stream::Tcp(tcp) => Pin::new(tcp).poll_write(cx, bytes),
-            Stream::Unix(unix) => Pin::new(unix).poll_write(cx, bytes),
+            Stream::Tcp(tcp) => tcp.poll_write(cx, bytes),
+            Stream::Unix(unix) => unix.poll_write(cx, bytes),
             Stream::Tls(tls) => tls.poll_write(cx, bytes),
         }
     }
@@ -52,8 +39,8 @@ impl Stream {
     pub async fn finish(&mut self) -> io::Result<()> {
         self.close_notify().await?;
         match self {
-            Stream::Tcp(tcp) => tcp.shutdown(Shutdown::Write),
-            Stream::Unix(unix) => unix.shutdown(Shutdown::Write),
+            Stream::Tcp(tcp) => tcp.get_ref().shutdown(Shutdown::Write),
+            Stream::Unix(unix) => unix.get_ref().shutdown(Shutdown::Write),
             Stream::Tls(tls) => tls.shutdown(),
         }
     }
@@ -85,8 +72,8 @@ impl AsFd for Stream {
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Stream::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Stream::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
+            Stream::Tcp(tcp) => tcp.poll_read(cx, buf),
+            Stream::Unix(unix) => unix.poll_read(cx, buf),
             Stream::Tls(tls) => tls.poll_read(cx, buf),
         }
     }

@@ -6,15 +6,13 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::future::poll_fn;
 use std::io::{self, Read, Write};
-use std::net;
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use async_io::Async;
-use async_net::{Shutdown, TcpStream};
 use futures_lite::future;
 use openssl::ssl::{self, ErrorCode, Ssl, SslContext, SslStream};
 
@@ -22,6 +20,7 @@ use super::stream::Stream;
 use super::{Gateway, dismiss};
 use crate::deadline::within;
 use crate::error::Error;
+use crate::socket::Socket;
 use crate::telemetry::Trace;
 
 /// What one call of OpenSSL may read. It goes on by itself from a message of its own (KeyUpdate, a ClientHello again) to the
@@ -31,8 +30,8 @@ const READS_AT_ONCE: u32 = 64;
 /// A session. Clones are the same one.
 #[derive(Clone)]
 pub struct Tls {
-    socket: Socket,
-    session: Rc<RefCell<SslStream<Socket>>>,
+    socket: Socket<TcpStream>,
+    session: Rc<RefCell<SslStream<Feed>>>,
 }
 
 /// What a caller's connection becomes under `server.tls`; nothing if that fails. Who speaks plain HTTP to the port is told
@@ -45,12 +44,12 @@ pub async fn secure(gateway: &Gateway, stream: Stream, trace: &Rc<Trace>) -> Opt
     }
 }
 
-async fn shake_hands(gateway: &Gateway, context: &SslContext, tcp: TcpStream, trace: &Rc<Trace>) -> Option<Stream> {
+async fn shake_hands(gateway: &Gateway, context: &SslContext, tcp: Socket<TcpStream>, trace: &Rc<Trace>) -> Option<Stream> {
     let going_down = async {
         gateway.draining.begins().await;
         None
     };
-    let greeting = future::or(greeting(context, tcp.clone().into()), going_down);
+    let greeting = future::or(greeting(context, tcp.clone()), going_down);
     match within(gateway.config.header_timeout, greeting).await?? {
         Greeting::Tls(tls) => Some(Stream::Tls(tls)),
         Greeting::PlainHttp => {
@@ -66,38 +65,33 @@ enum Greeting {
 }
 
 /// A handshake begins with the byte 22 (RFC 8446 section 5.1), a request with a letter.
-async fn greeting(context: &SslContext, socket: Arc<Async<net::TcpStream>>) -> Option<Greeting> {
+async fn greeting(context: &SslContext, mut socket: Socket<TcpStream>) -> Option<Greeting> {
     let mut first = [0];
-    if socket.peek(&mut first).await.ok()? == 0 {
+    if poll_fn(|cx| socket.poll_peek(cx, &mut first)).await.ok()? == 0 {
         return None;
     }
     if first[0].is_ascii_alphabetic() {
         return Some(Greeting::PlainHttp);
     }
-    let socket = Socket { tcp: socket, reads: 0 };
-    let session = SslStream::new(Ssl::new(context).ok()?, socket.clone()).ok()?;
+    let feed = Feed { socket: socket.clone(), reads: 0 };
+    let session = SslStream::new(Ssl::new(context).ok()?, feed).ok()?;
     let session = smol::spawn(handshake(session)).await.ok()?;
     Some(Greeting::Tls(Tls { socket, session: Rc::new(RefCell::new(session)) }))
 }
 
-async fn handshake(mut session: SslStream<Socket>) -> io::Result<SslStream<Socket>> {
+async fn handshake(mut session: SslStream<Feed>) -> io::Result<SslStream<Feed>> {
     loop {
         session.get_mut().reads = 0;
         let Err(error) = session.accept() else { return Ok(session) };
         match error.code() {
-            ErrorCode::WANT_READ => session.get_ref().tcp.readable().await?,
-            ErrorCode::WANT_WRITE => session.get_ref().tcp.writable().await?,
+            ErrorCode::WANT_READ => poll_fn(|cx| session.get_mut().socket.poll_readable(cx)).await?,
+            ErrorCode::WANT_WRITE => poll_fn(|cx| session.get_ref().socket.poll_writable(cx)).await?,
             _ => return Err(into_io(error)),
         }
     }
 }
 
 impl Tls {
-    /// Waits until more has come. What OpenSSL holds of a record already is not meant: an end is never among that.
-    pub async fn readable(&self) -> io::Result<()> {
-        self.socket.tcp.readable().await
-    }
-
     /// Reads; 0 is a close_notify. An end without one is an error.
     pub fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         self.poll(cx, |session| session.ssl_read(buf))
@@ -115,14 +109,14 @@ impl Tls {
 
     /// Ends the connection's writing side below the session.
     pub fn shutdown(&self) -> io::Result<()> {
-        self.socket.tcp.get_ref().shutdown(Shutdown::Write)
+        self.socket.get_ref().shutdown(Shutdown::Write)
     }
 
     /// Tries a step until it is done, whichever way OpenSSL has to wait for it.
     fn poll(
         &self,
         cx: &mut Context<'_>,
-        mut step: impl FnMut(&mut SslStream<Socket>) -> Result<usize, ssl::Error>,
+        mut step: impl FnMut(&mut SslStream<Feed>) -> Result<usize, ssl::Error>,
     ) -> Poll<io::Result<usize>> {
         loop {
             let mut session = self.session.borrow_mut();
@@ -132,8 +126,8 @@ impl Tls {
                 Err(error) => error,
             };
             match error.code() {
-                ErrorCode::WANT_READ => ready!(self.socket.tcp.poll_readable(cx))?,
-                ErrorCode::WANT_WRITE => ready!(self.socket.tcp.poll_writable(cx))?,
+                ErrorCode::WANT_READ => ready!(session.get_mut().socket.poll_readable(cx))?,
+                ErrorCode::WANT_WRITE => ready!(session.get_ref().socket.poll_writable(cx))?,
                 ErrorCode::ZERO_RETURN => return Poll::Ready(Ok(0)),
                 _ => return Poll::Ready(Err(into_io(error))),
             }
@@ -143,7 +137,7 @@ impl Tls {
 
 impl AsFd for Tls {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.tcp.as_fd()
+        self.socket.as_fd()
     }
 }
 
@@ -158,26 +152,26 @@ fn into_io(error: ssl::Error) -> io::Error {
 }
 
 /// The connection as OpenSSL sees it: a call that would have to wait says so.
-#[derive(Debug, Clone)]
-struct Socket {
-    tcp: Arc<Async<net::TcpStream>>,
+#[derive(Debug)]
+struct Feed {
+    socket: Socket<TcpStream>,
     /// Since the call of OpenSSL began.
     reads: u32,
 }
 
-impl Read for Socket {
+impl Read for Feed {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if self.reads == READS_AT_ONCE {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         self.reads += 1;
-        self.tcp.get_ref().read(buf)
+        self.socket.read(buf)
     }
 }
 
-impl Write for Socket {
+impl Write for Feed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.tcp.get_ref().write(bytes)
+        self.socket.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -5,12 +5,14 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{self, IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_io::Async;
 use async_native_tls::{Certificate, Protocol, TlsConnector};
 use async_net::TcpStream;
-use futures_lite::future::{self, Boxed};
+use futures_lite::future::{self, BoxedLocal};
 use smol::lock::Semaphore;
 
 use super::Failure;
@@ -18,6 +20,7 @@ use super::stream::{Stream, Transport};
 use super::tunnel;
 use crate::config::{self, BaseUrl, Proxy};
 use crate::deadline::within;
+use crate::socket::Socket;
 
 /// RFC 8305 section 5: how long an address may take before the next one is tried beside it.
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(300);
@@ -74,7 +77,7 @@ impl Connector {
             Some(proxy) => tunnel::open(tcp, proxy, &self.target()).await?,
         };
         if !self.base_url.tls {
-            return Ok(Stream::Plain(tcp));
+            return Ok(Stream::Plain(into_socket(tcp)));
         }
         let tls = self.shake_hands(tcp).await;
         tls.map_err(|error| format!("TLS handshake with {} failed: {}", self.target(), last_of_stack(&error)))
@@ -109,7 +112,7 @@ impl Connector {
             connector = connector.add_root_certificate(root.clone());
         }
         let host = self.base_url.host.clone();
-        let transport = Transport::new(tcp);
+        let transport = Transport::new(into_socket(tcp));
         let tls = smol::spawn(async move { connector.connect(host, transport).await }).await?;
         Ok(Stream::Tls(Box::new(tls)))
     }
@@ -122,6 +125,10 @@ impl Connector {
     fn next_hop(&self) -> String {
         self.proxy.as_ref().map_or_else(|| self.target(), |proxy| format!("the proxy {}", proxy.authority()))
     }
+}
+
+fn into_socket(tcp: TcpStream) -> Socket<net::TcpStream> {
+    Arc::<Async<net::TcpStream>>::from(tcp).into()
 }
 
 /// RFC 8305 section 4: addresses of both families in turn, beginning with the family that the resolver prefers.
@@ -141,9 +148,9 @@ fn alternate_families(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
 
 /// The first connection that stands. An address that fails gives way to the next at once, one that is silent shares
 /// with the next after a moment. The error is the last one.
-fn connect_any(mut addresses: Vec<SocketAddr>) -> Boxed<io::Result<TcpStream>> {
+fn connect_any(mut addresses: Vec<SocketAddr>) -> BoxedLocal<io::Result<TcpStream>> {
     Box::pin(async move {
-        let mut attempt: Boxed<io::Result<TcpStream>> = Box::pin(TcpStream::connect(addresses.remove(0)));
+        let mut attempt: BoxedLocal<io::Result<TcpStream>> = Box::pin(TcpStream::connect(addresses.remove(0)));
         if addresses.is_empty() {
             return attempt.await;
         }
@@ -156,8 +163,8 @@ fn connect_any(mut addresses: Vec<SocketAddr>) -> Boxed<io::Result<TcpStream>> {
 }
 
 async fn first_success(
-    mut one: Boxed<io::Result<TcpStream>>,
-    mut other: Boxed<io::Result<TcpStream>>,
+    mut one: BoxedLocal<io::Result<TcpStream>>,
+    mut other: BoxedLocal<io::Result<TcpStream>>,
 ) -> io::Result<TcpStream> {
     let (result, rest) = future::or(async { ((&mut one).await, true) }, async { ((&mut other).await, false) }).await;
     match result {

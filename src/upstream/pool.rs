@@ -5,9 +5,9 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::pin::pin;
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
-
-use futures_lite::future;
 
 use super::stream::Stream;
 use super::wire::Wire;
@@ -46,8 +46,9 @@ impl Connection {
         self.reused || self.born.elapsed() > REST
     }
 
-    async fn is_spoiled(&mut self) -> bool {
-        future::poll_once(self.spoiled()).await.is_some()
+    /// Whether it is of no use any more as far as the reactor knows, which looks out for that from the first question on.
+    fn is_spoiled(&mut self) -> bool {
+        pin!(self.spoiled()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 }
 
@@ -66,10 +67,10 @@ impl Pool {
     }
 
     /// The connection used last, if it is still good.
-    pub async fn take(&self) -> Option<Connection> {
+    pub fn take(&self) -> Option<Connection> {
         loop {
             let (since, mut connection) = self.idle.borrow_mut().pop_back()?;
-            if self.keeps(since.elapsed(), connection.born.elapsed()) && !connection.is_spoiled().await {
+            if self.keeps(since.elapsed(), connection.born.elapsed()) && !connection.is_spoiled() {
                 return Some(connection);
             }
         }
@@ -78,6 +79,9 @@ impl Pool {
     /// Takes a connection back whose last response is over.
     pub fn put(&self, mut connection: Connection) {
         connection.reused = true;
+        if connection.is_spoiled() {
+            return;
+        }
         let mut idle = self.idle.borrow_mut();
         idle.push_back((Instant::now(), connection));
         if idle.len() > self.max_idle {

@@ -1,18 +1,20 @@
 //! The bytes of one connection to a provider, with or without TLS.
 
 use std::io;
+use std::net::{Shutdown, TcpStream};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use async_native_tls::TlsStream;
-use async_net::TcpStream;
 use futures_lite::io::{AsyncRead, AsyncWrite};
+
+use crate::socket::Socket;
 
 /// A byte stream to a provider.
 #[derive(Debug)]
 pub enum Stream {
     /// http
-    Plain(TcpStream),
+    Plain(Socket<TcpStream>),
     /// https
     Tls(Box<TlsStream<Transport>>),
 }
@@ -21,13 +23,13 @@ pub enum Stream {
 /// on the way can end a connection (RFC 8446 section 6.1).
 #[derive(Debug)]
 pub struct Transport {
-    tcp: TcpStream,
+    tcp: Socket<TcpStream>,
     ended: bool,
 }
 
 impl Transport {
     /// A connection that stands.
-    pub fn new(tcp: TcpStream) -> Transport {
+    pub fn new(tcp: Socket<TcpStream>) -> Transport {
         Transport { tcp, ended: false }
     }
 }
@@ -35,7 +37,7 @@ impl Transport {
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Stream::Plain(tcp) => tcp.poll_read(cx, buf),
             Stream::Tls(tls) => match ready!(Pin::new(&mut *tls).poll_read(cx, buf)) {
                 Ok(0) if tls.get_ref().ended => {
                     let detail = "the connection ended inside the TLS session";
@@ -50,21 +52,21 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Stream::Plain(tcp) => tcp.poll_write(cx, buf),
             Stream::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Stream::Plain(_) => Poll::Ready(Ok(())),
             Stream::Tls(tls) => Pin::new(tls).poll_flush(cx),
         }
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_close(cx),
+            Stream::Plain(tcp) => Poll::Ready(tcp.get_ref().shutdown(Shutdown::Write)),
             Stream::Tls(tls) => Pin::new(tls).poll_close(cx),
         }
     }
@@ -72,22 +74,22 @@ impl AsyncWrite for Stream {
 
 impl AsyncRead for Transport {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        let read = ready!(Pin::new(&mut self.tcp).poll_read(cx, buf))?;
+        let read = ready!(self.tcp.poll_read(cx, buf))?;
         self.ended |= read == 0;
         Poll::Ready(Ok(read))
     }
 }
 
 impl AsyncWrite for Transport {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(cx, buf)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.tcp.poll_write(cx, buf)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_close(cx)
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.tcp.get_ref().shutdown(Shutdown::Write))
     }
 }

@@ -1,0 +1,211 @@
+//! A connected socket on which no system call is spent to find out that nothing has come.
+//!
+//! A read that brought less than it had room for has emptied the socket; the next one asks the reactor first, which costs a
+//! call of the kernel only where nobody has asked since the last event. One that waits and is given up stays asked for.
+//! Knows no protocol.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use async_io::Async;
+
+/// A stream socket. Clones are the same one, and each reads as if the others did not: one of them should.
+#[derive(Debug)]
+pub struct Socket<T> {
+    io: Arc<Async<T>>,
+    /// The last read took all there was.
+    drained: bool,
+}
+
+impl<T> Socket<T> {
+    /// The socket itself.
+    pub fn get_ref(&self) -> &T {
+        self.io.get_ref()
+    }
+}
+
+impl<T> Socket<T>
+where
+    for<'a> &'a T: Read + Write,
+{
+    /// Reads what has come; 0 is the end.
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.poll_readable(cx))?;
+            match self.read(buf) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read),
+            }
+        }
+    }
+
+    /// Waits until a read may bring something.
+    pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.drained {
+            ready!(self.io.poll_readable(cx))?;
+            self.drained = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes what the kernel takes.
+    pub fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            match self.write(bytes) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => ready!(self.poll_writable(cx))?,
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    /// Waits until a write may take something.
+    pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io.poll_writable(cx)
+    }
+
+    /// Reads what has come, for who waits in its own way: `WouldBlock` where nothing has.
+    pub fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.drained {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        loop {
+            match self.get_ref().read(buf) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Ok(read) => {
+                    // An end can be read again and again.
+                    self.drained = (1..buf.len()).contains(&read);
+                    return Ok(read);
+                }
+                Err(error) => {
+                    self.drained = error.kind() == ErrorKind::WouldBlock;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Writes what the kernel takes, likewise.
+    pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.get_ref().write(bytes) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                written => return written,
+            }
+        }
+    }
+}
+
+impl Socket<TcpStream> {
+    /// Waits for what a read would bring, and leaves it to be read.
+    pub fn poll_peek(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.poll_readable(cx))?;
+            match self.get_ref().peek(buf) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.drained = true,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                peeked => return Poll::Ready(peeked),
+            }
+        }
+    }
+}
+
+impl<T> Clone for Socket<T> {
+    fn clone(&self) -> Self {
+        Socket { io: self.io.clone(), drained: self.drained }
+    }
+}
+
+impl<T> From<Async<T>> for Socket<T> {
+    fn from(io: Async<T>) -> Self {
+        Arc::new(io).into()
+    }
+}
+
+impl<T> From<Arc<Async<T>>> for Socket<T> {
+    fn from(io: Arc<Async<T>>) -> Self {
+        Socket { io, drained: false }
+    }
+}
+
+impl<T: AsFd> AsFd for Socket<T> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.io.get_ref().as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::os::unix::net::UnixStream;
+
+    use futures_lite::future::{block_on, poll_once};
+
+    use super::*;
+
+    fn pair() -> (Socket<UnixStream>, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (Async::new(ours).unwrap().into(), theirs)
+    }
+
+    fn read(socket: &mut Socket<UnixStream>, room: usize) -> Option<Vec<u8>> {
+        let mut buf = vec![0; room];
+        let read = block_on(poll_once(poll_fn(|cx| socket.poll_read(cx, &mut buf))))?.unwrap();
+        Some(buf[..read].to_vec())
+    }
+
+    fn wait(socket: &mut Socket<UnixStream>) {
+        block_on(poll_fn(|cx| socket.poll_readable(cx))).unwrap();
+    }
+
+    #[test]
+    fn nothing_is_lost_between_a_short_read_and_the_next_one() {
+        let (mut socket, mut peer) = pair();
+        for round in 0..100u8 {
+            peer.write_all(&[round; 3]).unwrap();
+            wait(&mut socket);
+            assert_eq!(read(&mut socket, 8).unwrap(), [round; 3]);
+            // Here before anybody asks the reactor.
+            peer.write_all(&[round; 2]).unwrap();
+            wait(&mut socket);
+            assert_eq!(read(&mut socket, 2).unwrap(), [round; 2]);
+            assert_eq!(read(&mut socket, 8), None);
+        }
+        assert_eq!(read(&mut socket, 8), None, "a wait that is given up");
+        drop(peer);
+        wait(&mut socket);
+        assert_eq!(read(&mut socket, 8).unwrap(), b"");
+        assert_eq!(read(&mut socket, 8).unwrap(), b"", "the end stays");
+    }
+
+    #[test]
+    fn an_empty_socket_costs_no_read() {
+        let (mut socket, mut peer) = pair();
+        peer.write_all(b"abc").unwrap();
+        assert_eq!(socket.read(&mut [0; 4]).unwrap(), 3);
+        peer.write_all(b"d").unwrap();
+        let error = socket.read(&mut [0; 4]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WouldBlock, "the reactor was not asked");
+        wait(&mut socket);
+        assert_eq!(socket.read(&mut [0; 4]).unwrap(), 1);
+    }
+
+    #[test]
+    fn a_full_socket_waits_for_room() {
+        let (socket, mut peer) = pair();
+        let mut sent = 0;
+        while let Some(written) = block_on(poll_once(poll_fn(|cx| socket.poll_write(cx, &[7; 9999])))) {
+            sent += written.unwrap();
+        }
+        let reading = std::thread::spawn(move || {
+            let mut received = Vec::new();
+            peer.read_to_end(&mut received).unwrap();
+            received.len()
+        });
+        sent += block_on(poll_fn(|cx| socket.poll_write(cx, b"more"))).unwrap();
+        drop(socket);
+        assert_eq!(reading.join().unwrap(), sent);
+    }
+}
