@@ -258,12 +258,7 @@ fn try_serving(config: &Config, file: Option<&Path>, announce: impl FnOnce(&Serv
 }
 
 /// SIGTERM and SIGINT drain; the second one ends at once. SIGHUP reads the file again, where there is one. Never returns.
-async fn forward_signals(
-    mut signals: Signals,
-    stop: Sender<Stop>,
-    file: Option<PathBuf>,
-    reloads: Sender<Config>,
-) {
+async fn forward_signals(mut signals: Signals, stop: Sender<Stop>, file: Option<PathBuf>, reloads: Sender<Config>) {
     while let Some(Ok(signal)) = signals.next().await {
         if let (Signal::Hup, Some(file)) = (signal, &file) {
             reload(file, &reloads);

@@ -25,9 +25,7 @@ pub use headers::Headers;
 pub use reader::Reader;
 pub use request::{ReadError, RequestHead, is_token, parse_request_head, read_request_head};
 pub use response::{ReadFault, ResponseHead, parse_response_head, read_response_head};
-pub use write::{
-    BodyLength, CONTINUE, FINAL_CHUNK, is_hop_by_hop, write_chunk, write_request_head, write_response_head,
-};
+pub use write::{BodyLength, CONTINUE, FINAL_CHUNK, end_to_end, write_chunk, write_request_head, write_response_head};
 
 /// The most fields a head may have, on either side; async-h1's own limit.
 pub const HEADER_LIMIT: usize = 128;

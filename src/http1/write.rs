@@ -4,6 +4,7 @@
 use http_types::StatusCode;
 
 use super::Headers;
+use super::headers::list_items;
 
 /// The interim response that lets a caller send its body (RFC 9110 section 15.2.1).
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -97,21 +98,29 @@ pub fn write_chunk(out: &mut Vec<u8>, payload: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Whether a field is for the next hop only: it is one of RFC 9110 section 7.6.1, is about a proxy's credentials, or is named by
-/// `Connection` in the headers it came with.
-pub fn is_hop_by_hop(name: &str, headers: &Headers) -> bool {
-    let always = [
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    ];
-    is_one_of(name, &always) || headers.has_token("connection", name)
+/// What is for the next hop only (RFC 9110 section 7.6.1), or about a proxy's credentials.
+const HOP_BY_HOP: [&str; 9] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// The fields that go on: those for the next hop only are left out, and those that `Connection` names.
+pub fn end_to_end(headers: &Headers) -> impl Iterator<Item = (&str, &[u8])> {
+    let listed = headers.get_all("connection").flat_map(list_items);
+    // What it says nearly always names no field.
+    let named: Vec<&[u8]> = listed
+        .filter(|item| ![&b"keep-alive"[..], b"close"].iter().any(|word| item.eq_ignore_ascii_case(word)))
+        .collect();
+    headers.iter().filter(move |(name, _)| {
+        !is_one_of(name, &HOP_BY_HOP) && !named.iter().any(|item| item.eq_ignore_ascii_case(name.as_bytes()))
+    })
 }
 
 fn is_one_of(name: &str, names: &[&str]) -> bool {
@@ -191,14 +200,20 @@ mod tests {
 
     #[test]
     fn which_fields_end_at_a_hop() {
-        let came = headers(&[("Connection", "close, X-Hop"), ("connection", "Other")]);
+        let goes_on = |fields: &[(&str, &str)], name: &str| {
+            let came = headers(&[fields, &[(name, "1"), ("Content-Type", "x")]].concat());
+            let names: Vec<_> = end_to_end(&came).map(|(name, _)| name.to_owned()).collect();
+            assert!(names.contains(&"Content-Type".to_owned()), "{names:?}");
+            names.contains(&name.to_owned())
+        };
+        let listing = [("Connection", "close, X-Hop"), ("connection", "Other")];
         for name in ["Connection", "keep-alive", "TE", "Trailer", "Transfer-Encoding", "upgrade", "Proxy-Connection"] {
-            assert!(is_hop_by_hop(name, &Headers::default()), "{name}");
+            assert!(!goes_on(&[], name) && !goes_on(&listing, name), "{name}");
         }
         for name in ["x-hop", "OTHER"] {
-            assert!(is_hop_by_hop(name, &came) && !is_hop_by_hop(name, &Headers::default()), "{name}");
+            assert!(!goes_on(&listing, name) && goes_on(&[], name), "{name}");
+            assert!(goes_on(&[("Connection", "keep-alive")], name), "{name}");
         }
-        assert!(!is_hop_by_hop("Content-Type", &came));
     }
 
     #[test]

@@ -55,7 +55,12 @@ enum Meter {
 
 impl Answer {
     /// Counts the response. `metered`: a limit needs its tokens; `idle_timeout` is for each piece of its body.
-    pub(super) fn new(provider: &Rc<Provider>, response: Response, metered: bool, idle_timeout: Duration) -> Box<Answer> {
+    pub(super) fn new(
+        provider: &Rc<Provider>,
+        response: Response,
+        metered: bool,
+        idle_timeout: Duration,
+    ) -> Box<Answer> {
         let Response { head, body, in_flight, latency } = response;
         let mut counters = provider.counters.borrow_mut();
         counters.latency.add(latency);

@@ -149,11 +149,7 @@ impl Server {
 
     /// The same, and does something else meanwhile, which is dropped at the end: polled only when it is woken, it costs
     /// requests nothing.
-    pub async fn run_beside(
-        self,
-        stop: Receiver<Stop>,
-        other: impl Future<Output = ()> + 'static,
-    ) -> io::Result<()> {
+    pub async fn run_beside(self, stop: Receiver<Stop>, other: impl Future<Output = ()> + 'static) -> io::Result<()> {
         let executor = Rc::new(LocalExecutor::new());
         executor.spawn(other).detach();
         let (lifecycle, draining, aborting) = Lifecycle::new();

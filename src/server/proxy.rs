@@ -218,10 +218,8 @@ fn begin(answer: &Answer, caller: &mut Caller) {
     let advice = answer.advice.map(advice_headers).unwrap_or_default();
     ours.extend(advice.iter().map(|(name, value)| (*name, value.as_bytes())));
     let replaced: &[&str] = if answer.advice.is_some() { &ADVICE_HEADERS } else { &[] };
-    let passed = head.headers.iter().filter(|(name, _)| {
-        !name.eq_ignore_ascii_case("content-length")
-            && !http1::is_hop_by_hop(name, &head.headers)
-            && !replaced.iter().any(|ours| ours.eq_ignore_ascii_case(name))
+    let passed = http1::end_to_end(&head.headers).filter(|(name, _)| {
+        !name.eq_ignore_ascii_case("content-length") && !replaced.iter().any(|ours| ours.eq_ignore_ascii_case(name))
     });
     caller.begin(head.status, &head.reason, passed.chain(ours), length);
 }

@@ -44,7 +44,12 @@ pub async fn secure(gateway: &Gateway, stream: Stream, trace: &Rc<Trace>) -> Opt
     }
 }
 
-async fn shake_hands(gateway: &Gateway, context: &SslContext, tcp: Socket<TcpStream>, trace: &Rc<Trace>) -> Option<Stream> {
+async fn shake_hands(
+    gateway: &Gateway,
+    context: &SslContext,
+    tcp: Socket<TcpStream>,
+    trace: &Rc<Trace>,
+) -> Option<Stream> {
     let going_down = async {
         gateway.draining.begins().await;
         None

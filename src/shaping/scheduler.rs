@@ -333,8 +333,9 @@ fn tell(mailbox: &Sender<Message>, message: Message) {
 }
 
 async fn run(mut desk: Desk, messages: Receiver<Message>) {
+    let mut now = clocks(Instant::now());
     loop {
-        let wake = desk.advance(clocks(Instant::now()));
+        let wake = desk.advance(now);
         let message = match wake {
             Some(at) => {
                 future::or(async { Some(messages.recv().await) }, async {
@@ -345,13 +346,15 @@ async fn run(mut desk: Desk, messages: Receiver<Message>) {
             }
             None => Some(messages.recv().await),
         };
+        // One look at the clocks for all that has come: nothing here takes long.
+        now = clocks(Instant::now());
         match message {
-            Some(Ok(message)) => desk.handle(message, clocks(Instant::now())),
+            Some(Ok(message)) => desk.handle(message, now),
             Some(Err(_)) => return,
             None => {}
         }
         while let Ok(message) = messages.try_recv() {
-            desk.handle(message, clocks(Instant::now()));
+            desk.handle(message, now);
         }
     }
 }
@@ -395,7 +398,9 @@ impl Desk {
                     self.line.left(id, hung_up, now);
                 }
             }
-            Message::Sent { id, lane, ask, at, waited } => self.line.sent(id, lane, ask, clocks(at), waited),
+            Message::Sent { id, lane, ask, at, waited } => {
+                self.line.sent(id, lane, ask, Now { mono: at, wall: now.wall }, waited);
+            }
             Message::Returned { lane } => self.line.returned(lane),
             Message::Settled { id, tokens } => self.line.settled(id, tokens),
             Message::Refused { lane, model, scope, wait } => {

@@ -56,11 +56,11 @@ impl Outgoing {
         let ours = |name: &str| provider.headers.iter().any(|(own, _)| own.eq_ignore_ascii_case(name));
         let key = key.and_then(|key| key_field(Dialect::of(&request.target), key.reveal(), ours));
 
-        let passed = request.headers.iter().filter(|(name, _)| {
+        let passed = http1::end_to_end(&request.headers).filter(|(name, _)| {
             let kept_back = KEPT_BACK.iter().any(|kept| kept.eq_ignore_ascii_case(name))
                 || KEPT_BACK_FAMILIES.iter().any(|prefix| begins_with(name, prefix))
                 || plain && name.eq_ignore_ascii_case("accept-encoding");
-            !kept_back && !http1::is_hop_by_hop(name, &request.headers) && !ours(name)
+            !kept_back && !ours(name)
         });
         let own = provider.headers.iter().map(|(name, value)| (name.as_str(), value.reveal().as_bytes()));
         let key = key.as_ref().map(|(name, value)| (*name, value.as_bytes()));
