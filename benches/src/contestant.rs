@@ -5,9 +5,14 @@ use std::fs;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{self, Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
+
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
 
 use crate::driver::{Address, ask, chat};
 use crate::machine::{self, Cores, free_address, now};
@@ -84,9 +89,9 @@ impl Entry {
         matches!(self.recipe, Recipe::Gateway { logs: false, .. })
     }
 
-    /// Whether its process is known, so that its CPU time and memory are.
+    /// Whether its process is known, so that its memory is. The log makes no difference worth the time to that.
     pub fn is_process(&self) -> bool {
-        !matches!(self.recipe, Recipe::Direct | Recipe::Running { pid: None, .. })
+        !matches!(self.recipe, Recipe::Direct | Recipe::Running { pid: None, .. } | Recipe::Gateway { logs: true, .. })
     }
 
     pub fn is_started_here(&self) -> bool {
@@ -174,7 +179,32 @@ impl Drop for Program {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        running().retain(|(pid, _)| *pid != self.child.id());
     }
+}
+
+/// The programs that are to be ended, with their folders.
+static RUNNING: Mutex<Vec<(u32, PathBuf)>> = Mutex::new(Vec::new());
+
+fn running() -> MutexGuard<'static, Vec<(u32, PathBuf)>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Has SIGINT and SIGTERM end what was started here, too. To be called before there is another thread.
+pub fn end_all_on_a_signal() -> io::Result<()> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    signals.thread_block()?; // threads inherit it; std takes it from children
+    thread::spawn(move || {
+        let _ = signals.wait();
+        for (pid, folder) in running().iter() {
+            let _ = kill(Pid::from_raw(*pid as i32), Signal::SIGKILL);
+            let _ = fs::remove_dir_all(folder);
+        }
+        process::exit(1);
+    });
+    Ok(())
 }
 
 /// A folder for a program's files, gone when it is dropped.
@@ -266,6 +296,7 @@ fn start(mut command: Command, folder: Folder, asked: &Address, path: &str, core
     let name = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
     let child = cores.on_the_proxys(|| command.spawn());
     let child = child.map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
+    running().push((child.id(), folder.0.clone()));
     let mut program = Program { child, folder, took: 0 };
     while let Err(error) = ask(asked, request.as_bytes()) {
         if let Some(status) = program.child.try_wait()? {

@@ -34,8 +34,8 @@ struct Arguments {
     #[argh(switch)]
     quick: bool,
 
-    /// rounds of each measurement (3)
-    #[argh(option, default = "3")]
+    /// rounds of each measurement (5)
+    #[argh(option, default = "5")]
     rounds: usize,
 
     /// port of the mock provider, for gateways that are started by hand (any)
@@ -122,6 +122,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> io::Result<()> {
+    contestant::end_all_on_a_signal()?;
     let files = machine::raise_file_limit()?;
     let cores = Cores::of_this_machine()?;
     let (parts, named): (Vec<_>, Vec<_>) = arguments.what.iter().partition(|word| !word.contains('='));

@@ -75,9 +75,11 @@ impl Mock {
         self.terms.pace.store(pace, Relaxed);
     }
 
-    /// The arrivals at the second address since the last time this was asked.
+    /// The arrivals at the second address since the last time this was asked, in their order.
     pub fn take_arrivals(&self) -> Vec<u64> {
-        std::mem::take(&mut *self.terms.arrivals.lock().expect("nobody panics while he holds it"))
+        let mut arrivals = std::mem::take(&mut *self.terms.arrivals.lock().expect("nobody panics while he holds it"));
+        arrivals.sort_unstable(); // they were read in the order of epoll
+        arrivals
     }
 }
 

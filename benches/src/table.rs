@@ -114,10 +114,11 @@ pub fn is_proxy(name: &str) -> bool {
     name != DIRECT
 }
 
-/// The median of the ratios of the rounds that both have; none where it would say nothing.
+/// The median of the ratios of the rounds that both have; nothing is said of what is not positive.
 fn ratio(of: &[f64], to: &[f64]) -> Option<f64> {
-    let ratios: Vec<f64> = of.iter().zip(to).filter(|(_, to)| **to > 0.0).map(|(of, to)| of / to).collect();
-    median(&ratios).filter(|ratio| *ratio > 0.0)
+    let ratios: Vec<f64> =
+        of.iter().zip(to).filter(|(of, to)| **of > 0.0 && **to > 0.0).map(|(of, to)| of / to).collect();
+    median(&ratios)
 }
 
 pub fn median(values: &[f64]) -> Option<f64> {
@@ -141,7 +142,7 @@ pub fn percentile(samples: &mut [u64], percent: usize) -> u64 {
 }
 
 /// With so many decimals, and the thousands set apart.
-fn number(value: f64, digits: usize) -> String {
+pub fn number(value: f64, digits: usize) -> String {
     let text = format!("{:.digits$}", value.abs());
     let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
     let mut grouped = String::new();

@@ -9,7 +9,6 @@ use crate::contestant::Contestant;
 use crate::driver::{Driver, Until};
 use crate::table::Goal;
 
-const CALLERS: usize = 16;
 const LOADING: usize = 64;
 
 /// A provider's limit, and how its arrivals are told.
@@ -17,13 +16,16 @@ struct Limit {
     model: &'static str,
     told: &'static str,
     interval_nanos: f64,
+    /// Enough to have somebody wait always, however long an answer takes to go round.
+    callers: usize,
     sends: u64,
     quick_sends: u64,
 }
 
-const SLOW: Limit = Limit { model: "rpm600", told: "600 rpm", interval_nanos: 100e6, sends: 200, quick_sends: 40 };
+const SLOW: Limit =
+    Limit { model: "rpm600", told: "600 rpm", interval_nanos: 100e6, callers: 16, sends: 200, quick_sends: 30 };
 const FAST: Limit =
-    Limit { model: "rpm60000", told: "60,000 rpm", interval_nanos: 1e6, sends: 5000, quick_sends: 2000 };
+    Limit { model: "rpm60000", told: "60,000 rpm", interval_nanos: 1e6, callers: 256, sends: 5000, quick_sends: 1000 };
 
 pub fn cadence(bench: &mut Bench) -> io::Result<()> {
     for contestant in bench.start("cadence", |entry| entry.is_gateway()) {
@@ -66,10 +68,10 @@ fn loaded(
     })
 }
 
-/// Enough callers to have somebody wait always; their requests go out one by one.
+/// Requests that wait for their turn all the time, so that each gap is the gateway's.
 fn gaps(bench: &mut Bench, contestant: &Contestant, limit: &Limit, is_cold: bool, told: &str) -> io::Result<()> {
     bench.mock.terms.is_cold.store(is_cold, Relaxed);
-    let mut driver = Driver::new(&contestant.address, CALLERS, contestant.chat(limit.model, false, 1024))?;
+    let mut driver = Driver::new(&contestant.address, limit.callers, contestant.chat(limit.model, false, 1024))?;
     driver.once()?;
     bench.mock.take_arrivals();
     driver.run(Until::Answered(if bench.is_quick { limit.quick_sends } else { limit.sends }))?;

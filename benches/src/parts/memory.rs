@@ -7,7 +7,7 @@ use crate::Bench;
 use crate::contestant::{Contestant, QUEUE};
 use crate::driver::{Driver, Socket, Until, ask, ask_on};
 use crate::machine::now;
-use crate::table::Goal;
+use crate::table::{Goal, number};
 
 const IDLE_CONNECTIONS: usize = 2000;
 const QUEUED_BODY_BYTES: usize = 4096;
@@ -46,7 +46,7 @@ fn idle(bench: &mut Bench, contestant: &Contestant) -> io::Result<()> {
         idle.push(socket);
     }
     let each = (contestant.resident()? as f64 - before as f64) / IDLE_CONNECTIONS as f64;
-    let figure = format!("KiB an idle connection, of {IDLE_CONNECTIONS}");
+    let figure = format!("KiB an idle connection, of {}", number(IDLE_CONNECTIONS as f64, 0));
     bench.table.note(&figure, 2, Goal::AtMost(6.0), name, 0, each / KIB);
     Ok(())
 }
@@ -76,23 +76,26 @@ fn queued(bench: &mut Bench, contestant: &Contestant) -> io::Result<()> {
     }
     let each = (contestant.resident()? as f64 - before as f64) / count as f64 - QUEUED_BODY_BYTES as f64;
     let (name, table) = (&contestant.name, &mut bench.table);
-    let figure = format!("KiB a queued request with its connection, beside its body, of {count} with 4 KiB");
+    let figure =
+        format!("KiB a queued request with its connection, beside its body, of {} with 4 KiB", number(count as f64, 0));
     table.note(&figure, 2, Goal::None, name, 0, each / KIB);
-    if let Some(connection) = table.value(&format!("KiB an idle connection, of {IDLE_CONNECTIONS}"), name) {
+    if let Some(connection) =
+        table.value(&format!("KiB an idle connection, of {}", number(IDLE_CONNECTIONS as f64, 0)), name)
+    {
         let figure = "KiB a queued request, beside its body and an idle connection";
         table.note(figure, 2, Goal::AtMost(3.0), name, 0, each / KIB - connection);
     }
     Ok(())
 }
 
-/// Loads it with a million requests, or as many as it does in a minute.
+/// Loads it with a million requests, or as many as it does in 40 s.
 fn flat(bench: &mut Bench, contestant: &Contestant) -> io::Result<()> {
     let wanted = bench.count(1_000_000);
     let mut driver = Driver::new(&contestant.address, 64, contestant.chat("fast", false, 1024))?;
     driver.run(Until::Elapsed(bench.time(2000)))?;
     let before = contestant.resident()?;
     let (mut answers, began) = (0, now());
-    while answers < wanted && now() - began < Duration::from_secs(60).as_nanos() as u64 {
+    while answers < wanted && now() - began < bench.time(40_000).as_nanos() as u64 {
         answers += driver.run(Until::Elapsed(bench.time(1000)))?.answers; // a run notes its times: a short one is small
     }
     let (name, table) = (&contestant.name, &mut bench.table);

@@ -14,9 +14,9 @@ pub fn throughput(bench: &mut Bench) -> io::Result<()> {
     for (bytes, size) in BODIES {
         bench.rounds("throughput", &mut contestants, |bench, contestant, round| {
             let mut driver = Driver::new(&contestant.address, CONNECTIONS, contestant.chat("fast", false, bytes))?;
-            driver.run(Until::Elapsed(bench.time(400)))?;
+            driver.run(Until::Elapsed(bench.time(200)))?;
             let before = contestant.cpu()?;
-            let seen = driver.run(Until::Elapsed(bench.time(2000)))?;
+            let seen = driver.run(Until::Elapsed(bench.time(1200)))?;
             let after = contestant.cpu()?;
             let (name, table) = (&contestant.name, &mut bench.table);
             let rate = format!("requests/s, {CONNECTIONS} connections, {size}");
@@ -41,7 +41,7 @@ pub fn latency(bench: &mut Bench) -> io::Result<()> {
         bench.rounds("latency", &mut contestants, |bench, contestant, round| {
             let mut driver = Driver::new(&contestant.address, connections, contestant.chat("fast", false, 1024))?;
             driver.run(Until::Elapsed(bench.time(200)))?;
-            let mut seen = driver.run(Until::Elapsed(bench.time(1500)))?;
+            let mut seen = driver.run(Until::Elapsed(bench.time(800)))?;
             let name = &contestant.name;
             let s = if connections == 1 { "" } else { "s" };
             for (at, percent) in [50, 99].into_iter().enumerate() {
