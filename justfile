@@ -24,9 +24,10 @@ browser:
 fuzz seconds="20":
     fuzz/run {{seconds}}
 
-# What the gateway costs, beside nginx where that is installed
-bench:
-    cargo bench --bench gateway
+# What the gateway costs, beside nginx where that is installed and whoever is given as NAME=URL; benches/README.md says more
+bench *what:
+    cargo build --locked --release
+    cargo run --locked --release --manifest-path benches/Cargo.toml -- {{what}}
 
 # Hundreds of unruly callers against unruly providers, for a minute or as many seconds as given; SOAK_SEED replays one
 soak seconds="60":

@@ -117,7 +117,7 @@ fn the_readmes_have_the_same_headings_and_their_links_lead_somewhere() {
     };
     assert_eq!(headings(&read(READMES[0])), headings(&read(READMES[1])));
     let root_papers = ["ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"];
-    let docs = ["docs/clients.md", "docs/install.md", "docs/limits.md", "docs/http.md"];
+    let docs = ["docs/clients.md", "docs/install.md", "docs/limits.md", "docs/http.md", "docs/performance.md"];
     for name in READMES.into_iter().chain(root_papers).chain(docs) {
         let folder = root().join(name).parent().expect("a file has a folder").to_owned();
         for link in read(name).split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
