@@ -4,7 +4,7 @@
 //! call of the kernel only where nobody has asked since the last event. One that waits and is given up stays asked for.
 //! Knows no protocol.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -53,8 +53,13 @@ where
 
     /// Writes what the kernel takes.
     pub fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    /// Writes what the kernel takes of these, one after the other.
+    pub fn poll_write_vectored(&self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         loop {
-            match self.write(bytes) {
+            match self.write_vectored(pieces) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => ready!(self.poll_writable(cx))?,
                 written => return Poll::Ready(written),
             }
@@ -89,8 +94,12 @@ where
 
     /// Writes what the kernel takes, likewise.
     pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         loop {
-            match self.get_ref().write(bytes) {
+            match self.get_ref().write_vectored(pieces) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 written => return written,
             }

@@ -35,7 +35,7 @@ pub struct Caller {
     trace: Rc<Trace>,
     write_timeout: Duration,
     draining: Phase,
-    request_id: String,
+    request_id: Rc<str>,
     dialect: Dialect,
     cors: Cors,
     http_10: bool,
@@ -270,7 +270,7 @@ impl Caller {
     }
 
     /// The id of the answer under way.
-    pub fn request_id(&self) -> &str {
+    pub fn request_id(&self) -> &Rc<str> {
         &self.request_id
     }
 
@@ -290,6 +290,6 @@ impl Caller {
     }
 }
 
-fn new_request_id() -> String {
-    format!("req_{:032x}", fastrand::u128(..))
+fn new_request_id() -> Rc<str> {
+    format!("req_{:032x}", fastrand::u128(..)).into()
 }

@@ -107,7 +107,7 @@ pub async fn keep_company<T>(
 
 /// Queues the head of an answer that is not there yet.
 fn commit(form: Form, caller: &mut Caller) {
-    let (id_header, request_id) = (caller.dialect().request_id_header(), caller.request_id().to_owned());
+    let (id_header, request_id) = (caller.dialect().request_id_header(), caller.request_id().clone());
     let mut headers = vec![(id_header, request_id.as_bytes()), ("Cache-Control", b"no-cache".as_slice())];
     match form {
         Form::Events => {

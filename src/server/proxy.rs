@@ -198,7 +198,7 @@ fn begin(answer: &Answer, caller: &mut Caller) {
         Framing::Chunked | Framing::UntilClose => BodyLength::Chunked,
     };
     let queued_ms = answer.waited().as_millis().to_string();
-    let request_id = caller.request_id().to_owned();
+    let request_id = caller.request_id().clone();
     let mut ours =
         vec![("x-limitrate-provider", answer.provider().as_bytes()), ("x-limitrate-queued-ms", queued_ms.as_bytes())];
     let mut unless_sent = |name, value: &'static str| {

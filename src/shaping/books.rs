@@ -98,6 +98,11 @@ impl Books {
         self.shared.limiter.nth(now, ahead)
     }
 
+    /// Whether no model has a limit of its own at present.
+    pub fn are_shared_alone(&self, now: Now) -> bool {
+        self.models.iter().all(|model| model.limiter.is_unlimited(now))
+    }
+
     /// Whole sends that the provider's own limits would let go now.
     pub fn available(&self, now: Now) -> u32 {
         self.shared.limiter.available(now)

@@ -605,6 +605,14 @@ impl Line {
         }
         let room = self.lanes_in_use().fold(0, |room: usize, lane| room.saturating_add(lane.books.room()));
         let most = MAX_PREPARED.min(room.saturating_add(PREPARED_WITHOUT_ROOM));
+        if self.are_all_near(most, horizon, now) {
+            let open = self.lanes_in_use().filter(|lane| lane.granted.is_some()).count();
+            for entry in self.queue.iter_mut().take(most - open).filter(|entry| !entry.told) {
+                entry.told = true;
+                self.decisions.push(Decision::Near(entry.id));
+            }
+            return None;
+        }
         let mut walk = Walk::new(&self.lanes, self.rules.models.len());
         let mut next_near: Option<Instant> = None;
         for entry in self.queue.iter_mut() {
@@ -626,6 +634,16 @@ impl Line {
             }
         }
         next_near
+    }
+
+    /// Whether the slots of the first `most` are within the horizon for sure, without a walk past each: with one lane, whose
+    /// limits count sends, the last one's is the latest. A busy line asks this at every send.
+    fn are_all_near(&self, most: usize, horizon: Instant, now: Now) -> bool {
+        let mut lanes = self.lanes_in_use();
+        let (Some(lane), None) = (lanes.next(), lanes.next()) else { return false };
+        lane.books.room() == usize::MAX
+            && lane.books.are_shared_alone(now)
+            && lane.books.nth_shared(now, self.queue.len().min(most)).at.is_some_and(|at| at <= horizon)
     }
 
     /// Opens the slots that are due, each for the first waiter that is ready and that only its own model's limits could

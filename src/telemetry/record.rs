@@ -12,7 +12,7 @@ pub struct Record {
     /// When it was over.
     pub ended: SystemTime,
     /// The id that its caller got.
-    pub id: String,
+    pub id: Rc<str>,
     /// A configured client's name, or an address.
     pub client: Rc<str>,
     /// Whether it is a configured client's name.

@@ -22,7 +22,7 @@ pub struct Trace(RefCell<Known>);
 
 struct Known {
     since: Instant,
-    id: String,
+    id: Rc<str>,
     /// Of the connection.
     peer: Rc<str>,
     /// Of the request.
@@ -51,9 +51,9 @@ impl Trace {
     }
 
     /// A new request begins.
-    pub fn begins(&self, id: &str) {
+    pub fn begins(&self, id: &Rc<str>) {
         let mut known = self.0.borrow_mut();
-        *known = Known { id: id.to_owned(), ..Known::new(known.peer.clone()) };
+        *known = Known { id: id.clone(), ..Known::new(known.peer.clone()) };
     }
 
     /// Whom it comes from, by address.
@@ -177,7 +177,7 @@ impl Known {
     fn new(peer: Rc<str>) -> Known {
         Known {
             since: Instant::now(),
-            id: String::new(),
+            id: Rc::default(),
             address: peer.clone(),
             peer,
             client: None,

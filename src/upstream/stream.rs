@@ -1,6 +1,6 @@
 //! The bytes of one connection to a provider, with or without TLS.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{Shutdown, TcpStream};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -17,6 +17,24 @@ pub enum Stream {
     Plain(Socket<TcpStream>),
     /// https
     Tls(Box<TlsStream<Transport>>),
+}
+
+/// A record of TLS holds no more (RFC 8446 section 5.1).
+const RECORD_BYTES: usize = 16 * 1024;
+
+impl Stream {
+    /// Writes some of two pieces as one: what begins in one segment is read at once on the other side.
+    pub fn poll_write_both(&mut self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Stream::Plain(tcp) => tcp.poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(second)]),
+            Stream::Tls(tls) if first.is_empty() => Pin::new(tls).poll_write(cx, second),
+            Stream::Tls(tls) => {
+                let room = RECORD_BYTES.saturating_sub(first.len());
+                let record = [first, &second[..second.len().min(room)]].concat();
+                Pin::new(tls).poll_write(cx, &record)
+            }
+        }
+    }
 }
 
 /// The connection below TLS. Remembers its end: OpenSSL's reader says 0 bytes for it as for a close_notify, and anybody
@@ -45,29 +63,6 @@ impl AsyncRead for Stream {
                 }
                 read => Poll::Ready(read),
             },
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Stream::Plain(tcp) => tcp.poll_write(cx, buf),
-            Stream::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Plain(_) => Poll::Ready(Ok(())),
-            Stream::Tls(tls) => Pin::new(tls).poll_flush(cx),
-        }
-    }
-
-    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Plain(tcp) => Poll::Ready(tcp.get_ref().shutdown(Shutdown::Write)),
-            Stream::Tls(tls) => Pin::new(tls).poll_close(cx),
         }
     }
 }

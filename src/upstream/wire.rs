@@ -10,14 +10,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use futures_lite::io::{AsyncRead, AsyncWrite};
+use futures_lite::io::AsyncRead;
 
 use super::forward::Outgoing;
 use super::stream::Stream;
 use crate::shaping::scheduler::{InFlight, Permit};
-
-/// How much of the body goes into the first write, beside the head.
-const FIRST_WRITE_BYTES: usize = 16 * 1024;
 
 /// A stream and the request that is going out on it, if any.
 pub struct Wire {
@@ -27,8 +24,6 @@ pub struct Wire {
 
 struct Sending {
     request: Outgoing,
-    /// The head and the beginning of the body, in one piece.
-    first: Vec<u8>,
     written: usize,
     permit: Option<Permit>,
     sent: Option<Sent>,
@@ -53,9 +48,7 @@ impl Wire {
 
     /// Hands over a request; reading sends it.
     pub fn send(&mut self, permit: Permit, request: Outgoing) {
-        let begin = &request.body[..request.body.len().min(FIRST_WRITE_BYTES)];
-        let first = [request.head.as_slice(), begin].concat();
-        self.sending = Some(Sending { request, first, written: 0, permit: Some(permit), sent: None, broken: false });
+        self.sending = Some(Sending { request, written: 0, permit: Some(permit), sent: None, broken: false });
     }
 
     /// The proof that the head was written; `None` if it was not, and then the permit goes back with this wire. A request
@@ -91,11 +84,10 @@ impl Sending {
     /// Writes until the socket takes no more.
     fn push(&mut self, stream: &mut Stream, cx: &mut Context<'_>) {
         while !self.broken && !self.is_written() {
-            let bytes = match self.first.get(self.written..) {
-                Some(bytes @ [_, ..]) => bytes,
-                _ => &self.request.body[self.written - self.request.head.len()..],
-            };
-            match Pin::new(&mut *stream).poll_write(cx, bytes) {
+            let Outgoing { head, body } = &self.request;
+            let head_left = head.get(self.written..).unwrap_or_default();
+            let body_left = &body[self.written.saturating_sub(head.len())..];
+            match stream.poll_write_both(cx, head_left, body_left) {
                 Poll::Ready(Ok(written @ 1..)) => self.wrote(written),
                 // What the provider said before it closed is worth more than the write error.
                 Poll::Ready(_) => self.broken = true,

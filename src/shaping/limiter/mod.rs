@@ -292,6 +292,16 @@ impl Limiter {
         left.into_iter().flatten().min().unwrap_or(u32::MAX)
     }
 
+    /// Whether it holds nothing back at all, whoever asks.
+    pub fn is_unlimited(&self, now: Now) -> bool {
+        let limits = [self.window.is_some(), self.rolling_day.is_some(), self.calendar_day.is_some()];
+        !limits.contains(&true)
+            && self.cadence.is_none()
+            && self.tokens.is_none()
+            && self.concurrent.is_none()
+            && self.cooldown <= self.time(now.mono)
+    }
+
     /// How many more may be in flight; `usize::MAX` where that is not limited.
     pub fn room(&self) -> usize {
         self.concurrent.map_or(usize::MAX, |max| max.saturating_sub(self.in_flight) as usize)
