@@ -32,6 +32,10 @@ bench:
 soak seconds="60":
     SOAK_SECONDS={{seconds}} cargo test --release --test soak
 
+# What a request costs in instructions, against the committed figures; needs valgrind
+instructions:
+    tests/instructions/run
+
 # Serve ./config.yaml
 run:
     cargo run --release
