@@ -46,7 +46,7 @@ demo:
 
 # A static binary for this machine, in target/<host>/release/limitrate
 static:
-    RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target "$(rustc --print host-tuple)"
+    packaging/static
 
 # The same for another processor, aarch64 or armv7; says what it needs for that
 cross arch:
