@@ -33,6 +33,10 @@ bench *what:
 soak seconds="60":
     SOAK_SECONDS={{seconds}} cargo test --release --test soak
 
+# What a request costs in instructions, against the committed figures; needs valgrind
+instructions:
+    tests/instructions/run
+
 # Serve ./config.yaml
 run:
     cargo run --release
@@ -43,7 +47,7 @@ demo:
 
 # A static binary for this machine, in target/<host>/release/limitrate
 static:
-    RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target "$(rustc --print host-tuple)"
+    packaging/static
 
 # The same for another processor, aarch64 or armv7; says what it needs for that
 cross arch:
