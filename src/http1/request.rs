@@ -7,9 +7,11 @@
 //! Reading is done here, deadlines and answers are not.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::io::{self, Write};
 use std::net::Ipv6Addr;
 use std::pin::pin;
+use std::rc::Rc;
 use std::str::FromStr;
 use std::task::{Context, Poll, Waker};
 
@@ -319,15 +321,53 @@ fn decode(line: &RequestLine, host: Option<&str>, fields: &Headers) -> Result<(S
     if head.len() >= PARSER_HEAD_LIMIT_BYTES {
         return Err(Error::HeadTooLarge { limit_bytes: PARSER_HEAD_LIMIT_BYTES });
     }
-    let request = run_async_h1(head)?;
-
-    let named = request.iter().flat_map(|(name, values)| values.iter().map(|value| (name.as_str(), value.as_str())));
-    let named = named.filter(|(name, _)| *name != "host");
-    let mut parsed: Vec<(usize, &str)> = named.map(|(name, stand_in)| (place(stand_in), name)).collect();
-    parsed.sort_unstable();
+    let understood = Understood::of(head)?;
     let host = host.map(|host| ("host", host.as_bytes()));
-    let others = parsed.into_iter().map(|(place, name)| (name, passed[place].1));
-    Ok((request.method().as_ref().to_owned(), Headers::of(host.into_iter().chain(others))))
+    let others = understood.names.iter().map(|(place, name)| (name.as_str(), passed[*place].1));
+    Ok((understood.method.clone(), Headers::of(host.into_iter().chain(others))))
+}
+
+/// What async-h1 made of a short head.
+#[derive(Debug)]
+struct Understood {
+    head: Vec<u8>,
+    method: String,
+    /// In lower case, each with the place that stood as its value; in the order of the places.
+    names: Vec<(usize, String)>,
+}
+
+/// Kinds of clients that are known at once, as far as the names of their fields go.
+const KNOWN_HEADS: usize = 16;
+
+thread_local! {
+    /// The latest short heads, the latest one first. Without values they are few: a client sends the same names with each
+    /// request, and to read them anew each time was a quarter of all that a request cost.
+    static KNOWN: RefCell<Vec<Rc<Understood>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Understood {
+    fn of(head: Vec<u8>) -> Result<Rc<Understood>, Error> {
+        KNOWN.with_borrow_mut(|known| {
+            let read = match known.iter().position(|read| read.head == head) {
+                Some(0) => return Ok(known[0].clone()),
+                Some(at) => known.remove(at),
+                None => Rc::new(Understood::by_async_h1(head)?),
+            };
+            known.truncate(KNOWN_HEADS - 1);
+            known.insert(0, read.clone());
+            Ok(read)
+        })
+    }
+
+    fn by_async_h1(head: Vec<u8>) -> Result<Understood, Error> {
+        let request = run_async_h1(head.clone())?;
+        let fields = request.iter().flat_map(|(name, values)| values.iter().map(move |value| (name, value)));
+        let fields = fields.filter(|(name, _)| *name != "host");
+        let mut names: Vec<_> =
+            fields.map(|(name, stand_in)| (place(stand_in.as_str()), name.as_str().to_owned())).collect();
+        names.sort_unstable();
+        Ok(Understood { head, method: request.method().as_ref().to_owned(), names })
+    }
 }
 
 /// Whether async-h1 must not see the field: it misreads framing, starts an executor for Expect, and gets a Host of ours.
@@ -613,6 +653,22 @@ mod tests {
             let name = std::fs::read_to_string(thread.unwrap().path().join("comm")).unwrap_or_default();
             assert!(!name.starts_with("async-global"), "{name}");
         }
+    }
+
+    #[test]
+    fn what_was_read_of_other_heads_changes_nothing() {
+        let head = |n: usize, value: &str| format!("GET /{n} HTTP/1.1\r\nHost: h\r\nN{n}: {value}\r\nB:\r\n\r\n");
+        for round in 0..3 {
+            for n in (0..KNOWN_HEADS + 3).chain([5, 5, 0]) {
+                let value = format!("{round}");
+                let parsed = parse(&head(n, &value)).unwrap();
+                let name = format!("n{n}");
+                assert_eq!(fields(&parsed), [("host", "h"), (&name, &value), ("b", "")]);
+            }
+        }
+        assert_eq!(KNOWN.with_borrow(Vec::len), KNOWN_HEADS);
+        let post = parse("POST / HTTP/1.1\r\nHost: h\r\nN0: 1\r\nB:\r\n\r\n").unwrap();
+        assert_eq!(post.method, "POST", "the method is part of what is known");
     }
 
     #[test]
