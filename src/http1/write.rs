@@ -1,6 +1,8 @@
 //! Heads and chunks on their way out, appended to a buffer of the caller's, so that head and first bytes of a body can
 //! leave in one write. Also which fields end at a hop. Frames a message; does not decide how it is framed.
 
+use std::io::Write;
+
 use http_types::StatusCode;
 
 use super::Headers;
@@ -8,6 +10,8 @@ use super::headers::list_items;
 
 /// The interim response that lets a caller send its body (RFC 9110 section 15.2.1).
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+const MEMORY: &str = "memory takes all that is written";
 
 /// The end of a chunked body.
 pub const FINAL_CHUNK: &[u8] = b"0\r\n\r\n";
@@ -69,7 +73,7 @@ pub fn write_response_head<'a>(
     debug_assert!((100..=999).contains(&status) && is_clean(reason), "an unclean status line");
     let standard = StatusCode::try_from(status).map_or("", |known| known.canonical_reason());
     let reason = if reason.is_empty() { standard.as_bytes() } else { reason };
-    out.extend_from_slice(format!("HTTP/1.1 {status} ").as_bytes());
+    write!(out, "HTTP/1.1 {status} ").expect(MEMORY);
     out.extend_from_slice(reason);
     out.extend_from_slice(b"\r\n");
     for (name, value) in headers {
@@ -93,7 +97,7 @@ pub fn write_chunk(out: &mut Vec<u8>, payload: &[u8]) {
     if payload.is_empty() {
         return;
     }
-    out.extend_from_slice(format!("{:x}\r\n", payload.len()).as_bytes());
+    write!(out, "{:x}\r\n", payload.len()).expect(MEMORY);
     out.extend_from_slice(payload);
     out.extend_from_slice(b"\r\n");
 }

@@ -1,6 +1,8 @@
 //! Watching a server-sent event stream go by (WHATWG HTML, section 9.2). Looks, and never changes a byte.
 
-use memchr::memmem;
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
 use serde_json::Value;
 
 use super::usage::Usage;
@@ -107,7 +109,9 @@ fn data(line: &[u8]) -> Option<&[u8]> {
 /// JSON string the quotes would be escaped, so text cannot look like this.
 fn has_usage_object(data: &[u8]) -> bool {
     const KEY: &[u8] = b"\"usage\"";
-    memmem::find_iter(data, KEY).any(|at| {
+    // Made once: every event of every stream is searched.
+    static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(KEY));
+    FINDER.find_iter(data).any(|at| {
         let after = data[at + KEY.len()..].trim_ascii_start();
         after.strip_prefix(b":").is_some_and(|value| value.trim_ascii_start().starts_with(b"{"))
     })

@@ -198,6 +198,16 @@ impl Provider {
 
     async fn attempt(self: &Rc<Self>, place: Place, errand: &Errand<'_>, offer: &Offer, fresh: bool) -> Attempt {
         errand.progress.queued(self, place.ticket());
+        match place.near().await {
+            // On the heap: who waits far from its slot has no need of the room for this.
+            Ok(()) => Box::pin(self.attempt_now(place, errand, offer, fresh)).await,
+            Err(NoSlot::Refused(refusal)) => Attempt::Refused(refusal),
+            Err(NoSlot::Moved) => Attempt::Moved,
+        }
+    }
+
+    /// The rest of an attempt, once its slot is near.
+    async fn attempt_now(self: &Rc<Self>, place: Place, errand: &Errand<'_>, offer: &Offer, fresh: bool) -> Attempt {
         let (permit, connection) = match self.slot(place, errand, fresh).await {
             Ok(slot) => slot,
             Err(Lost::Slot(NoSlot::Refused(refusal))) => return Attempt::Refused(refusal),
@@ -249,9 +259,8 @@ impl Provider {
         future::or(pause, closed).await
     }
 
-    /// A permit and a connection to use it on.
+    /// A permit and a connection to use it on, for a slot that is near.
     async fn slot(&self, mut place: Place, errand: &Errand<'_>, fresh: bool) -> Result<(Permit, Connection), Lost> {
-        place.near().await?;
         let mut lost = 0;
         while lost < MAX_LOST_CONNECTIONS {
             let idle = if fresh { None } else { self.setup().pool.take() };

@@ -92,7 +92,8 @@ pub async fn keep_company<T>(
             return Ok(done);
         }
         // The work goes on meanwhile: a caller that does not read must not keep a slot open. But a beat is never cut.
-        let mut beat = pin!(heartbeat.beat(progress, caller));
+        // On the heap: most requests come without one.
+        let mut beat = Box::pin(heartbeat.beat(progress, caller));
         let done = future::or(async { Ok(work.as_mut().await) }, async { Err(beat.as_mut().await) }).await;
         match done {
             Ok(done) => {

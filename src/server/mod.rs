@@ -189,7 +189,8 @@ impl Server {
             }
             Ok(())
         };
-        with_one_timer(executor.run(work)).await
+        // On the heap: what runs it would hold it three times over.
+        with_one_timer(executor.run(Box::pin(work))).await
     }
 }
 

@@ -27,3 +27,4 @@ pub mod queue;
 pub mod scheduler;
 pub mod terms;
 mod walk;
+mod word;

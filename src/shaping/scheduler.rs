@@ -23,9 +23,10 @@ use super::lane::Past;
 use super::limiter::Now;
 use super::line::{Decision, Estimate, Line, Refusal, Snapshot, Waiting};
 use super::terms::{Joining, Rules, Terms};
+use super::word::{self, Listener, Teller};
 
 enum Message {
-    Join { id: u64, joining: Joining, turns: Sender<Turn> },
+    Join { id: u64, joining: Joining, turns: Teller<Turn> },
     Ready { id: u64, ready: bool },
     Left { id: u64, hung_up: bool },
     Sent { id: u64, lane: usize, ask: Ask, at: Instant, waited: Duration },
@@ -49,6 +50,7 @@ enum Question {
     Memory(Sender<Vec<BooksMemory>>),
 }
 
+#[derive(Debug)]
 enum Turn {
     Near,
     Granted(Permit),
@@ -166,7 +168,7 @@ impl Scheduler {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         // Room for every turn a waiter can be sent: near, and one of granted, refused and moved.
-        let (reply, turns) = async_channel::bounded(2);
+        let (reply, turns) = word::between();
         let place = Place { id, joining: joining.clone(), turns, mailbox: self.mailbox.clone(), hung_up: true };
         tell(&self.mailbox, Message::Join { id, joining, turns: reply });
         place
@@ -182,7 +184,7 @@ pub struct Ticket(u64);
 pub struct Place {
     id: u64,
     joining: Joining,
-    turns: Receiver<Turn>,
+    turns: Listener<Turn>,
     mailbox: Sender<Message>,
     /// What a drop means.
     hung_up: bool,
@@ -196,11 +198,11 @@ impl Place {
 
     /// Waits until the slot is near enough to make a connection for it.
     pub async fn near(&self) -> Result<(), NoSlot> {
-        match self.turns.recv().await {
-            Ok(Turn::Near) => Ok(()),
-            Ok(Turn::Refused(refusal)) => Err(NoSlot::Refused(refusal)),
-            Ok(Turn::Moved) => Err(NoSlot::Moved),
-            Ok(Turn::Granted(_)) | Err(_) => Err(NoSlot::Refused(Refusal::Closed)),
+        match self.turns.next().await {
+            Some(Turn::Near) => Ok(()),
+            Some(Turn::Refused(refusal)) => Err(NoSlot::Refused(refusal)),
+            Some(Turn::Moved) => Err(NoSlot::Moved),
+            Some(Turn::Granted(_)) | None => Err(NoSlot::Refused(Refusal::Closed)),
         }
     }
 
@@ -212,11 +214,11 @@ impl Place {
     /// Waits until this place is taken away; for use beside making a connection, when no grant can come yet.
     pub async fn taken_away(&self) -> NoSlot {
         loop {
-            match self.turns.recv().await {
-                Ok(Turn::Refused(refusal)) => return NoSlot::Refused(refusal),
-                Ok(Turn::Moved) => return NoSlot::Moved,
-                Ok(Turn::Near | Turn::Granted(_)) => {}
-                Err(_) => return NoSlot::Refused(Refusal::Closed),
+            match self.turns.next().await {
+                Some(Turn::Refused(refusal)) => return NoSlot::Refused(refusal),
+                Some(Turn::Moved) => return NoSlot::Moved,
+                Some(Turn::Near | Turn::Granted(_)) => {}
+                None => return NoSlot::Refused(Refusal::Closed),
             }
         }
     }
@@ -225,12 +227,12 @@ impl Place {
     pub async fn granted(&self) -> Result<Permit, NoSlot> {
         tell(&self.mailbox, Message::Ready { id: self.id, ready: true });
         loop {
-            match self.turns.recv().await {
-                Ok(Turn::Granted(permit)) => return Ok(permit),
-                Ok(Turn::Refused(refusal)) => return Err(NoSlot::Refused(refusal)),
-                Ok(Turn::Moved) => return Err(NoSlot::Moved),
-                Ok(Turn::Near) => {}
-                Err(_) => return Err(NoSlot::Refused(Refusal::Closed)),
+            match self.turns.next().await {
+                Some(Turn::Granted(permit)) => return Ok(permit),
+                Some(Turn::Refused(refusal)) => return Err(NoSlot::Refused(refusal)),
+                Some(Turn::Moved) => return Err(NoSlot::Moved),
+                Some(Turn::Near) => {}
+                None => return Err(NoSlot::Refused(Refusal::Closed)),
             }
         }
     }
@@ -238,16 +240,16 @@ impl Place {
     /// Says that the connection was lost before the slot. The place in line stays; a permit that was granted at the
     /// same moment goes back, and its holder is at the head again.
     pub fn lost_connection(self, scheduler: &Scheduler) -> Result<Place, NoSlot> {
-        match self.turns.try_recv() {
-            Ok(Turn::Granted(unspent)) => {
+        match self.turns.heard() {
+            Some(Turn::Granted(unspent)) => {
                 // First, so that our own grant does not count as ahead of us.
                 drop(unspent);
                 let Joining { ask, terms, since, elsewhere, .. } = &self.joining;
                 Ok(scheduler.rejoin(*ask, terms, *since, *elsewhere))
             }
-            Ok(Turn::Refused(refusal)) => Err(NoSlot::Refused(refusal)),
-            Ok(Turn::Moved) => Err(NoSlot::Moved),
-            Ok(Turn::Near) | Err(_) => {
+            Some(Turn::Refused(refusal)) => Err(NoSlot::Refused(refusal)),
+            Some(Turn::Moved) => Err(NoSlot::Moved),
+            Some(Turn::Near) | None => {
                 tell(&self.mailbox, Message::Ready { id: self.id, ready: false });
                 Ok(self)
             }
@@ -373,7 +375,7 @@ struct Desk {
 
 /// What a grant needs to know.
 struct Waiter {
-    turns: Sender<Turn>,
+    turns: Teller<Turn>,
     ask: Ask,
     since: Instant,
 }
@@ -431,7 +433,7 @@ impl Desk {
             match decision {
                 Decision::Near(id) => {
                     if let Some(waiter) = self.turns.get(&id) {
-                        let _ = waiter.turns.try_send(Turn::Near);
+                        waiter.turns.tell(Turn::Near);
                     }
                 }
                 Decision::Grant { id, lane } => self.grant(id, lane),
@@ -447,12 +449,12 @@ impl Desk {
         };
         let permit = Permit { id, lane, ask: waiter.ask, since: waiter.since, mailbox: Some(mailbox) };
         // If the waiter is gone, the permit comes back right here, by its Drop.
-        let _ = waiter.turns.try_send(Turn::Granted(permit));
+        waiter.turns.tell(Turn::Granted(permit));
     }
 
     fn end(&mut self, id: u64, turn: Turn) {
         if let Some(waiter) = self.turns.remove(&id) {
-            let _ = waiter.turns.try_send(turn);
+            waiter.turns.tell(turn);
         }
     }
 }

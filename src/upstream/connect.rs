@@ -45,12 +45,13 @@ impl Connector {
     /// For a provider. The CA certificates were read by the configuration and are known to be PEM; those that OpenSSL
     /// does not take are left out, and the handshake will say that the certificate is not trusted.
     pub fn new(provider: &config::Provider) -> Connector {
-        let pem = provider.ca_pem.as_deref().unwrap_or_default();
+        let pem = provider.ca_pem.as_deref();
         Connector {
             base_url: provider.base_url.clone(),
             proxy: provider.proxy.clone(),
             timeout: provider.connect_timeout,
-            extra_roots: Certificate::stack_from_pem(pem).unwrap_or_default(),
+            // OpenSSL starts with the first call: not where nobody needs it.
+            extra_roots: pem.map(|pem| Certificate::stack_from_pem(pem).unwrap_or_default()).unwrap_or_default(),
             addresses: RefCell::new(None),
             connecting: Semaphore::new(MAX_CONNECTING),
         }
