@@ -8,6 +8,7 @@ use std::fmt;
 use std::io;
 
 use futures_lite::io::AsyncRead;
+use memchr::memchr_iter;
 
 use super::headers::list_items;
 use super::{Framing, HEADER_LIMIT, Headers, Reader};
@@ -132,9 +133,8 @@ fn find_end(buf: &[u8], searched: usize) -> Result<Option<usize>, String> {
         return Err("not an HTTP/1.x response".to_owned());
     }
     let window = &buf[..buf.len().min(RESPONSE_HEAD_LIMIT_BYTES)];
-    let is_end =
-        |at: &usize| window[*at] == b'\n' && (window[..*at].ends_with(b"\n") || window[..*at].ends_with(b"\n\r"));
-    match (searched..window.len()).find(is_end) {
+    let is_end = |at: &usize| window[..*at].ends_with(b"\n") || window[..*at].ends_with(b"\n\r");
+    match memchr_iter(b'\n', &window[searched.min(window.len())..]).map(|at| searched + at).find(is_end) {
         Some(at) => Ok(Some(at + 1)),
         None if window.len() == RESPONSE_HEAD_LIMIT_BYTES => {
             Err(format!("a response head of more than {RESPONSE_HEAD_LIMIT_BYTES} bytes"))

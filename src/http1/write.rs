@@ -4,6 +4,7 @@
 use std::io::Write;
 
 use http_types::StatusCode;
+use memchr::memchr3;
 
 use super::Headers;
 use super::headers::list_items;
@@ -146,7 +147,7 @@ fn write_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
 
 /// Whether the bytes stay on their line.
 fn is_clean(bytes: &[u8]) -> bool {
-    !bytes.iter().any(|byte| matches!(byte, b'\r' | b'\n' | b'\0'))
+    memchr3(b'\r', b'\n', b'\0', bytes).is_none()
 }
 
 #[cfg(test)]

@@ -37,6 +37,7 @@ pub struct Answer {
     prefix: Vec<u8>,
     body: Body,
     in_flight: Option<InFlight>,
+    event_stream: bool,
     waited: Duration,
     lane: usize,
     idle_timeout: Duration,
@@ -69,8 +70,10 @@ impl Answer {
             500.. => counters.upstream_5xx += 1,
             _ => {}
         }
+        let (plain, event_stream) = (is_plain(&head.headers), has_type(&head.headers, b"text/event-stream"));
         Box::new(Answer {
-            meter: is_plain(&head.headers).then(|| match (is_event_stream(&head.headers), metered) {
+            event_stream: plain && event_stream,
+            meter: plain.then(|| match (event_stream, metered) {
                 (true, _) => Meter::Events(Box::default()),
                 (false, true) => Meter::Whole(Vec::new(), METERED_BYTES),
                 (false, false) if has_type(&head.headers, b"application/json") => Meter::Whole(Vec::new(), TOLD_BYTES),
@@ -111,7 +114,7 @@ impl Answer {
 
     /// Whether an event can be added to the body.
     pub fn is_event_stream(&self) -> bool {
-        is_event_stream(&self.head.headers) && is_plain(&self.head.headers)
+        self.event_stream
     }
 
     /// Appends the body bytes that are there to `out`, without waiting. True when the body is over.
@@ -188,10 +191,6 @@ impl Meter {
             Meter::TooLong => None,
         }
     }
-}
-
-fn is_event_stream(headers: &Headers) -> bool {
-    has_type(headers, b"text/event-stream")
 }
 
 fn has_type(headers: &Headers, wanted: &[u8]) -> bool {
