@@ -386,7 +386,7 @@ pub struct Pace {
 /// The rule by which sends are spread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// One send every interval; idle time earns nothing.
+    /// One send every interval, closer by 1 ms at most; idle time earns nothing.
     Spaced,
     /// A token bucket: full at the start, one token every interval.
     Burst,

@@ -5,7 +5,7 @@
 //! [`proxy`] sends it on and relays the answer, [`heartbeat`] keeps its caller patient meanwhile, [`seam`] knows where a
 //! stream may break, [`caller`] writes, [`client_address`] says who asks,
 //! [`cors`] which web pages may. [`keeper`] remembers for the next start, [`reload`] changes everything while it
-//! runs. [`listener`], [`stream`] and [`tls`] are the ways in.
+//! runs. [`listener`], [`stream`] and [`tls`] are the ways in; [`turns`] says which task runs next.
 //! Knows nothing of how a provider is reached or shaped.
 
 mod budget;
@@ -25,6 +25,7 @@ mod stream;
 mod terms;
 mod tls;
 mod token;
+mod turns;
 
 use std::convert::Infallible;
 use std::hash::RandomState;
@@ -38,7 +39,6 @@ use std::time::{Duration, Instant, SystemTime};
 use async_channel::{Receiver, Sender};
 use async_io::Timer;
 use futures_lite::{FutureExt, future};
-use smol::LocalExecutor;
 
 use crate::config::{self, Config, Fairness};
 use crate::deadline::{with_one_timer, within};
@@ -57,6 +57,7 @@ use listener::Listeners;
 pub use listener::Place;
 use reload::Front;
 use stream::Stream;
+use turns::Turns;
 
 /// After an accept error (too many open files, above all) the next try waits this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -150,8 +151,8 @@ impl Server {
     /// The same, and does something else meanwhile, which is dropped at the end: polled only when it is woken, it costs
     /// requests nothing.
     pub async fn run_beside(self, stop: Receiver<Stop>, other: impl Future<Output = ()> + 'static) -> io::Result<()> {
-        let executor = Rc::new(LocalExecutor::new());
-        executor.spawn(other).detach();
+        let turns = Turns::default();
+        turns.spawn(other);
         let (lifecycle, draining, aborting) = Lifecycle::new();
         let state_file = self.config.server.state_file.as_ref();
         let kept = state_file.map(|path| Keeper::open(path, &self.config.providers)).transpose()?;
@@ -159,7 +160,7 @@ impl Server {
         let mut providers = Vec::new();
         for (index, config) in self.config.providers.iter().enumerate() {
             let pasts = pasts.as_ref().map_or(&[][..], |pasts| &pasts[index]);
-            providers.push(start(&executor, config, self.config.server.fairness, pasts));
+            providers.push(start(&turns, config, self.config.server.fairness, pasts));
         }
         let gateway = Gateway {
             registry: Registry::new(&self.config.providers),
@@ -179,7 +180,7 @@ impl Server {
             if let Some(keeper) = &mut keeper {
                 keeper.begin(&front).await?;
             }
-            let served = serve(&executor, self.listeners, &front, lifecycle, stop, self.reloads.1);
+            let served = serve(&turns, self.listeners, &front, lifecycle, stop, self.reloads.1);
             match &mut keeper {
                 Some(keeper) => keeper.keep(&front, served).await,
                 None => served.await,
@@ -189,8 +190,8 @@ impl Server {
             }
             Ok(())
         };
-        // On the heap: what runs it would hold it three times over.
-        with_one_timer(executor.run(Box::pin(work))).await
+        // On the heap: what runs it would hold it several times over.
+        with_one_timer(turns.run(Box::pin(work))).await
     }
 }
 
@@ -199,14 +200,9 @@ fn client_names(config: &config::Server) -> Vec<Rc<str>> {
 }
 
 /// A provider with its task.
-fn start(
-    executor: &LocalExecutor<'static>,
-    config: &config::Provider,
-    fairness: Fairness,
-    pasts: &[Past],
-) -> Rc<Provider> {
+fn start(turns: &Turns, config: &config::Provider, fairness: Fairness, pasts: &[Past]) -> Rc<Provider> {
     let (provider, task) = Provider::new(config, fairness, pasts);
-    executor.spawn(or_abort(task)).detach();
+    turns.spawn_urgent(or_abort(task));
     provider
 }
 
@@ -220,7 +216,7 @@ async fn or_abort(task: impl Future<Output = ()>) {
 }
 
 async fn serve(
-    executor: &Rc<LocalExecutor<'static>>,
+    turns: &Turns,
     mut listeners: Listeners,
     front: &Rc<Front>,
     lifecycle: Lifecycle,
@@ -237,14 +233,14 @@ async fn serve(
                 Err(_) => future::pending().await,
             }
         };
-        let accepting = accept(executor, &listeners, front, &alive);
+        let accepting = accept(turns, &listeners, front, &alive);
         match future::or(stopped, future::or(reloaded, accepting)).await {
             Event::Stop(why) => break why,
             Event::Reload(config) => {
-                for left in reload::reload(executor, front, &mut listeners, *config) {
+                for left in reload::reload(turns, front, &mut listeners, *config) {
                     // Who has connected already is let in: closing would reset it.
                     while let Ok((stream, peer)) = left.accept_now() {
-                        admit(executor, front, &alive, stream, peer);
+                        admit(turns, front, &alive, stream, peer);
                     }
                 }
             }
@@ -294,12 +290,7 @@ enum Ending {
 }
 
 /// Accepts for ever. A caller past the limit is told so; it never just waits in silence or finds the door shut.
-async fn accept<T>(
-    executor: &Rc<LocalExecutor<'static>>,
-    listeners: &Listeners,
-    front: &Rc<Front>,
-    alive: &Sender<Infallible>,
-) -> T {
+async fn accept<T>(turns: &Turns, listeners: &Listeners, front: &Rc<Front>, alive: &Sender<Infallible>) -> T {
     let mut complained = false;
     loop {
         let (stream, peer) = match listeners.accept().await {
@@ -314,28 +305,22 @@ async fn accept<T>(
             }
         };
         complained = false;
-        admit(executor, front, alive, stream, peer);
+        admit(turns, front, alive, stream, peer);
     }
 }
 
 /// Serves a caller, or tells it that there is no room.
-fn admit(
-    executor: &Rc<LocalExecutor<'static>>,
-    front: &Rc<Front>,
-    alive: &Sender<Infallible>,
-    stream: Stream,
-    peer: Peer,
-) {
+fn admit(turns: &Turns, front: &Rc<Front>, alive: &Sender<Infallible>, stream: Stream, peer: Peer) {
     let open = alive.sender_count() - 1;
     let gateway = front.gateway();
     let limit = gateway.config.max_connections;
     if open < limit {
         let connection = connection::serve(front.clone(), stream, peer, alive.clone());
-        executor.spawn(connection).detach();
+        turns.spawn(connection);
     } else {
         let patient = open < limit + MAX_TURNED_AWAY;
         let told = turn_away(gateway, stream, peer, patient, alive.clone());
-        executor.spawn(told).detach();
+        turns.spawn(told);
     }
 }
 

@@ -7,9 +7,8 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use smol::LocalExecutor;
-
 use super::listener::{Listener, Listeners, list};
+use super::turns::Turns;
 use super::{Gateway, client_names, start};
 use crate::config::{self, Config};
 use crate::log;
@@ -48,12 +47,7 @@ impl Front {
 
 /// Puts a configuration in force and says in the log what it changes. Where the new address can't be had, all stays as it
 /// was. Returns the listeners that it has left, if it moves.
-pub(super) fn reload(
-    executor: &LocalExecutor<'static>,
-    front: &Front,
-    listeners: &mut Listeners,
-    config: Config,
-) -> Vec<Listener> {
+pub(super) fn reload(turns: &Turns, front: &Front, listeners: &mut Listeners, config: Config) -> Vec<Listener> {
     let before = front.gateway();
     let Config { log: settings, server, providers: configs } = config;
     let places = listeners.places(before.config.tls.is_some());
@@ -76,7 +70,7 @@ pub(super) fn reload(
             known.reload(config, server.fairness);
             return known.clone();
         }
-        all.push(start(executor, config, server.fairness, &[]));
+        all.push(start(turns, config, server.fairness, &[]));
         all[all.len() - 1].clone()
     };
     let providers = configs.iter().map(provider).collect();

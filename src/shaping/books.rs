@@ -118,10 +118,10 @@ impl Books {
         self.models[model].limiter.room()
     }
 
-    /// Records a send.
-    pub fn sent(&mut self, at: Now, ask: Ask) -> Entry {
-        let own = self.models[ask.model].limiter.sent(at, ask.tokens);
-        Entry { model: ask.model, shared: self.shared.limiter.sent(at, ask.tokens), own }
+    /// Records a send that had been wanted for `waited`.
+    pub fn sent(&mut self, at: Now, waited: Duration, ask: Ask) -> Entry {
+        let own = self.models[ask.model].limiter.sent(at, waited, ask.tokens);
+        Entry { model: ask.model, shared: self.shared.limiter.sent(at, waited, ask.tokens), own }
     }
 
     /// Puts the tokens that a send has really used in the place of those reserved.
@@ -272,7 +272,7 @@ mod tests {
     fn a_send_counts_for_the_provider_and_for_its_model() {
         let now = clock();
         let mut books = Books::new(&every(10), &[every(70), Limits::default()], false, now(0));
-        let entry = books.sent(now(0), ask(0));
+        let entry = books.sent(now(0), Duration::ZERO, ask(0));
         assert_eq!(next(&books, &now, 0), [(Some(70), Held::Cadence), (Some(10), Held::Cadence)]);
         assert_eq!(next(&books, &now, 30), [(Some(70), Held::Cadence), (Some(30), Held::Nothing)]);
         books.release(entry);
@@ -288,7 +288,7 @@ mod tests {
             ..Limits::default()
         };
         let mut books = Books::new(&limits(100, 2), &[limits(50, 1), Limits::default()], false, now(0));
-        let entry = books.sent(now(0), Ask { model: 0, tokens: 100 });
+        let entry = books.sent(now(0), Duration::ZERO, Ask { model: 0, tokens: 100 });
         let other = |model| books.next(now(1), Ask { model, tokens: 40 });
         assert_eq!((other(0).at, other(0).held_by), (None, Held::Concurrency));
         assert_eq!((other(1).at, other(1).held_by), (Some(now(60_000).mono), Held::Tokens));
@@ -350,13 +350,13 @@ mod tests {
             for at in [0, 1000] {
                 books.refused(now(at), 0, scope, Some(ms(200)), 0.0);
             }
-            let _entry = books.sent(now(2000), ask(1));
+            let _entry = books.sent(now(2000), Duration::ZERO, ask(1));
             let opens = next(&books, &now, 2000)[1].0;
             assert_eq!(opens, Some(2000 + u128::from(want)), "{learn} {scope:?}");
             assert_eq!(books.learned_interval(now(1200).mono), learn.then_some(ms(want)));
             // Half an hour of quiet brings the whole rate back.
             books.adapt(now(2_000_000));
-            let _entry = books.sent(now(2_000_000), ask(1));
+            let _entry = books.sent(now(2_000_000), Duration::ZERO, ask(1));
             assert_eq!(next(&books, &now, 2_000_000)[1].0, Some(2_000_100));
         }
     }
@@ -366,7 +366,7 @@ mod tests {
         let now = clock();
         let limits = [every(70), every(80), every(90)];
         let mut books = Books::new(&every(10), &limits[..2], false, now(0));
-        let entry = books.sent(now(0), ask(1));
+        let entry = books.sent(now(0), Duration::ZERO, ask(1));
         books.release(entry);
         let memory = books.memory(now(5));
         let waits = |books: &Books, at| {
@@ -391,11 +391,12 @@ mod tests {
     #[test]
     fn a_line_is_counted_by_provider_and_by_model() {
         let now = clock();
+        // To the millisecond that the first of them may have waited before.
         let books = Books::new(&every(10), &[every(70), Limits::default()], false, now(0));
-        for (model, ahead, ahead_of_model, want) in [(0, 0, 0, 0), (0, 3, 0, 30), (0, 3, 1, 70), (1, 3, 3, 30)] {
+        for (model, ahead, ahead_of_model, want) in [(0, 0, 0, 0), (0, 3, 0, 29), (0, 3, 1, 69), (1, 3, 3, 29)] {
             let nth = books.nth(now(0), model, ahead, ahead_of_model);
             assert_eq!(nth.at, Some(now(want).mono), "model {model}, {ahead} ahead, {ahead_of_model} of its own");
         }
-        assert_eq!(books.nth_shared(now(0), 2).at, Some(now(20).mono));
+        assert_eq!(books.nth_shared(now(0), 2).at, Some(now(19).mono));
     }
 }

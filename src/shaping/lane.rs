@@ -89,8 +89,8 @@ impl Lane {
         }
     }
 
-    /// A send of this lane's grant.
-    pub fn sent(&mut self, at: Now, ask: Ask) -> Entry {
+    /// A send of this lane's grant, wanted for `waited`.
+    pub fn sent(&mut self, at: Now, waited: Duration, ask: Ask) -> Entry {
         self.granted = None;
         self.sent += 1;
         self.in_flight += 1;
@@ -100,7 +100,7 @@ impl Lane {
         }
         self.recent.push_back(at.wall);
         self.observed.sent(at.mono);
-        self.books.sent(at, ask)
+        self.books.sent(at, waited, ask)
     }
 
     /// One of its sends is over.
@@ -123,7 +123,7 @@ impl Lane {
     /// A send that may still go on the open grant counts as gone: nobody will be there to tell.
     pub fn give_up_grant(&mut self, now: Now) {
         if let Some(model) = self.granted.take() {
-            let entry = self.books.sent(now, Ask { model, tokens: 0 });
+            let entry = self.books.sent(now, Duration::ZERO, Ask { model, tokens: 0 });
             self.books.release(entry);
         }
     }

@@ -285,11 +285,11 @@ impl Line {
         self.drop_out(id, may_return, now);
     }
 
-    /// The send of a granted request, at the instant `at`.
+    /// The send of a granted request, at the instant `at`, `waited` after it first joined.
     pub fn sent(&mut self, id: u64, lane: usize, ask: Ask, at: Now, waited: Duration) {
         let Some(on) = self.lanes.get_mut(lane) else { return };
         self.changes += 1;
-        self.in_flight.insert(id, (lane, on.sent(at, ask)));
+        self.in_flight.insert(id, (lane, on.sent(at, waited, ask)));
         self.tally.queue_wait.add(waited);
     }
 

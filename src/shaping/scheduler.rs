@@ -4,8 +4,8 @@
 //! dropped, so that a caller who leaves, at whatever moment, leaves nothing behind.
 //!
 //! Binding is late: a slot is taken when the request head has been written, and recorded with the instant *after* that
-//! write. The next grant counts from there, so two heads are never closer on the wire than the cadence. At most one
-//! grant is open at a time on each lane.
+//! write. The next grant counts from there, so two heads are never closer on the wire than the cadence, but for the
+//! millisecond of lateness that it makes up for. At most one grant is open at a time on each lane.
 
 use std::cell::Cell;
 use std::collections::HashMap;

@@ -138,7 +138,8 @@ mod tests {
     #[test]
     fn it_sees_who_is_in_whose_way() {
         let now = Now { mono: Instant::now(), wall: SystemTime::UNIX_EPOCH };
-        let seconds = |next: Next| (next.at.unwrap() - now.mono).as_secs();
+        // To the millisecond that lateness of the first may take off.
+        let seconds = |next: Next| (next.at.unwrap() + Duration::from_millis(1) - now.mono).as_secs();
         for (granted, line, slots, ends, going) in [
             (&[None][..], [0, 0, 1, 1], [0, 5, 1, 2], [10, 3], 3),
             (&[None], [1, 1, 1, 1], [0, 1, 2, 3], [4, 4], 4),

@@ -102,7 +102,7 @@ impl Sending {
             return;
         }
         if let Some(permit) = self.permit.take() {
-            // After the write: the next head then can't be closer to this one on the wire than the cadence.
+            // After the write: the next head then can't be closer to this one on the wire than the cadence allows.
             let at = Instant::now();
             self.sent = Some(Sent { in_flight: permit.spend(at), at });
         }

@@ -47,9 +47,14 @@ impl Clock {
         self.time(limiter.next(self.at(now), cost).at.unwrap())
     }
 
-    /// Sends and gets the answer within the same instant.
+    /// Sends what was asked for at this very instant, and gets the answer within it.
     fn send(&self, limiter: &mut Limiter, at: u64, cost: u64) {
-        let id = limiter.sent(self.at(at), cost);
+        self.send_late(limiter, at, 0, cost);
+    }
+
+    /// The same for what has been asked for since `waited`.
+    fn send_late(&self, limiter: &mut Limiter, at: u64, waited: u64, cost: u64) {
+        let id = limiter.sent(self.at(at), Duration::from_nanos(waited), cost);
         limiter.release(id);
     }
 
@@ -76,6 +81,11 @@ impl Clock {
 
 fn cadence(interval: u64, capacity: u32) -> Option<Cadence> {
     Some(Cadence { interval: Duration::from_nanos(interval), capacity })
+}
+
+/// The lateness that the cadence makes up for.
+fn made_up(interval: u64) -> u64 {
+    if interval > MS { MS } else { 20 * MS }
 }
 
 /// Limits without any, and without a margin.

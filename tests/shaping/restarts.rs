@@ -8,25 +8,25 @@ use limitrate::upstream::verdict::MAX_WAIT;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::properties::{Model, Step, some_limits, steps};
-use crate::{Clock, DAY, MINUTE, MS, SECOND, cadence, none};
+use crate::properties::{Model, Sent, Step, lateness, some_limits, steps};
+use crate::{Clock, DAY, MINUTE, MS, SECOND, cadence, made_up, none};
 
 /// Traffic of which everything was allowed. Returns the time at its end; `sends` gets the instants and the tokens used.
-fn drive(limiter: &mut Limiter, clock: &Clock, mut now: u64, steps: Vec<Step>, sends: &mut Vec<(u64, u64)>) -> u64 {
+fn drive(limiter: &mut Limiter, clock: &Clock, mut now: u64, steps: Vec<Step>, sends: &mut Vec<Sent>) -> u64 {
     let mut ids = Vec::new();
     let first = sends.len();
     for step in steps {
         match step {
             Step::Wait(time) => now += time,
-            Step::Send { cost, late } => {
+            Step::Send { cost, late, waited } => {
                 now = clock.next(limiter, now, cost) + late;
-                ids.push(limiter.sent(clock.at(now), cost));
-                sends.push((now, cost));
+                ids.push(limiter.sent(clock.at(now), Duration::from_nanos(waited), cost));
+                sends.push(Sent { at: now, waited, tokens: cost });
             }
             Step::Settle { which, tokens } if !ids.is_empty() => {
                 let which = which.index(ids.len());
                 limiter.settle(&ids[which], tokens);
-                sends[first + which].1 = tokens;
+                sends[first + which].tokens = tokens;
             }
             Step::CoolDown { from_now } => limiter.cool_down(clock.mono(now + from_now)),
             Step::SendUnasked { .. } | Step::Settle { .. } | Step::Release => {}
@@ -96,9 +96,9 @@ proptest! {
             let mut model = Model { limits: model, sends: sends.clone(), cooldown: 0, in_flight: 0 };
             let former = sends.len();
             now = drive(&mut limiter, &clock, now, without_settlements(traffic), &mut sends);
-            for (at, cost) in &sends[former..] {
-                prop_assert!(model.allows(*at, *cost), "{at}");
-                model.sends.push((*at, *cost));
+            for sent in &sends[former..] {
+                prop_assert!(model.allows(sent.at, sent.tokens), "{sent:?}");
+                model.sends.push(*sent);
             }
         }
     }
@@ -129,26 +129,28 @@ proptest! {
     #[test]
     fn a_schedule_with_restarts_is_the_least_solution_of_its_bounds(
         interval in MS..5 * SECOND, capacity in 1..8_u32, max in 1..40_u32,
-        demand in vec((prop::option::weighted(0.2, elapsed()), prop_oneof![3 => Just(0), 1 => 0..SECOND]), 1..120),
+        demand in vec((prop::option::weighted(0.2, elapsed()), lateness()), 1..120),
     ) {
         let clock = Clock::new(0);
         let limits = Limits { cadence: cadence(interval, capacity), window: Some(max), ..Limits::default() };
         let mut limiter = Limiter::new(&limits, clock.at(0));
-        let (mut now, mut sends, mut restarts) = (0, Vec::<u64>::new(), 0);
+        let (mut now, mut sends, mut taken, mut restarts) = (0, Vec::<u64>::new(), Vec::<u64>::new(), 0);
         for (n, (restart, late)) in demand.into_iter().enumerate() {
             if let Some(elapsed) = restart {
                 now += elapsed;
                 limiter = clock.restart(&limits, &limiter, elapsed, now);
                 restarts += 1;
             }
-            let by_cadence = (capacity as usize..=n).map(|k| sends[n - k] + (k as u64 + 1 - u64::from(capacity)) * interval);
+            let by_cadence = (capacity as usize..=n).map(|k| taken[n - k] + (k as u64 + 1 - u64::from(capacity)) * interval);
             let by_window = n.checked_sub(max as usize).map(|oldest| sends[oldest] + MINUTE + 500 * MS);
             let least = by_cadence.chain(by_window).fold(now, u64::max);
             let at = clock.next(&limiter, now, 0);
             prop_assert!((least..=least + restarts * MS).contains(&at), "send {n} at {at}, allowed at {least}");
+            let asked = now;
             now = at + late;
-            clock.send(&mut limiter, now, 0);
+            clock.send_late(&mut limiter, now, now - asked, 0);
             sends.push(now);
+            taken.push(asked.max(now.saturating_sub(made_up(interval))));
         }
     }
 
@@ -165,7 +167,7 @@ proptest! {
         for (model, wait, tokens) in asks {
             let ask = Ask { model, tokens };
             now = clock.time(books.next(clock.at(now + wait), ask).at.unwrap());
-            let entry = books.sent(clock.at(now), ask);
+            let entry = books.sent(clock.at(now), Duration::from_nanos(wait), ask);
             books.release(entry);
         }
         for n in 0..refusals {

@@ -1,24 +1,28 @@
 //! Whether a provider was sent to faster than its limit allows, from the times at which the kernel received the heads.
 //!
 //! The gateway takes a slot's time after its write and begins the next write no earlier than that allows; the kernel
-//! stamps a loopback packet inside the write. So the limits hold for the stamps as they stand, whatever the load. The
-//! two clocks, monotonic there and real time here, are slewed together; a step of the wall clock would fail a soak.
+//! stamps a loopback packet inside the write. So the limits hold for the stamps as they stand, whatever the load, the
+//! cadence's but for the lateness that it makes up ([`MADE_UP`]). The two clocks, monotonic there and real time here, are slewed together; a step of the wall clock would fail a soak.
 
 use std::time::Duration;
 
 /// For rounding, and for reading two clocks. Over a busy time it does not add up: see [`bucket`].
 pub const EXACT: Duration = Duration::from_micros(200);
 
+/// By so much a gap may be shorter than an interval (of more than a millisecond), if the send before it was late.
+pub const MADE_UP: Duration = Duration::from_millis(1);
+
 /// For messages of many packets, whose time may be that of a later one (see `wire`).
 pub const LATE: Duration = Duration::from_millis(250);
 
-/// Checks a token bucket over sorted times in nanoseconds: no k+capacity sends within less than k intervals, for any k.
+/// Checks a token bucket over sorted times in nanoseconds: no k+capacity sends within less than k intervals and
+/// [`MADE_UP`], for any k.
 pub fn bucket(times: &[u64], interval: Duration, capacity: u32, tolerance: Duration) -> Result<(), String> {
     let (step, slack) = (nanos(interval), nanos(tolerance));
     let mut full_at = 0;
     for (n, &at) in times.iter().enumerate() {
         let opens = u64::saturating_sub(full_at, (u64::from(capacity) - 1) * step);
-        if at + slack < opens {
+        if at + slack + nanos(MADE_UP) < opens {
             let gap = at - times[n - 1];
             return Err(format!(
                 "send {n} came {:.3} ms too early, {:.3} ms after the one before it",

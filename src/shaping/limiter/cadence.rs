@@ -1,9 +1,26 @@
 //! The cadence: a token bucket kept as one instant, the one at which it is full again (GCRA's theoretical arrival time).
+//!
+//! A send that waited and went late (a timer, a task switch, the write) takes its token as of when it could have gone, so
+//! that lateness does not add up and the rate is kept in the long run. How far back that reaches is bounded
+//! ([`made_up`]): what idle time earns beyond the burst, and what a gap can lose, is no more.
 
 use std::time::Duration;
 
-use super::memory::{BucketMemory, Past};
+use super::memory::{BucketMemory, NS_PER_MS, Past};
 use super::{Cadence, Nanos, nanos};
+
+/// So much lateness of a send is made up by the next one.
+const MADE_UP: Nanos = NS_PER_MS;
+
+/// The same for an interval that is no longer than [`MADE_UP`]: no gap can be shorter than it by more than that anyway,
+/// and a stall of the thread lasts several intervals. Longer than a slice of a busy machine's scheduler.
+const MADE_UP_WITHIN_A_MILLISECOND: Nanos = 20 * NS_PER_MS;
+
+/// The most that a send's token may be dated back at this interval. In any span of length T there are at most
+/// `capacity - 1 + ceil((T + made_up) / interval)` sends.
+pub(super) fn made_up(interval: Nanos) -> Nanos {
+    if interval > MADE_UP { MADE_UP } else { MADE_UP_WITHIN_A_MILLISECOND }
+}
 
 #[derive(Debug)]
 pub(super) struct TokenBucket {
@@ -19,26 +36,34 @@ impl TokenBucket {
         TokenBucket { interval: nanos(cadence.interval).max(1), capacity, full_at: 0 }
     }
 
-    /// When the `n`-th send from `now` has its token, if those before it go as soon as they can.
+    /// When the `n`-th send from `now` has its token, if those before it go as soon as they can and the next one has
+    /// waited already, as far as that counts.
     pub(super) fn earliest(&self, now: Nanos, n: u64) -> Nanos {
-        let spent = self.full_at.max(now).saturating_add(n.saturating_mul(self.interval));
+        let taken = self.full_at.max(now.saturating_sub(made_up(self.interval)));
+        let spent = taken.saturating_add(n.saturating_mul(self.interval));
         now.max(spent.saturating_sub((self.capacity - 1).saturating_mul(self.interval)))
     }
 
-    /// Whole tokens in the bucket.
+    /// Whole tokens in the bucket. What late sends make up is not foreseen.
     pub(super) fn available(&self, now: Nanos) -> u32 {
         let missing = self.full_at.saturating_sub(now).div_ceil(self.interval);
         u32::try_from(self.capacity.saturating_sub(missing)).unwrap_or(u32::MAX)
     }
 
-    pub(super) fn sent(&mut self, at: Nanos) {
-        self.full_at = self.full_at.max(at).saturating_add(self.interval);
+    /// A send that had been wanted for `waited`. Its token is of the instant at which it was wanted and there, and at most
+    /// [`made_up`] old.
+    pub(super) fn sent(&mut self, at: Nanos, waited: Nanos) {
+        let taken = at.saturating_sub(waited.min(made_up(self.interval)));
+        self.full_at = self.full_at.max(taken).saturating_add(self.interval);
     }
 
-    /// What is missing, in tokens, stays missing; only the price of a token changes. Rounded up: never too fast.
+    /// What is missing, in tokens, stays missing; only the price of a token changes. Rounded up: never too fast. A full
+    /// bucket stays full since when it was.
     pub(super) fn set_interval(&mut self, now: Nanos, interval: Duration) {
         let interval = nanos(interval).max(1);
-        self.full_at = now.saturating_add(priced(self.full_at.saturating_sub(now), self.interval, interval));
+        if let Some(missing) = self.full_at.checked_sub(now) {
+            self.full_at = now.saturating_add(priced(missing, self.interval, interval));
+        }
         self.interval = interval;
     }
 
@@ -74,10 +99,10 @@ mod tests {
         TokenBucket::new(Cadence { interval: Duration::from_nanos(interval), capacity })
     }
 
-    /// Sends at each `at` and wants the next one at `want`.
+    /// Sends at each `at`, asked for at that instant, and wants the next one at `want`.
     fn table(mut bucket: TokenBucket, rows: &[(Nanos, Nanos)]) {
         for &(at, want) in rows {
-            bucket.sent(at);
+            bucket.sent(at, 0);
             assert_eq!(bucket.earliest(at, 0), want, "after the send at {at}");
         }
     }
@@ -85,6 +110,75 @@ mod tests {
     #[test]
     fn spacing_counts_from_the_send_and_idle_time_earns_nothing() {
         table(bucket(10, 1), &[(0, 10), (10, 20), (23, 33), (100, 110), (110, 120)]);
+    }
+
+    const MS: Nanos = NS_PER_MS;
+
+    #[test]
+    fn a_line_that_is_late_at_each_send_keeps_the_rate() {
+        for (interval, late) in [(MS, 300_000), (10 * MS, 300_000), (10 * MS, MS), (MS, 20 * MS)] {
+            let mut bucket = bucket(interval, 1);
+            let mut at = 0;
+            // Everybody has waited since the start, and now and then the thread stalls.
+            for n in 0..1000 {
+                at = bucket.earliest(at, 0) + if n % 100 == 99 { late } else { 300_000 };
+                bucket.sent(at, at);
+            }
+            let exact = 999 * interval;
+            assert!((exact..=exact + exact / 200 + late).contains(&at), "{interval} {late}: the last at {at}");
+        }
+    }
+
+    #[test]
+    fn a_send_that_is_later_than_can_be_made_up_moves_those_behind_it() {
+        let mut bucket = bucket(100 * MS, 1);
+        for (at, next) in [(5 * MS, 104 * MS), (104 * MS, 204 * MS), (209 * MS, 308 * MS), (308 * MS + 7, 408 * MS)] {
+            bucket.sent(at, at);
+            assert_eq!(bucket.earliest(at, 0), next, "after the send at {at}");
+            assert!(next - at >= 99 * MS);
+        }
+    }
+
+    #[test]
+    fn after_an_idle_spell_the_interval_counts_from_when_the_send_was_asked_for() {
+        let idle = 1000 * MS;
+        for (interval, waited, made_up) in [
+            (10 * MS, 0, 0),
+            (10 * MS, 400_000, 400_000),
+            (10 * MS, MS, MS),
+            (10 * MS, 500 * MS, MS),
+            (MS + 1, 500 * MS, MS),
+            (MS, 7 * MS, 7 * MS),
+            (MS, 500 * MS, 20 * MS),
+        ] {
+            let mut bucket = bucket(interval, 1);
+            bucket.sent(0, 0);
+            bucket.sent(idle, waited);
+            assert_eq!(bucket.full_at, idle - made_up + interval, "{interval} {waited}");
+        }
+    }
+
+    #[test]
+    fn a_turn_is_never_expected_later_than_it_may_come() {
+        let mut waiting = bucket(10 * MS, 1);
+        waiting.sent(0, 0);
+        // The bucket has been full since 10 ms, and who is next may have waited longer than that counts.
+        let now = 50 * MS;
+        assert_eq!([0, 1, 2].map(|n| waiting.earliest(now, n)), [now, 59 * MS, 69 * MS]);
+        waiting.sent(now, 30 * MS);
+        assert_eq!([0, 1].map(|n| waiting.earliest(now, n)), [59 * MS, 69 * MS]);
+    }
+
+    #[test]
+    fn an_interval_that_stays_takes_no_lateness_away() {
+        let mut bucket = bucket(10 * MS, 1);
+        bucket.sent(0, 0);
+        bucket.set_interval(10 * MS + 300_000, Duration::from_millis(10));
+        bucket.sent(10 * MS + 300_000, 10 * MS);
+        assert_eq!(bucket.full_at, 20 * MS);
+        bucket.set_interval(20 * MS + 300_000, Duration::from_millis(40));
+        bucket.sent(20 * MS + 300_000, 10 * MS);
+        assert_eq!(bucket.full_at, 60 * MS);
     }
 
     #[test]
@@ -102,7 +196,7 @@ mod tests {
     fn available_counts_whole_tokens() {
         let mut bucket = bucket(10, 3);
         assert_eq!(bucket.available(0), 3);
-        (0..4).for_each(|_| bucket.sent(0));
+        (0..4).for_each(|_| bucket.sent(0, 0));
         for (now, want) in [(0, 0), (19, 0), (20, 1), (29, 1), (30, 2), (40, 3), (900, 3)] {
             assert_eq!(bucket.available(now), want, "at {now}");
         }
@@ -111,8 +205,8 @@ mod tests {
     #[test]
     fn a_new_interval_prices_what_is_missing_from_now_on() {
         let mut bucket = bucket(10, 2);
-        bucket.sent(0);
-        bucket.sent(0);
+        bucket.sent(0, 0);
+        bucket.sent(0, 0);
         bucket.set_interval(5, Duration::from_nanos(20)); // 1.5 tokens missing: one comes after half a token, 10
         assert_eq!((bucket.earliest(5, 0), bucket.earliest(5, 1)), (15, 35));
         bucket.set_interval(11, Duration::from_nanos(3)); // 1.2 missing: 3.6 rounded up
@@ -122,11 +216,11 @@ mod tests {
     #[test]
     fn extremes_saturate() {
         let mut slow = bucket(u64::MAX, u32::MAX);
-        slow.sent(u64::MAX);
+        slow.sent(u64::MAX, u64::MAX);
         slow.set_interval(0, Duration::MAX);
         assert_eq!(slow.earliest(7, u64::MAX), 7, "a burst of that size never ends");
         let mut zero = bucket(0, 0);
-        zero.sent(0);
+        zero.sent(0, u64::MAX);
         assert_eq!((zero.earliest(0, 0), zero.available(1)), (1, 1));
     }
 }

@@ -238,7 +238,7 @@ mod tests {
     }
 
     fn send(limiter: &mut Limiter, at: Now, tokens: u64) {
-        let id = limiter.sent(at, tokens);
+        let id = limiter.sent(at, Duration::ZERO, tokens);
         limiter.release(id);
     }
 
@@ -395,7 +395,7 @@ mod tests {
         send(&mut limiter, at(0), 40);
         send(&mut limiter, at(1), 20);
         let mut limiter = recalled(&limits, &limiter.memory(at(1)), ms(0), at(1));
-        let id = limiter.sent(at(2), 40);
+        let id = limiter.sent(at(2), Duration::ZERO, 40);
         limiter.settle(&id, 1);
         limiter.release(id);
         let next = [39, 40, 80].map(|tokens| wait(&limiter, at(2), tokens));

@@ -15,7 +15,7 @@ pub use memory::Memory;
 
 use std::time::{Duration, Instant, SystemTime};
 
-use cadence::TokenBucket;
+use cadence::{TokenBucket, made_up};
 use day::CalendarDay;
 use tokens::TokenWindow;
 use window::Window;
@@ -62,7 +62,8 @@ impl Default for Limits {
     }
 }
 
-/// A token bucket, full at the start. With a capacity of 1 it is strict spacing: idle time earns nothing.
+/// A token bucket, full at the start. With a capacity of 1 it is strict spacing: idle time earns nothing, and no two
+/// sends are closer than the interval by more than 1 ms, which makes up for a first one that waited and went late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cadence {
     /// One token each; 0 is taken for 1 ns. Round 60 s / rpm up, never down.
@@ -91,19 +92,26 @@ pub enum Reset {
 }
 
 impl Limits {
-    /// [`Limits::worst_case`] of 60 s.
+    /// The most sends in any 60 s, if each leaves on the dot; `None` where no limit counts sends.
     ///
     /// For a bucket that is `capacity - 1 + ceil(60 s / interval)`: 120 for one send every 0.5 s, 129 with a capacity of
-    /// 10. A provider that counts both ends of the minute, or whose minute is stretched by the network, may see one more;
-    /// a `window` has its margin against that.
+    /// 10. A provider that counts both ends of the minute, or whose minute is stretched by the network or by the
+    /// millisecond of lateness that the cadence makes up, may see one more; a `window` has its margin against that.
     pub fn worst_case_per_minute(&self) -> Option<u64> {
-        self.worst_case(MINUTE)
+        self.most(MINUTE, |_| 0)
     }
 
-    /// The most sends that can fall in any `span` of up to 60 s, `[t, t + span)`; `None` where no limit counts sends.
+    /// The most sends that can fall in any `span` of up to 60 s, `[t, t + span)`, lateness that is made up included;
+    /// `None` where no limit counts sends.
     pub fn worst_case(&self, span: Duration) -> Option<u64> {
+        self.most(span, made_up)
+    }
+
+    /// With the bucket filling for longer than the span by what `late` says of its interval.
+    fn most(&self, span: Duration, late: impl Fn(Nanos) -> Nanos) -> Option<u64> {
         let cadence = self.cadence.map(|cadence| {
-            let refills = nanos(span).div_ceil(nanos(cadence.interval).max(1));
+            let interval = nanos(cadence.interval).max(1);
+            let refills = nanos(span).saturating_add(late(interval)).div_ceil(interval);
             u64::from(cadence.capacity.max(1)) - 1 + refills
         });
         let window = self.window.map(|max| u64::from(max.max(1)));
@@ -205,10 +213,12 @@ pub struct SendId(u64);
 ///
 /// Like `x/time/rate` it is asked ([`next`](Limiter::next)), then told ([`sent`](Limiter::sent)); unlike it, nothing is
 /// reserved in between, so who leaves the queue has nothing to give back. A send counts from the instant it really
-/// went, and one that was not allowed is recorded all the same: the limits it broke are in debt.
+/// went (the cadence apart), and one that was not allowed is recorded all the same: the limits it broke are in debt.
 ///
 /// - *cadence*: `limit_req rate=` and `burst=`, kept as the theoretical arrival time of GCRA in whole nanoseconds: no
-///   drift. [`set_interval`](Limiter::set_interval) changes the rate while running.
+///   drift. A send that waited and went late makes the next one no later: up to 1 ms of that is made up (20 ms where the
+///   interval is 1 ms or less), so the mean rate is the configured one. Idle time, when nobody waited, is not.
+///   [`set_interval`](Limiter::set_interval) changes the rate while running.
 /// - *window*: a ring of the last `max` send instants; the oldest plus 60 s plus the margin is when there is room again.
 /// - *day*: the same ring over 24 h, or a count that starts anew at a time of day.
 /// - *tokens*: an estimate taken at the send, corrected by [`settle`](Limiter::settle), gone after 60 s plus the margin.
@@ -263,8 +273,9 @@ impl Limiter {
     }
 
     /// The earliest instant at which the `n`-th send from now (0 is the next) can go. Never too late: the scheduler may
-    /// refuse on it. Exact where one limit alone holds a queue that never runs dry, but for two that depend on what is
-    /// not known yet: tokens and concurrency are left out (ask [`next`](Limiter::next) for the head of the queue).
+    /// refuse on it. Exact where one limit alone holds a queue that never runs dry, but for what is not known yet: tokens
+    /// and concurrency are left out (ask [`next`](Limiter::next) for the head of the queue), and behind a bucket that is
+    /// full all lateness that can be made up is taken off, 1 ms.
     pub fn nth_at(&self, now: Now, n: usize) -> Instant {
         self.nth(now, n).at.expect("limits that count sends always open in time")
     }
@@ -307,11 +318,12 @@ impl Limiter {
         self.concurrent.map_or(usize::MAX, |max| max.saturating_sub(self.in_flight) as usize)
     }
 
-    /// Records a send at the instant its bytes went out, with `cost` tokens reserved for it.
-    pub fn sent(&mut self, at: Now, cost: u64) -> SendId {
+    /// Records a send at the instant its bytes went out, with `cost` tokens reserved for it. It had been wanted for
+    /// `waited`: the cadence makes up for lateness within that.
+    pub fn sent(&mut self, at: Now, waited: Duration, cost: u64) -> SendId {
         let time = self.time(at.mono);
         if let Some(cadence) = &mut self.cadence {
-            cadence.sent(time);
+            cadence.sent(time, nanos(waited));
         }
         for window in [&mut self.window, &mut self.rolling_day].into_iter().flatten() {
             window.sent(time);
@@ -432,7 +444,7 @@ mod tests {
             (next.at.map(|instant| (instant - at(0).mono).as_millis()), next.held_by)
         };
         assert_eq!(next(&limiter, 0, 10), (Some(0), Held::Nothing));
-        let first = limiter.sent(at(0), 90);
+        let first = limiter.sent(at(0), Duration::ZERO, 90);
         assert_eq!(next(&limiter, 0, 10), (Some(1000), Held::Cadence));
         assert_eq!(next(&limiter, 0, 11), (Some(60_500), Held::Tokens));
         limiter.settle(&first, 1);
@@ -442,19 +454,19 @@ mod tests {
         assert_eq!(next(&limiter, 400, 11), (Some(3000), Held::Cooldown));
         assert_eq!(limiter.available(at(2999)), 0);
         assert_eq!(limiter.available(at(3000)), 1);
-        let second = limiter.sent(at(3000), 1);
+        let second = limiter.sent(at(3000), Duration::ZERO, 1);
         assert_eq!(next(&limiter, 9000, 1), (None, Held::Concurrency));
         assert_eq!(limiter.available(at(9000)), 0);
         limiter.release(first);
         assert_eq!(next(&limiter, 9000, 1), (Some(9000), Held::Nothing));
         limiter.release(second);
         for ms in [9000, 10_000] {
-            let id = limiter.sent(at(ms), 1);
+            let id = limiter.sent(at(ms), Duration::ZERO, 1);
             limiter.release(id);
         }
         assert_eq!(next(&limiter, 20_000, 1), (Some(60_500), Held::Window));
         for ms in [61_000, 64_000] {
-            let id = limiter.sent(at(ms), 1);
+            let id = limiter.sent(at(ms), Duration::ZERO, 1);
             limiter.release(id);
         }
         assert_eq!(next(&limiter, 200_000, 1), (Some(86_400_500), Held::Day));
@@ -480,7 +492,7 @@ mod tests {
     fn nothing_limits_where_nothing_is_configured() {
         let at = clock();
         let mut limiter = Limiter::new(&Limits::default(), at(0));
-        let _in_flight: Vec<_> = (0..1000).map(|_| limiter.sent(at(0), u64::MAX)).collect();
+        let _in_flight: Vec<_> = (0..1000).map(|_| limiter.sent(at(0), Duration::ZERO, u64::MAX)).collect();
         assert_eq!(limiter.next(at(0), u64::MAX).at, Some(at(0).mono));
         assert_eq!(limiter.nth_at(at(0), 1_000_000), at(0).mono);
         assert_eq!(limiter.available(at(0)), u32::MAX);
@@ -508,14 +520,23 @@ mod tests {
     }
 
     #[test]
+    fn the_worst_case_counts_a_first_send_that_was_late() {
+        let spans = |limits: Limits, spans: [u64; 3]| spans.map(|ms| limits.worst_case(Duration::from_millis(ms)));
+        assert_eq!(spans(every(Duration::from_millis(500), 1), [0, 59_999, 60_000]), [1, 120, 121].map(Some));
+        assert_eq!(spans(every(Duration::from_millis(500), 10), [499, 500, 1000]), [10, 11, 12].map(Some));
+        assert_eq!(spans(every(Duration::from_millis(1), 1), [0, 1, 100]), [20, 21, 120].map(Some));
+    }
+
+    #[test]
     fn three_at_once_at_forty_a_minute_leave_at_0_and_1500_and_3000_ms() {
         let at = clock();
         let mut limiter = Limiter::new(&every(Duration::from_millis(1500), 1), at(0));
         let expected: Vec<_> = (0..3).map(|n| limiter.nth_at(at(0), n)).collect();
-        for (instant, ms) in expected.into_iter().zip([0, 1500, 3000]) {
-            assert_eq!(instant, at(ms).mono);
-            assert_eq!((limiter.next(at(0), 0).at, limiter.available(at(ms))), (Some(instant), 1));
-            let id = limiter.sent(at(ms), 0);
+        // Those behind the first could go a millisecond earlier, had it waited before.
+        for ((instant, foreseen), ms) in expected.into_iter().zip([0, 1499, 2999]).zip([0, 1500, 3000]) {
+            assert_eq!(instant, at(foreseen).mono);
+            assert_eq!((limiter.next(at(0), 0).at, limiter.available(at(ms))), (Some(at(ms).mono), 1));
+            let id = limiter.sent(at(ms), Duration::ZERO, 0);
             limiter.release(id);
             assert_eq!(limiter.available(at(ms)), 0);
         }

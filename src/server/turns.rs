@@ -1,0 +1,116 @@
+//! Whose turn it is on the thread: providers' schedulers come before everything else, and the reactor is asked often
+//! enough for their timers.
+//!
+//! A `LocalExecutor` on its own runs its tasks in the order in which they were woken, and up to 200 of them before the
+//! reactor is asked anything. With one provider loaded by many connections, the slot of another one would open late by
+//! all that is ready at that moment, twice: when its timer rings, and when its scheduler runs. Knows nothing of what the
+//! tasks do.
+
+use std::future::Future;
+
+use futures_lite::future;
+use smol::LocalExecutor;
+
+/// So many tasks run at most before the reactor is asked what has come and which timers have rung. Each look is a few system
+/// calls.
+const TASKS_BETWEEN_LOOKS: usize = 16;
+
+/// The tasks of one thread.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    urgent: LocalExecutor<'static>,
+    others: LocalExecutor<'static>,
+}
+
+impl Turns {
+    /// Runs a task behind those that are ready before it.
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.others.spawn(task).detach();
+    }
+
+    /// Runs a task before all that are not urgent, whenever it is ready. For tasks that do little and wait for others.
+    pub fn spawn_urgent(&self, task: impl Future<Output = ()> + 'static) {
+        self.urgent.spawn(task).detach();
+    }
+
+    /// Does `work` and runs all tasks meanwhile.
+    pub async fn run<T>(&self, work: impl Future<Output = T>) -> T {
+        let tasks = async {
+            loop {
+                for _ in 0..TASKS_BETWEEN_LOOKS {
+                    while self.urgent.try_tick() {}
+                    if !self.others.try_tick() {
+                        future::or(self.urgent.tick(), self.others.tick()).await;
+                    }
+                }
+                future::yield_now().await;
+            }
+        };
+        future::or(work, tasks).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    use async_io::Timer;
+
+    use super::*;
+
+    #[test]
+    fn who_is_urgent_goes_before_everybody_who_is_ready() {
+        let turns = Turns::default();
+        let order = Rc::new(RefCell::new(Vec::new()));
+        let (wake, woken) = async_channel::unbounded();
+        let told = order.clone();
+        turns.spawn_urgent(async move {
+            while let Ok(number) = woken.recv().await {
+                told.borrow_mut().push(10 + number);
+            }
+        });
+        for number in 0..3 {
+            let (told, wake) = (order.clone(), wake.clone());
+            turns.spawn(async move {
+                told.borrow_mut().push(number);
+                wake.try_send(number).unwrap();
+            });
+        }
+        smol::block_on(turns.run(async {
+            while order.borrow().len() < 6 {
+                future::yield_now().await;
+            }
+        }));
+        assert_eq!(*order.borrow(), [0, 10, 1, 11, 2, 12]);
+    }
+
+    #[test]
+    fn the_reactor_is_asked_although_there_is_always_something_to_do() {
+        let turns = Turns::default();
+        let ran = Rc::new(Cell::new(0));
+        for _ in 0..100 {
+            let ran = ran.clone();
+            turns.spawn(async move {
+                loop {
+                    ran.set(ran.get() + 1);
+                    future::yield_now().await;
+                }
+            });
+        }
+        // Every look polls the work anew.
+        let (mut before, mut most) = (0, 0);
+        let looks = future::poll_fn(|cx| {
+            most = most.max(ran.get() - before);
+            before = ran.get();
+            cx.waker().wake_by_ref();
+            std::task::Poll::<()>::Pending
+        });
+        let timer = async {
+            Timer::after(Duration::from_millis(5)).await;
+        };
+        smol::block_on(turns.run(future::or(timer, looks)));
+        assert_eq!(most, TASKS_BETWEEN_LOOKS);
+    }
+}
