@@ -3,7 +3,10 @@
 //! Pure: copies nothing, reads nothing. Which framing a message has is decided with its head.
 
 use std::fmt;
+use std::io;
 use std::ops::Range;
+
+use futures_lite::io::AsyncRead;
 
 use super::Reader;
 
@@ -147,6 +150,19 @@ impl BodyDecoder {
         Ok(self.is_done())
     }
 
+    /// Waits for more of the body: payload that needs no decoding goes to the end of `out`, anything else into the reader, to be
+    /// [drained](Self::drain). Returns the bytes that came; 0 is the end of the stream. Dropping the future loses nothing.
+    pub async fn read<R: AsyncRead + Unpin>(&mut self, reader: &mut Reader<R>, out: &mut Vec<u8>) -> io::Result<usize> {
+        let State::Plain { left } = self.state else { return reader.fill().await };
+        if !reader.buffered().is_empty() {
+            return reader.fill().await;
+        }
+        let limit = usize::try_from(left).unwrap_or(usize::MAX);
+        let n = reader.fill_past(out, limit).await?;
+        self.pay(n.min(limit) as u64);
+        Ok(n)
+    }
+
     /// Whether the body is complete.
     pub fn is_done(&self) -> bool {
         self.state == State::Done
@@ -251,7 +267,9 @@ fn is_text(byte: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::reader::tests::Pieces;
     use super::*;
+    use futures_lite::future::block_on;
     use proptest::prelude::*;
 
     /// How a stream of bytes went: the payload, and `Ok` with the bytes left over, or the fault.
@@ -434,7 +452,33 @@ mod tests {
             .prop_map(|parts| (parts.concat() + "0\r\n\r\n").into_bytes())
     }
 
+    /// Reads a body of this framing to its end or the stream's, by [`BodyDecoder::read`] and [`BodyDecoder::drain`].
+    fn read_whole(framing: Framing, input: &[u8], sizes: &[usize]) -> Outcome {
+        let mut reader = Reader::new(Pieces::new(input, sizes));
+        let (mut decoder, mut payload) = (BodyDecoder::new(framing), Vec::new());
+        loop {
+            match decoder.drain(&mut reader, &mut payload) {
+                Err(fault) => return (payload, Err(fault)),
+                Ok(true) => break,
+                Ok(false) if block_on(decoder.read(&mut reader, &mut payload)).unwrap() == 0 => break,
+                Ok(false) => {}
+            }
+            assert_eq!(decoder.payload_so_far(), payload.len() as u64);
+        }
+        let over = decoder.at_eof();
+        while block_on(reader.fill()).unwrap() > 0 {}
+        (payload, over.map(|()| reader.buffered().to_vec()))
+    }
+
     proptest! {
+        #[test]
+        fn reading_straight_into_the_body_changes_nothing(
+            input in almost_chunked(), length in 0u64..40, chunked: bool, sizes in proptest::collection::vec(1usize..50, 1..9),
+        ) {
+            let framing = if chunked { Framing::Chunked } else { Framing::Length(length) };
+            prop_assert_eq!(read_whole(framing, &input, &sizes), run(framing, &input, &[usize::MAX]));
+        }
+
         #[test]
         fn splits_change_nothing(input in almost_chunked(), sizes in proptest::collection::vec(1usize..9, 1..9)) {
             let whole = run(Framing::Chunked, &input, &[usize::MAX]);

@@ -80,6 +80,22 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         poll_fn(|cx| self.poll_fill(cx)).await
     }
 
+    /// Reads once like [`Reader::fill`], but what came goes to the end of `out` at once, up to `limit` bytes of it; only the rest
+    /// is buffered. For payload that nothing stands in front of: the buffer has to be empty.
+    pub async fn fill_past(&mut self, out: &mut Vec<u8>, limit: usize) -> io::Result<usize> {
+        assert!(self.buffered().is_empty(), "what is buffered comes first");
+        poll_fn(|cx| {
+            LANDING.with_borrow_mut(|landing| {
+                let n = ready!(Pin::new(&mut self.io).poll_read(cx, landing))?;
+                let (past, rest) = landing[..n].split_at(n.min(limit));
+                out.extend_from_slice(past);
+                self.buf.extend_from_slice(rest);
+                Poll::Ready(Ok(n))
+            })
+        })
+        .await
+    }
+
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         LANDING.with_borrow_mut(|landing| {
             let n = ready!(Pin::new(&mut self.io).poll_read(cx, landing))?;
@@ -137,6 +153,18 @@ pub(super) mod tests {
         seen.extend_from_slice(reader.buffered());
         assert!(seen == bytes);
         assert!(reader.buf.len() <= 4 * READ_CHUNK_BYTES, "the buffer grew to {}", reader.buf.len());
+    }
+
+    #[test]
+    fn what_is_beyond_the_limit_is_buffered() {
+        let mut reader = Reader::new(Pieces::new(b"abcdefg", &[3]));
+        let mut out = Vec::new();
+        assert_eq!(block_on(reader.fill_past(&mut out, 5)).unwrap(), 3);
+        assert_eq!((out.as_slice(), reader.buffered()), (&b"abc"[..], &b""[..]));
+        assert_eq!(block_on(reader.fill_past(&mut out, 2)).unwrap(), 3);
+        assert_eq!((out.as_slice(), reader.buffered()), (&b"abcde"[..], &b"f"[..]));
+        assert_eq!(block_on(reader.fill()).unwrap(), 1);
+        assert_eq!(reader.buffered(), b"fg");
     }
 
     #[test]

@@ -182,7 +182,7 @@ impl Connection {
             if over {
                 return Ok(body);
             }
-            self.more_body(&decoder).await?;
+            self.more_body(&mut decoder, &mut body.bytes).await?;
         }
     }
 
@@ -194,9 +194,9 @@ impl Connection {
         Body { bytes: Vec::new(), reserved: self.gateway.budget.reserve() }
     }
 
-    async fn more_body(&mut self, decoder: &BodyDecoder) -> Result<(), Stopped> {
+    async fn more_body(&mut self, decoder: &mut BodyDecoder, bytes: &mut Vec<u8>) -> Result<(), Stopped> {
         let waited = self.gateway.config.body_timeout;
-        match within(waited, self.reader.fill()).await {
+        match within(waited, decoder.read(&mut self.reader, bytes)).await {
             Some(Ok(0)) => {
                 let came = decoder.payload_so_far();
                 Err(malformed(format!("the connection ended inside the request body, after {came} bytes")))

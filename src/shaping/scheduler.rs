@@ -417,6 +417,8 @@ impl Desk {
     }
 
     fn answer(&mut self, question: Question, now: Now) {
+        // What is due by now is done first, however late the timer is.
+        self.advance(now);
         // Whoever asked may have left.
         let _ = match question {
             Question::Snapshot(reply) => reply.try_send(self.line.snapshot(now)).is_ok(),
