@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -14,7 +15,8 @@ use openssl::ssl::{NameType, SslAcceptor, SslMethod, SslStream, SslVersion};
 use openssl::x509::extension::SubjectAlternativeName;
 
 use support::{
-    Client, Ended, Gateway, Identity, Manner, PATIENCE, Proxy, Response, UNSHAPED, localhost, post, provider_at,
+    Client, Ended, Gateway, Identity, Manner, PATIENCE, Process, Proxy, Response, UNSHAPED, localhost, post,
+    provider_at,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -135,6 +137,31 @@ fn a_provider_whose_ca_is_in_ca_file_is_reached_by_name_and_by_address() {
         assert_eq!(server.names.recv_timeout(PATIENCE).unwrap().as_deref(), name);
         assert!(server.names.try_recv().is_err(), "one handshake for three requests");
     }
+}
+
+#[test]
+fn the_systems_certificates_are_read_once_for_all_connections() {
+    let authority = Identity::authority();
+    let manners = Manners { closes: Some(true), ..POLITE };
+    let server = TlsServer::start(&authority.issue(&localhost(), 1), manners);
+    let stranger = TlsServer::start(&Identity::authority().issue(&localhost(), 1), POLITE);
+    let bundle = Process::file("bundle.pem", &String::from_utf8(authority.certificate.to_pem().unwrap()).unwrap());
+    // All three trust the same.
+    let models = ["m", "x", "stranger"];
+    let addresses = [&server, &server, &stranger].map(|server| server.at("localhost"));
+    let entries = models.iter().zip(&addresses);
+    let providers: String = entries.map(|(model, at)| provider_at(model, at, &[model], UNSHAPED, "")).collect();
+    let variables = [("SSL_CERT_FILE", bundle.to_str().unwrap()), ("SSL_CERT_DIR", "/nowhere")];
+    let process = Process::serve_with(&Process::config("", &providers), "", &variables);
+    let ask = |model: &str| post(process.addr(), CHAT, format!(r#"{{"model":"{model}","messages":[]}}"#));
+
+    assert_eq!(ask("m").status, 200);
+    fs::remove_file(&bundle).unwrap();
+    for model in ["m", "x", "m"] {
+        assert_eq!(ask(model).status, 200, "{model}");
+    }
+    assert_eq!(server.names.try_iter().count(), 4, "a connection for each request");
+    assert_refused(&ask("stranger"), &["certificate"]);
 }
 
 #[test]

@@ -1,22 +1,25 @@
 //! Making one connection to a provider, by its proxy where it has one: look the name up, try its addresses, shake hands.
 //!
-//! TLS is verified, with SNI, from TLS 1.2 on. The handshake runs on the executor's own thread: async-native-tls parses the whole
-//! CA bundle for each connection, and the thread that relays streams must not wait for that.
+//! TLS is verified, with SNI, from TLS 1.2 on. A context holds the system's CA bundle, parsed: that costs twenty handshakes, and as
+//! much memory. So one is shared by all connections that trust the same, for a while. async-native-tls makes one for each
+//! connection and has no way around it: native-tls is used without it here. What computes does so on the executor's own thread,
+//! since the thread that relays streams must not wait for that.
 
 use std::cell::RefCell;
 use std::io;
 use std::net::{self, IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_io::Async;
-use async_native_tls::{Certificate, Protocol, TlsConnector};
 use async_net::TcpStream;
 use futures_lite::future::{self, BoxedLocal};
-use smol::lock::Semaphore;
+use native_tls::{Certificate, Protocol, TlsConnector};
+use smol::lock::{OnceCell, Semaphore};
 
 use super::Failure;
-use super::stream::{Stream, Transport};
+use super::stream::{Session, Stream};
 use super::tunnel;
 use crate::config::{self, BaseUrl, Proxy};
 use crate::deadline::within;
@@ -28,6 +31,17 @@ const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(300);
 /// How long a look-up is reused: long enough for one burst of connections, short enough to follow a change.
 const DNS_CACHE: Duration = Duration::from_secs(10);
 
+/// How long a TLS context is made use of: the CA bundle may be another one by then.
+const CONTEXT_LASTS: Duration = Duration::from_secs(600);
+
+/// The same after a handshake that failed, perhaps for want of a certificate that is there by now.
+const DOUBTED_CONTEXT_LASTS: Duration = Duration::from_secs(10);
+
+thread_local! {
+    /// For all who trust whom the system trusts and nobody else.
+    static SYSTEMS: RefCell<Rc<Context>> = RefCell::default();
+}
+
 /// Connections being made at once, per provider.
 const MAX_CONNECTING: usize = 8;
 
@@ -37,6 +51,8 @@ pub struct Connector {
     proxy: Option<Proxy>,
     timeout: Duration,
     extra_roots: Vec<Certificate>,
+    /// Of its own, where it trusts others than the system does.
+    context: RefCell<Rc<Context>>,
     addresses: RefCell<Option<(Instant, Vec<SocketAddr>)>>,
     connecting: Semaphore,
 }
@@ -52,6 +68,7 @@ impl Connector {
             timeout: provider.connect_timeout,
             // OpenSSL starts with the first call: not where nobody needs it.
             extra_roots: pem.map(|pem| Certificate::stack_from_pem(pem).unwrap_or_default()).unwrap_or_default(),
+            context: RefCell::default(),
             addresses: RefCell::new(None),
             connecting: Semaphore::new(MAX_CONNECTING),
         }
@@ -107,15 +124,30 @@ impl Connector {
         Ok(addresses)
     }
 
-    async fn shake_hands(&self, tcp: TcpStream) -> Result<Stream, async_native_tls::Error> {
-        let mut connector = TlsConnector::new().min_protocol_version(Some(Protocol::Tlsv12));
-        for root in &self.extra_roots {
-            connector = connector.add_root_certificate(root.clone());
-        }
+    async fn shake_hands(&self, tcp: TcpStream) -> Result<Stream, native_tls::Error> {
+        let context = self.context().await?;
         let host = self.base_url.host.clone();
-        let transport = Transport::new(into_socket(tcp));
-        let tls = smol::spawn(async move { connector.connect(host, transport).await }).await?;
+        let tcp = into_socket(tcp);
+        let tls = smol::spawn(async move { Session::begin(&context, &host, tcp).await }).await;
+        let tls = tls.inspect_err(|_| self.of_context(|context| retire(context, DOUBTED_CONTEXT_LASTS)))?;
         Ok(Stream::Tls(Box::new(tls)))
+    }
+
+    /// Made once for all who ask meanwhile.
+    async fn context(&self) -> Result<TlsConnector, native_tls::Error> {
+        let context = self.of_context(|context| {
+            retire(context, CONTEXT_LASTS);
+            context.borrow().clone()
+        });
+        let connector = context.connector.get_or_try_init(|| {
+            let roots = self.extra_roots.clone();
+            smol::spawn(async move { trusting(&roots) })
+        });
+        connector.await.cloned()
+    }
+
+    fn of_context<T>(&self, ask: impl FnOnce(&RefCell<Rc<Context>>) -> T) -> T {
+        if self.extra_roots.is_empty() { SYSTEMS.with(ask) } else { ask(&self.context) }
     }
 
     fn target(&self) -> String {
@@ -126,6 +158,35 @@ impl Connector {
     fn next_hop(&self) -> String {
         self.proxy.as_ref().map_or_else(|| self.target(), |proxy| format!("the proxy {}", proxy.authority()))
     }
+}
+
+/// What sessions have in common: who is trusted.
+struct Context {
+    since: Instant,
+    connector: OnceCell<TlsConnector>,
+}
+
+impl Default for Context {
+    fn default() -> Self {
+        Context { since: Instant::now(), connector: OnceCell::new() }
+    }
+}
+
+/// Puts one that is yet to be made in the place of one of this age.
+fn retire(context: &RefCell<Rc<Context>>, age: Duration) {
+    if context.borrow().since.elapsed() >= age {
+        context.take();
+    }
+}
+
+/// Trusts these and whom the system trusts. Reads and parses the CA bundle.
+fn trusting(roots: &[Certificate]) -> Result<TlsConnector, native_tls::Error> {
+    let mut builder = TlsConnector::builder();
+    builder.min_protocol_version(Some(Protocol::Tlsv12));
+    for root in roots {
+        builder.add_root_certificate(root.clone());
+    }
+    builder.build()
 }
 
 fn into_socket(tcp: TcpStream) -> Socket<net::TcpStream> {
@@ -176,7 +237,7 @@ async fn first_success(
 }
 
 /// OpenSSL prints every step that failed, the cause first; the last one says what stopped the handshake and why.
-fn last_of_stack(error: &async_native_tls::Error) -> String {
+fn last_of_stack(error: &native_tls::Error) -> String {
     let stack = error.to_string();
     stack.rsplit(", error:").next().unwrap_or_default().trim_start_matches("error:").to_owned()
 }
@@ -198,6 +259,17 @@ mod tests {
         rustix::net::bind(&bound, &address("127.0.0.1:0")).unwrap();
         let dead = rustix::net::getsockname(&bound).unwrap().try_into().unwrap();
         (bound, dead)
+    }
+
+    #[test]
+    fn a_context_is_kept_until_it_is_old() {
+        let since = Instant::now().checked_sub(CONTEXT_LASTS / 2).unwrap();
+        let first = Rc::new(Context { since, connector: OnceCell::new() });
+        let context = RefCell::new(first.clone());
+        retire(&context, CONTEXT_LASTS);
+        assert!(Rc::ptr_eq(&first, &context.borrow()));
+        retire(&context, DOUBTED_CONTEXT_LASTS);
+        assert!(context.borrow().since > since);
     }
 
     #[test]

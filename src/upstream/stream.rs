@@ -1,12 +1,13 @@
 //! The bytes of one connection to a provider, with or without TLS.
 
-use std::io::{self, IoSlice};
-use std::net::{Shutdown, TcpStream};
+use std::future::poll_fn;
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::net::TcpStream;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use async_native_tls::TlsStream;
-use futures_lite::io::{AsyncRead, AsyncWrite};
+use futures_lite::io::AsyncRead;
+use native_tls::{HandshakeError, TlsConnector};
 
 use crate::socket::Socket;
 
@@ -16,7 +17,7 @@ pub enum Stream {
     /// http
     Plain(Socket<TcpStream>),
     /// https
-    Tls(Box<TlsStream<Transport>>),
+    Tls(Box<Session>),
 }
 
 /// A record of TLS holds no more (RFC 8446 section 5.1).
@@ -27,28 +28,13 @@ impl Stream {
     pub fn poll_write_both(&mut self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Stream::Plain(tcp) => tcp.poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(second)]),
-            Stream::Tls(tls) if first.is_empty() => Pin::new(tls).poll_write(cx, second),
+            Stream::Tls(tls) if first.is_empty() => tls.poll_write(cx, second),
             Stream::Tls(tls) => {
                 let room = RECORD_BYTES.saturating_sub(first.len());
                 let record = [first, &second[..second.len().min(room)]].concat();
-                Pin::new(tls).poll_write(cx, &record)
+                tls.poll_write(cx, &record)
             }
         }
-    }
-}
-
-/// The connection below TLS. Remembers its end: OpenSSL's reader says 0 bytes for it as for a close_notify, and anybody
-/// on the way can end a connection (RFC 8446 section 6.1).
-#[derive(Debug)]
-pub struct Transport {
-    tcp: Socket<TcpStream>,
-    ended: bool,
-}
-
-impl Transport {
-    /// A connection that stands.
-    pub fn new(tcp: Socket<TcpStream>) -> Transport {
-        Transport { tcp, ended: false }
     }
 }
 
@@ -56,35 +42,97 @@ impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Stream::Plain(tcp) => tcp.poll_read(cx, buf),
-            Stream::Tls(tls) => match ready!(Pin::new(&mut *tls).poll_read(cx, buf)) {
-                Ok(0) if tls.get_ref().ended => {
-                    let detail = "the connection ended inside the TLS session";
-                    Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, detail)))
-                }
-                read => Poll::Ready(read),
-            },
+            Stream::Tls(tls) => tls.poll_read(cx, buf),
         }
     }
 }
 
-impl AsyncRead for Transport {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        let read = ready!(self.tcp.poll_read(cx, buf))?;
-        self.ended |= read == 0;
-        Poll::Ready(Ok(read))
+/// A TLS session whose handshake is over.
+#[derive(Debug)]
+pub struct Session(native_tls::TlsStream<Transport>);
+
+impl Session {
+    /// Shakes hands with `host` as this context wants it; computes on the thread that it is polled on.
+    pub async fn begin(
+        context: &TlsConnector,
+        host: &str,
+        tcp: Socket<TcpStream>,
+    ) -> Result<Session, native_tls::Error> {
+        let mut step = context.connect(host, Transport { tcp, ended: false, waits_for_room: false });
+        loop {
+            match step {
+                Ok(tls) => return Ok(Session(tls)),
+                Err(HandshakeError::Failure(error)) => return Err(error),
+                Err(HandshakeError::WouldBlock(mut midway)) => {
+                    // What is wrong with the socket, the next step sees for itself.
+                    let _ = poll_fn(|cx| midway.get_mut().poll_ready(cx)).await;
+                    step = midway.handshake();
+                }
+            }
+        }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        match ready!(self.poll(cx, |tls| tls.read(buf))) {
+            Ok(0) if self.0.get_ref().ended => {
+                let detail = "the connection ended inside the TLS session";
+                Poll::Ready(Err(io::Error::new(ErrorKind::UnexpectedEof, detail)))
+            }
+            read => Poll::Ready(read),
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll(cx, |tls| tls.write(bytes))
+    }
+
+    /// Tries a step until it is done, whichever way it has to wait: a session may have to write in order to read.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut step: impl FnMut(&mut native_tls::TlsStream<Transport>) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            match step(&mut self.0) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => ready!(self.0.get_mut().poll_ready(cx))?,
+                done => return Poll::Ready(done),
+            }
+        }
     }
 }
 
-impl AsyncWrite for Transport {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.tcp.poll_write(cx, buf)
+/// The connection below TLS, on which nothing waits. Remembers its end: OpenSSL's reader says 0 bytes for it as for a
+/// close_notify, and anybody on the way can end a connection (RFC 8446 section 6.1).
+#[derive(Debug)]
+struct Transport {
+    tcp: Socket<TcpStream>,
+    ended: bool,
+    /// What was tried last and would have had to wait was a write.
+    waits_for_room: bool,
+}
+
+impl Transport {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.waits_for_room { self.tcp.poll_writable(cx) } else { self.tcp.poll_readable(cx) }
+    }
+}
+
+impl Read for Transport {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.waits_for_room = false;
+        let read = self.tcp.read(buf)?;
+        self.ended |= read == 0;
+        Ok(read)
+    }
+}
+
+impl Write for Transport {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.waits_for_room = true;
+        self.tcp.write(bytes)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.tcp.get_ref().shutdown(Shutdown::Write))
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
