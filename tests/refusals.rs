@@ -129,7 +129,7 @@ fn bodies_that_wait_take_no_more_memory_together_than_is_set_aside() {
     let limits = "max_body_bytes: 100000\nmax_buffered_bytes: 150000";
     let slow = provider_yaml("p", upstream.addr(), &["m"], &spaced(3_600_000), "");
     let gateway = Gateway::start_with(limits, &slow, &[]);
-    let body = format!("{BODY}{}", " ".repeat(60_000));
+    let body = format!("{BODY}{}", " ".repeat(80_000));
     assert_eq!(post(gateway.addr(), CHAT, BODY).status, 200, "takes the hour's slot");
     let mut waiting = Client::connect(gateway.addr());
     waiting.post_json(CHAT, &body);
