@@ -70,7 +70,11 @@ impl Future for Sleep {
         let Some(at) = self.at else { return Poll::Pending };
         match &mut self.wait {
             Wait::Listed(clock, key) if clock.still_waits(*key, cx.waker()) => return Poll::Pending,
-            Wait::Alone(timer) => return Pin::new(timer).poll(cx).map(|_| ()),
+            Wait::Alone(timer) => {
+                if Pin::new(timer).poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+            }
             Wait::Listed(..) | Wait::Unasked => {}
         }
         if at <= Instant::now() {
@@ -96,7 +100,8 @@ impl Future for Sleep {
 impl Drop for Wait {
     fn drop(&mut self) {
         if let Wait::Listed(clock, key) = self {
-            clock.waiting.borrow_mut().remove(key);
+            let waker = clock.waiting.borrow_mut().remove(key);
+            drop(waker);
         }
     }
 }
@@ -113,10 +118,6 @@ type Key = (Instant, u64);
 struct Clock {
     waiting: RefCell<BTreeMap<Key, Waker>>,
     next: Cell<u64>,
-    /// Where the timer stands.
-    set_to: Cell<Option<Instant>>,
-    /// Whom to wake to set it.
-    ticking: RefCell<Option<Waker>>,
 }
 
 impl Clock {
@@ -124,11 +125,6 @@ impl Clock {
         let key = (at, self.next.get());
         self.next.set(key.1 + 1);
         self.waiting.borrow_mut().insert(key, waker.clone());
-        if self.set_to.get().is_none_or(|set_to| at < set_to)
-            && let Some(ticking) = self.ticking.take()
-        {
-            ticking.wake();
-        }
         key
     }
 
@@ -142,36 +138,37 @@ impl Clock {
         }
     }
 
-    /// Wakes everybody in time, for ever.
+    /// Wakes everybody in time, for ever. To be polled after whatever may have listed somebody.
     async fn tick<T>(&self) -> T {
-        let mut timer = None;
+        // And where it stands.
+        let mut timer: Option<(Timer, Instant)> = None;
         poll_fn(|cx| {
             loop {
                 self.wake_until(Instant::now());
-                let first = self.waiting.borrow().first_key_value().map(|((at, _), _)| *at);
-                let nearer = first.filter(|first| self.set_to.get().is_none_or(|set_to| *first < set_to));
-                if let Some(first) = nearer {
-                    self.set_to.set(Some(first));
-                    timer = Some(Timer::at(first));
+                let first = self.first();
+                if let Some(first) = first.filter(|first| timer.as_ref().is_none_or(|(_, set_to)| first < set_to)) {
+                    timer = Some((Timer::at(first), first));
                 }
-                let rings = timer.as_mut().is_some_and(|timer| Pin::new(timer).poll(cx).is_ready());
+                let rings = timer.as_mut().is_some_and(|(timer, _)| Pin::new(timer).poll(cx).is_ready());
                 if !rings {
-                    self.ticking.replace(Some(cx.waker().clone()));
                     return Poll::Pending;
                 }
-                self.set_to.set(None);
                 timer = None;
             }
         })
         .await
     }
 
+    fn first(&self) -> Option<Instant> {
+        self.waiting.borrow().first_key_value().map(|((at, _), _)| *at)
+    }
+
     fn wake_until(&self, now: Instant) {
-        let mut waiting = self.waiting.borrow_mut();
-        while let Some(first) = waiting.first_entry()
-            && first.key().0 <= now
-        {
-            first.remove().wake();
+        while self.first().is_some_and(|first| first <= now) {
+            let woken = self.waiting.borrow_mut().pop_first();
+            if let Some((_, waker)) = woken {
+                waker.wake();
+            }
         }
     }
 }

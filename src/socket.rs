@@ -2,7 +2,7 @@
 //!
 //! A read that brought less than it had room for has emptied the socket; the next one asks the reactor first, which costs a
 //! call of the kernel only where nobody has asked since the last event. One that waits and is given up stays asked for.
-//! Knows no protocol.
+//! OpenSSL reads no more than it needs of a record, so that under TLS one read in vain is left. Knows no protocol.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::TcpStream;
@@ -49,6 +49,16 @@ where
             self.drained = false;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// The next read asks the reactor first, whatever there is: who has read enough for once gives the thread back so.
+    pub fn ask_first(&mut self) {
+        self.drained = true;
+    }
+
+    /// The next read looks for itself: the reactor may not have seen yet what has come.
+    pub fn look_first(&mut self) {
+        self.drained = false;
     }
 
     /// Writes what the kernel takes.
@@ -199,6 +209,19 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::WouldBlock, "the reactor was not asked");
         wait(&mut socket);
         assert_eq!(socket.read(&mut [0; 4]).unwrap(), 1);
+    }
+
+    #[test]
+    fn who_asks_first_gives_the_thread_back_and_who_looks_first_sees_what_is_there() {
+        let (mut socket, mut peer) = pair();
+        peer.write_all(b"ab").unwrap();
+        socket.ask_first();
+        assert_eq!(read(&mut socket, 1), None, "there is something, but the reactor has its say");
+        wait(&mut socket);
+        assert_eq!(read(&mut socket, 8).unwrap(), b"ab");
+        drop(peer);
+        socket.look_first();
+        assert_eq!(read(&mut socket, 8).unwrap(), b"", "the end is seen without the reactor");
     }
 
     #[test]

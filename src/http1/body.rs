@@ -1,6 +1,7 @@
 //! Where a body ends and which of its bytes are payload, for requests and responses alike (RFC 9112 sections 6 and 7).
 //!
-//! Pure: copies nothing, reads nothing. Which framing a message has is decided with its head.
+//! [`BodyDecoder::decode`] is pure and copies nothing; `drain` and `read` move payload by its word. Which framing a message has is
+//! decided with its head.
 
 use std::fmt;
 use std::io;

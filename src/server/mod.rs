@@ -62,6 +62,9 @@ use turns::Turns;
 /// After an accept error (too many open files, above all) the next try waits this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// So many callers come in before others get a turn.
+const ACCEPTS_AT_ONCE: u64 = 16;
+
 /// Callers past `max_connections` who are told so with a lingering close; further ones are told and closed.
 const MAX_TURNED_AWAY: usize = 64;
 
@@ -292,6 +295,7 @@ enum Ending {
 /// Accepts for ever. A caller past the limit is told so; it never just waits in silence or finds the door shut.
 async fn accept<T>(turns: &Turns, listeners: &Listeners, front: &Rc<Front>, alive: &Sender<Infallible>) -> T {
     let mut complained = false;
+    let mut accepted = 0u64;
     loop {
         let (stream, peer) = match listeners.accept().await {
             Ok(accepted) => accepted,
@@ -305,6 +309,11 @@ async fn accept<T>(turns: &Turns, listeners: &Listeners, front: &Rc<Front>, aliv
             }
         };
         complained = false;
+        accepted += 1;
+        if accepted % ACCEPTS_AT_ONCE == 0 {
+            // A crowd at the door keeps nobody inside waiting.
+            future::yield_now().await;
+        }
         admit(turns, front, alive, stream, peer);
     }
 }

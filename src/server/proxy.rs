@@ -174,7 +174,8 @@ async fn relay_body(
     }
 }
 
-/// Waits for the provider for as long as the gateway lets running requests go on.
+/// Waits for the provider for as long as the gateway lets running requests go on. `abort` must not be asked again after it has
+/// cut something off.
 async fn unless<T>(
     mut abort: Pin<&mut impl Future<Output = ()>>,
     work: impl Future<Output = Result<T, Error>>,

@@ -167,6 +167,7 @@ struct Feed {
 impl Read for Feed {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if self.reads == READS_AT_ONCE {
+            self.socket.ask_first();
             return Err(io::ErrorKind::WouldBlock.into());
         }
         self.reads += 1;

@@ -606,8 +606,8 @@ impl Line {
         let room = self.lanes_in_use().fold(0, |room: usize, lane| room.saturating_add(lane.books.room()));
         let most = MAX_PREPARED.min(room.saturating_add(PREPARED_WITHOUT_ROOM));
         if self.are_all_near(most, horizon, now) {
-            let open = self.lanes_in_use().filter(|lane| lane.granted.is_some()).count();
-            for entry in self.queue.iter_mut().take(most - open).filter(|entry| !entry.told) {
+            let open = self.lanes.iter().filter(|lane| lane.granted.is_some()).count();
+            for entry in self.queue.iter_mut().take(most.saturating_sub(open)).filter(|entry| !entry.told) {
                 entry.told = true;
                 self.decisions.push(Decision::Near(entry.id));
             }

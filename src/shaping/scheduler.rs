@@ -23,7 +23,7 @@ use super::lane::Past;
 use super::limiter::Now;
 use super::line::{Decision, Estimate, Line, Refusal, Snapshot, Waiting};
 use super::terms::{Joining, Rules, Terms};
-use super::word::{self, Listener, Teller};
+use super::word::{self, Hearer, Teller};
 
 enum Message {
     Join { id: u64, joining: Joining, turns: Teller<Turn> },
@@ -85,6 +85,7 @@ impl Scheduler {
         let desk = Desk {
             line: Line::new(rules, pasts, clocks(Instant::now())),
             turns: HashMap::new(),
+            questions: Vec::new(),
             mailbox: mailbox.downgrade(),
         };
         let scheduler = Scheduler { mailbox, next_id: Cell::new(0), open: async_channel::bounded(1) };
@@ -184,7 +185,7 @@ pub struct Ticket(u64);
 pub struct Place {
     id: u64,
     joining: Joining,
-    turns: Listener<Turn>,
+    turns: Hearer<Turn>,
     mailbox: Sender<Message>,
     /// What a drop means.
     hung_up: bool,
@@ -358,6 +359,7 @@ async fn run(mut desk: Desk, messages: Receiver<Message>) {
         while let Ok(message) = messages.try_recv() {
             desk.handle(message, now);
         }
+        desk.answer_all(now);
     }
 }
 
@@ -370,6 +372,8 @@ fn clocks(mono: Instant) -> Now {
 struct Desk {
     line: Line,
     turns: HashMap<u64, Waiter>,
+    /// Asked and not answered yet.
+    questions: Vec<Question>,
     mailbox: WeakSender<Message>,
 }
 
@@ -410,15 +414,25 @@ impl Desk {
             }
             Message::Accepted { lane, model } => self.line.accepted(lane, model),
             Message::Finished { id } => self.line.finished(id),
-            Message::Question(question) => self.answer(question, now),
+            Message::Question(question) => self.questions.push(question),
             Message::Reload(rules) => self.line.reload(rules, now),
             Message::Close => self.line.close(),
         }
     }
 
-    fn answer(&mut self, question: Question, now: Now) {
-        // What is due by now is done first, however late the timer is.
+    /// Answers what was asked, after all that has come and all that is due by now: however late the timer is, nobody is
+    /// told of what is over.
+    fn answer_all(&mut self, now: Now) {
+        if self.questions.is_empty() {
+            return;
+        }
         self.advance(now);
+        for question in std::mem::take(&mut self.questions) {
+            self.answer(question, now);
+        }
+    }
+
+    fn answer(&mut self, question: Question, now: Now) {
         // Whoever asked may have left.
         let _ = match question {
             Question::Snapshot(reply) => reply.try_send(self.line.snapshot(now)).is_ok(),

@@ -8,9 +8,9 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 /// Who tells, and who is told.
-pub fn between<T>() -> (Teller<T>, Listener<T>) {
+pub fn between<T>() -> (Teller<T>, Hearer<T>) {
     let said = Rc::new(RefCell::new(Said { words: [None, None], over: false, listening: None }));
-    (Teller(said.clone()), Listener(said))
+    (Teller(said.clone()), Hearer(said))
 }
 
 /// Tells. Dropped, it has said its last word.
@@ -19,7 +19,7 @@ pub struct Teller<T>(Rc<RefCell<Said<T>>>);
 
 /// Is told.
 #[derive(Debug)]
-pub struct Listener<T>(Rc<RefCell<Said<T>>>);
+pub struct Hearer<T>(Rc<RefCell<Said<T>>>);
 
 #[derive(Debug)]
 struct Said<T> {
@@ -51,7 +51,7 @@ impl<T> Drop for Teller<T> {
     }
 }
 
-impl<T> Listener<T> {
+impl<T> Hearer<T> {
     /// The next word; `None` where there will be none.
     pub async fn next(&self) -> Option<T> {
         poll_fn(|cx| {
@@ -62,7 +62,10 @@ impl<T> Listener<T> {
             if said.over {
                 return Poll::Ready(None);
             }
-            said.listening = Some(cx.waker().clone());
+            match &mut said.listening {
+                Some(known) => known.clone_from(cx.waker()),
+                unknown => *unknown = Some(cx.waker().clone()),
+            }
             Poll::Pending
         })
         .await
@@ -91,40 +94,40 @@ mod tests {
 
     #[test]
     fn words_come_in_order_and_then_the_end() {
-        let (teller, listener) = between();
-        assert_eq!(listener.heard(), None);
+        let (teller, hearer) = between();
+        assert_eq!(hearer.heard(), None);
         teller.tell(1);
         teller.tell(2);
-        assert_eq!(block_on(listener.next()), Some(1));
+        assert_eq!(block_on(hearer.next()), Some(1));
         teller.tell(3);
-        assert_eq!((listener.heard(), listener.heard(), listener.heard()), (Some(2), Some(3), None));
+        assert_eq!((hearer.heard(), hearer.heard(), hearer.heard()), (Some(2), Some(3), None));
         (4..7).for_each(|word| teller.tell(word));
         drop(teller);
-        let words = (block_on(listener.next()), block_on(listener.next()), block_on(listener.next()));
+        let words = (block_on(hearer.next()), block_on(hearer.next()), block_on(hearer.next()));
         assert_eq!(words, (Some(5), Some(6), None));
     }
 
     #[test]
     fn who_listens_is_woken_by_a_word_and_by_the_end() {
-        let (teller, listener) = between();
+        let (teller, hearer) = between();
         let told = async {
             future::yield_now().await;
             teller.tell(7);
             future::yield_now().await;
             drop(teller);
         };
-        let heard = async { (listener.next().await, listener.next().await) };
+        let heard = async { (hearer.next().await, hearer.next().await) };
         assert_eq!(block_on(future::zip(told, heard)).1, (Some(7), None));
     }
 
     #[test]
-    fn a_word_that_nobody_hears_is_dropped_with_the_listener() {
-        let (teller, listener) = between();
+    fn a_word_that_nobody_hears_is_dropped_with_the_hearer() {
+        let (teller, hearer) = between();
         let word = Rc::new(());
         teller.tell(word.clone());
         drop(teller);
         assert_eq!(Rc::strong_count(&word), 2);
-        drop(listener);
+        drop(hearer);
         assert_eq!(Rc::strong_count(&word), 1);
     }
 }

@@ -62,6 +62,8 @@ impl Connector {
     /// does not take are left out, and the handshake will say that the certificate is not trusted.
     pub fn new(provider: &config::Provider) -> Connector {
         let pem = provider.ca_pem.as_deref();
+        // Who reads the configuration anew wants to be sure of the certificates, too.
+        SYSTEMS.take();
         Connector {
             base_url: provider.base_url.clone(),
             proxy: provider.proxy.clone(),

@@ -46,8 +46,10 @@ impl Connection {
         self.reused || self.born.elapsed() > REST
     }
 
-    /// Whether it is of no use any more as far as the reactor knows, which looks out for that from the first question on.
+    /// Whether it is of no use any more. Looks for itself: a send on a connection that is closed costs a slot, and the
+    /// reactor may not have heard of it yet.
     fn is_spoiled(&mut self) -> bool {
+        self.reader.get_mut().look_first();
         pin!(self.spoiled()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 }
@@ -79,9 +81,6 @@ impl Pool {
     /// Takes a connection back whose last response is over.
     pub fn put(&self, mut connection: Connection) {
         connection.reused = true;
-        if connection.is_spoiled() {
-            return;
-        }
         let mut idle = self.idle.borrow_mut();
         idle.push_back((Instant::now(), connection));
         if idle.len() > self.max_idle {

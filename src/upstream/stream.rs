@@ -24,12 +24,21 @@ pub enum Stream {
 const RECORD_BYTES: usize = 16 * 1024;
 
 impl Stream {
+    /// The next read looks for what has come, whatever the reactor says.
+    pub fn look_first(&mut self) {
+        match self {
+            Stream::Plain(tcp) => tcp.look_first(),
+            Stream::Tls(tls) => tls.0.get_mut().tcp.look_first(),
+        }
+    }
+
     /// Writes some of two pieces as one: what begins in one segment is read at once on the other side.
     pub fn poll_write_both(&mut self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Stream::Plain(tcp) => tcp.poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(second)]),
             Stream::Tls(tls) if first.is_empty() => tls.poll_write(cx, second),
             Stream::Tls(tls) => {
+                // Made anew at each try: the same bytes, which OpenSSL's moving write buffers allow (native-tls sets that).
                 let room = RECORD_BYTES.saturating_sub(first.len());
                 let record = [first, &second[..second.len().min(room)]].concat();
                 tls.poll_write(cx, &record)

@@ -217,7 +217,8 @@ pub struct SendId(u64);
 ///
 /// - *cadence*: `limit_req rate=` and `burst=`, kept as the theoretical arrival time of GCRA in whole nanoseconds: no
 ///   drift. A send that waited and went late makes the next one no later: up to 1 ms of that is made up (20 ms where the
-///   interval is 1 ms or less), so the mean rate is the configured one. Idle time, when nobody waited, is not.
+///   interval is 1 ms or less), so the mean rate is the configured one. Idle time, when nobody waited, is not; a
+///   request that comes back for another try has waited all the while.
 ///   [`set_interval`](Limiter::set_interval) changes the rate while running.
 /// - *window*: a ring of the last `max` send instants; the oldest plus 60 s plus the margin is when there is room again.
 /// - *day*: the same ring over 24 h, or a count that starts anew at a time of day.
@@ -305,12 +306,23 @@ impl Limiter {
 
     /// Whether it holds nothing back at all, whoever asks.
     pub fn is_unlimited(&self, now: Now) -> bool {
-        let limits = [self.window.is_some(), self.rolling_day.is_some(), self.calendar_day.is_some()];
-        !limits.contains(&true)
-            && self.cadence.is_none()
-            && self.tokens.is_none()
-            && self.concurrent.is_none()
-            && self.cooldown <= self.time(now.mono)
+        // Taken apart whole, so that no limit to come is forgotten here.
+        let Limiter {
+            cooldown,
+            cadence: None,
+            window: None,
+            rolling_day: None,
+            calendar_day: None,
+            tokens: None,
+            concurrent: None,
+            start: _,
+            in_flight: _,
+            sends: _,
+        } = self
+        else {
+            return false;
+        };
+        *cooldown <= self.time(now.mono)
     }
 
     /// How many more may be in flight; `usize::MAX` where that is not limited.
