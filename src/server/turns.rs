@@ -12,11 +12,11 @@ use futures_lite::future;
 use smol::LocalExecutor;
 
 /// So many other tasks run at most before an urgent one: the more messages a scheduler finds at once, the less each costs.
-const TASKS_BETWEEN_URGENT: usize = 32;
+const TASKS_BETWEEN_URGENT: usize = 8;
 
 /// So often urgent tasks have their turn at most before the reactor is asked what has come and which timers have rung. Each look
 /// is a few system calls.
-const TURNS_BETWEEN_LOOKS: usize = 2;
+const TURNS_BETWEEN_LOOKS: usize = 8;
 
 /// The tasks of one thread.
 #[derive(Debug, Default)]
