@@ -310,7 +310,7 @@ async fn accept<T>(turns: &Turns, listeners: &Listeners, front: &Rc<Front>, aliv
         };
         complained = false;
         accepted += 1;
-        if accepted % ACCEPTS_AT_ONCE == 0 {
+        if accepted.is_multiple_of(ACCEPTS_AT_ONCE) {
             // A crowd at the door keeps nobody inside waiting.
             future::yield_now().await;
         }
