@@ -184,3 +184,30 @@ impl Write for Feed {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use async_io::Async;
+    use futures_lite::future::{block_on, poll_once};
+
+    use super::*;
+
+    #[test]
+    fn who_has_read_often_enough_gives_the_thread_back_though_there_is_more() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut caller = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = Async::new(listener.accept().unwrap().0).unwrap().into();
+        let mut feed = Feed { socket, reads: 0 };
+        caller.write_all(&[7; 200]).unwrap();
+        block_on(poll_fn(|cx| feed.socket.poll_peek(cx, &mut [0]))).unwrap();
+        // As OpenSSL does: never more than it needs, so that no read tells that it was the last.
+        let reads = std::iter::repeat_with(|| feed.read(&mut [0])).take_while(|read| matches!(read, Ok(1))).count();
+        assert_eq!(reads, READS_AT_ONCE as usize);
+        assert!(block_on(poll_once(poll_fn(|cx| feed.socket.poll_readable(cx)))).is_none(), "others have their turn");
+        block_on(poll_fn(|cx| feed.socket.poll_readable(cx))).unwrap();
+        feed.reads = 0;
+        assert_eq!(feed.read(&mut [0; 200]).unwrap(), 200 - reads);
+    }
+}
