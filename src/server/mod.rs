@@ -309,12 +309,12 @@ async fn accept<T>(turns: &Turns, listeners: &Listeners, front: &Rc<Front>, aliv
             }
         };
         complained = false;
+        admit(turns, front, alive, stream, peer);
         accepted += 1;
         if accepted.is_multiple_of(ACCEPTS_AT_ONCE) {
-            // A crowd at the door keeps nobody inside waiting.
+            // A crowd at the door keeps nobody inside waiting. Not before it is let in: a reload may end this here.
             future::yield_now().await;
         }
-        admit(turns, front, alive, stream, peer);
     }
 }
 
