@@ -139,7 +139,12 @@ impl Connection {
             self.gateway.draining.begins().await;
             false
         };
-        within(patience, future::or(filled, going_down)).await.unwrap_or(false)
+        if within(patience, future::or(filled, going_down)).await == Some(true) {
+            return true;
+        }
+        // What has come by now is still answered, though the reactor may not have seen it.
+        self.reader.get_mut().look_first();
+        matches!(future::poll_once(self.reader.fill()).await, Some(Ok(1..)))
     }
 
     async fn head(&mut self) -> Result<Option<RequestHead>, Error> {

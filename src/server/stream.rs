@@ -26,6 +26,15 @@ pub enum Stream {
 }
 
 impl Stream {
+    /// The next read looks for what has come, whatever the reactor says.
+    pub fn look_first(&mut self) {
+        match self {
+            Stream::Tcp(tcp) => tcp.look_first(),
+            Stream::Unix(unix) => unix.look_first(),
+            Stream::Tls(tls) => tls.look_first(),
+        }
+    }
+
     /// Writes some of the bytes.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {

@@ -97,6 +97,11 @@ async fn handshake(mut session: SslStream<Feed>) -> io::Result<SslStream<Feed>> 
 }
 
 impl Tls {
+    /// The next read looks for what has come, whatever the reactor says.
+    pub fn look_first(&self) {
+        self.session.borrow_mut().get_mut().socket.look_first();
+    }
+
     /// Reads; 0 is a close_notify. An end without one is an error.
     pub fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         self.poll(cx, |session| session.ssl_read(buf))
