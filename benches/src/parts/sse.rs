@@ -2,8 +2,9 @@
 
 use std::io;
 
+use super::load;
 use crate::Bench;
-use crate::driver::{Driver, Until};
+use crate::driver::Driver;
 use crate::table::{Goal, is_proxy, percentile};
 
 const FLAT_STREAMS: usize = 64;
@@ -16,19 +17,16 @@ pub fn sse(bench: &mut Bench) -> io::Result<()> {
     bench.mock.stream(2000, 0);
     bench.rounds("sse", &mut contestants, |bench, contestant, round| {
         let mut driver = Driver::new(&contestant.address, FLAT_STREAMS, contestant.chat("fast", true, 1024))?;
-        driver.run(Until::Elapsed(bench.time(300)))?;
-        let before = contestant.cpu()?;
-        let seen = driver.run(Until::Elapsed(bench.time(1000)))?;
-        let after = contestant.cpu()?;
+        let (seen, spent) = load(bench, contestant, &mut driver, 300, 1000)?;
         let (name, table) = (&contestant.name, &mut bench.table);
         let rate = format!("SSE events/s, {FLAT_STREAMS} streams flat out");
         table.note(&rate, 0, Goal::AtLeastOfNginx(1.0 / 1.3), name, round, seen.events_per_second());
-        let Some((before, after)) = before.zip(after) else { return Ok(()) };
+        let Some(spent) = spent else { return Ok(()) };
         let cpu = format!("CPU µs/event, {FLAT_STREAMS} streams flat out");
-        let each = (after - before) as f64 / 1e3 / seen.events as f64;
+        let each = spent as f64 / 1e3 / seen.events as f64;
         table.note(&cpu, 2, Goal::AtMostOfNginx(1.3), name, round, each);
         let busy = format!("% of its core busy meanwhile, {FLAT_STREAMS} streams");
-        table.note(&busy, 0, Goal::None, name, round, (after - before) as f64 * 100.0 / seen.elapsed as f64);
+        table.note(&busy, 0, Goal::None, name, round, spent as f64 * 100.0 / seen.elapsed as f64);
         Ok(())
     });
 
@@ -36,14 +34,11 @@ pub fn sse(bench: &mut Bench) -> io::Result<()> {
     let mut direct = [0.0; 2];
     bench.rounds("sse", &mut contestants, |bench, contestant, round| {
         let mut driver = Driver::new(&contestant.address, PACED_STREAMS, contestant.chat("fast", true, 1024))?;
-        driver.run(Until::Elapsed(bench.time(1000)))?;
-        let before = contestant.cpu()?;
-        let mut seen = driver.run(Until::Elapsed(bench.time(2000)))?;
-        let after = contestant.cpu()?;
+        let (mut seen, spent) = load(bench, contestant, &mut driver, 1000, 2000)?;
         let (name, table) = (&contestant.name, &mut bench.table);
         let told = "1,000 streams, an event every 20 ms"; // PACED_STREAMS, PACE_NANOS
-        if let Some((before, after)) = before.zip(after) {
-            let each = (after - before) as f64 / 1e3 / seen.events as f64;
+        if let Some(spent) = spent {
+            let each = spent as f64 / 1e3 / seen.events as f64;
             table.note(&format!("CPU µs/event, {told}"), 2, Goal::AtMostOfNginx(1.3), name, round, each);
         }
         let due = PACED_STREAMS as f64 * 1e9 / PACE_NANOS as f64;

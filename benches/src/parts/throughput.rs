@@ -2,8 +2,9 @@
 
 use std::io;
 
+use super::load;
 use crate::Bench;
-use crate::driver::{Driver, Until};
+use crate::driver::Driver;
 use crate::table::{Goal, is_proxy, percentile};
 
 const CONNECTIONS: usize = 64;
@@ -14,19 +15,16 @@ pub fn throughput(bench: &mut Bench) -> io::Result<()> {
     for (bytes, size) in BODIES {
         bench.rounds("throughput", &mut contestants, |bench, contestant, round| {
             let mut driver = Driver::new(&contestant.address, CONNECTIONS, contestant.chat("fast", false, bytes))?;
-            driver.run(Until::Elapsed(bench.time(200)))?;
-            let before = contestant.cpu()?;
-            let seen = driver.run(Until::Elapsed(bench.time(1200)))?;
-            let after = contestant.cpu()?;
+            let (seen, spent) = load(bench, contestant, &mut driver, 200, 1200)?;
             let (name, table) = (&contestant.name, &mut bench.table);
             let rate = format!("requests/s, {CONNECTIONS} connections, {size}");
             table.note(&rate, 0, Goal::AtLeastOfNginx(1.0 / 1.5), name, round, seen.answers_per_second());
-            let Some((before, after)) = before.zip(after) else { return Ok(()) };
+            let Some(spent) = spent else { return Ok(()) };
             let cpu = format!("CPU µs/request, {CONNECTIONS} connections, {size}");
-            let each = (after - before) as f64 / 1e3 / seen.answers as f64;
+            let each = spent as f64 / 1e3 / seen.answers as f64;
             table.note(&cpu, 1, Goal::AtMostOfNginx(1.5), name, round, each);
             let busy = format!("% of its core busy meanwhile, {size}");
-            table.note(&busy, 0, Goal::None, name, round, (after - before) as f64 * 100.0 / seen.elapsed as f64);
+            table.note(&busy, 0, Goal::None, name, round, spent as f64 * 100.0 / seen.elapsed as f64);
             Ok(())
         });
     }
@@ -40,8 +38,7 @@ pub fn latency(bench: &mut Bench) -> io::Result<()> {
         let goals = if connections == 8 { [Goal::AtMost(100.0), Goal::AtMost(1000.0)] } else { [Goal::None; 2] };
         bench.rounds("latency", &mut contestants, |bench, contestant, round| {
             let mut driver = Driver::new(&contestant.address, connections, contestant.chat("fast", false, 1024))?;
-            driver.run(Until::Elapsed(bench.time(200)))?;
-            let mut seen = driver.run(Until::Elapsed(bench.time(800)))?;
+            let (mut seen, _) = load(bench, contestant, &mut driver, 200, 800)?;
             let name = &contestant.name;
             let s = if connections == 1 { "" } else { "s" };
             for (at, percent) in [50, 99].into_iter().enumerate() {
