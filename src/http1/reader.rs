@@ -63,11 +63,6 @@ impl<R> Reader<R> {
         self.io
     }
 
-    /// The connection below.
-    pub fn get_ref(&self) -> &R {
-        &self.io
-    }
-
     /// The connection below. Reading from it directly leaves out what is buffered.
     pub fn get_mut(&mut self) -> &mut R {
         &mut self.io
@@ -77,31 +72,24 @@ impl<R> Reader<R> {
 impl<R: AsyncRead + Unpin> Reader<R> {
     /// Reads once and appends what came; 0 is the end of the stream. Dropping the future loses no byte.
     pub async fn fill(&mut self) -> io::Result<usize> {
-        poll_fn(|cx| self.poll_fill(cx)).await
+        poll_fn(|cx| self.poll_fill(cx, &mut Vec::new(), 0)).await
     }
 
     /// Reads once like [`Reader::fill`], but what came goes to the end of `out` at once, up to `limit` bytes of it; only the rest
     /// is buffered. For payload that nothing stands in front of: the buffer has to be empty.
     pub async fn fill_past(&mut self, out: &mut Vec<u8>, limit: usize) -> io::Result<usize> {
         assert!(self.buffered().is_empty(), "what is buffered comes first");
-        poll_fn(|cx| {
-            LANDING.with_borrow_mut(|landing| {
-                let n = ready!(Pin::new(&mut self.io).poll_read(cx, landing))?;
-                let (past, rest) = landing[..n].split_at(n.min(limit));
-                out.extend_from_slice(past);
-                self.buf.extend_from_slice(rest);
-                Poll::Ready(Ok(n))
-            })
-        })
-        .await
+        poll_fn(|cx| self.poll_fill(cx, out, limit)).await
     }
 
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    fn poll_fill(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>, limit: usize) -> Poll<io::Result<usize>> {
         LANDING.with_borrow_mut(|landing| {
             let n = ready!(Pin::new(&mut self.io).poll_read(cx, landing))?;
+            let (past, rest) = landing[..n].split_at(n.min(limit));
+            out.extend_from_slice(past);
             self.buf.drain(..self.start);
             self.start = 0;
-            self.buf.extend_from_slice(&landing[..n]);
+            self.buf.extend_from_slice(rest);
             Poll::Ready(Ok(n))
         })
     }

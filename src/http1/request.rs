@@ -18,6 +18,7 @@ use std::task::{Context, Poll, Waker};
 use futures_lite::io::{AsyncRead, Cursor};
 use http_types::Method;
 
+use super::write::MEMORY;
 use super::{Framing, HEADER_LIMIT, Headers, Reader};
 use crate::error::Error;
 
@@ -106,8 +107,6 @@ pub fn parse_request_head(head: &[u8]) -> Result<RequestHead, Error> {
 struct Screen {
     /// Bytes looked at.
     at: usize,
-    /// Where the line begins.
-    line: usize,
 }
 
 impl Screen {
@@ -122,11 +121,8 @@ impl Screen {
             self.at += text;
             match buf.get(self.at) {
                 None => return Ok(None),
-                // An empty line.
-                Some(b'\n') if after_cr(self.at) && self.at == self.line + 1 && self.line > 0 => {
-                    return Ok(Some(self.at + 1));
-                }
-                Some(b'\n') if after_cr(self.at) => self.line = self.at + 1,
+                Some(b'\n') if buf[..=self.at].ends_with(b"\r\n\r\n") => return Ok(Some(self.at + 1)),
+                Some(b'\n') if after_cr(self.at) => {}
                 Some(b'\n') => return Err(malformed("A line of the head ends in LF without CR")),
                 Some(_) if after_cr(self.at) => return Err(malformed("The head has a CR without LF")),
                 Some(b'\r') => {}
@@ -382,7 +378,7 @@ fn short_head(method: &str, fields: &[(&str, &[u8])]) -> Vec<u8> {
         head.extend_from_slice(part.as_bytes());
     }
     for (place, (name, _)) in fields.iter().enumerate() {
-        write!(head, "{name}: {place}\r\n").expect("memory takes all that is written");
+        write!(head, "{name}: {place}\r\n").expect(MEMORY);
     }
     head.extend_from_slice(b"\r\n");
     head

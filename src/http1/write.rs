@@ -12,7 +12,8 @@ use super::headers::list_items;
 /// The interim response that lets a caller send its body (RFC 9110 section 15.2.1).
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-const MEMORY: &str = "memory takes all that is written";
+/// Why writing to a buffer can't fail.
+pub(super) const MEMORY: &str = "memory takes all that is written";
 
 /// The end of a chunked body.
 pub const FINAL_CHUNK: &[u8] = b"0\r\n\r\n";

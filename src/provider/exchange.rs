@@ -201,8 +201,7 @@ impl Provider {
         match place.near().await {
             // On the heap: who waits far from its slot has no need of the room for this.
             Ok(()) => Box::pin(self.attempt_now(place, errand, offer, fresh)).await,
-            Err(NoSlot::Refused(refusal)) => Attempt::Refused(refusal),
-            Err(NoSlot::Moved) => Attempt::Moved,
+            Err(no_slot) => no_slot.into(),
         }
     }
 
@@ -210,8 +209,7 @@ impl Provider {
     async fn attempt_now(self: &Rc<Self>, place: Place, errand: &Errand<'_>, offer: &Offer, fresh: bool) -> Attempt {
         let (permit, connection) = match self.slot(place, errand, fresh).await {
             Ok(slot) => slot,
-            Err(Lost::Slot(NoSlot::Refused(refusal))) => return Attempt::Refused(refusal),
-            Err(Lost::Slot(NoSlot::Moved)) => return Attempt::Moved,
+            Err(Lost::Slot(no_slot)) => return no_slot.into(),
             Err(Lost::Connection(failure)) => return Attempt::Down(self.failed(failure)),
         };
         errand.progress.sent();
@@ -264,16 +262,17 @@ impl Provider {
         let mut lost = 0;
         while lost < MAX_LOST_CONNECTIONS {
             let idle = if fresh { None } else { self.setup().pool.take() };
-            let mut connection = match idle {
-                Some(connection) => connection,
+            let connection = match idle {
+                Some(connection) => Ok(connection),
                 // On the heap: most requests find one that is idle, and need not have the room for this.
-                None => match Box::pin(self.connect(&place)).await {
-                    Ok(connection) => connection,
-                    Err(lost) => {
-                        place.leave();
-                        return Err(lost);
-                    }
-                },
+                None => Box::pin(self.connect(&place)).await,
+            };
+            let mut connection = match connection {
+                Ok(connection) => connection,
+                Err(lost) => {
+                    place.leave();
+                    return Err(lost);
+                }
             };
             let granted = async { Some(place.granted().await) };
             let spoiled = async {
@@ -365,6 +364,15 @@ impl Provider {
         match (self.setup().config.rate_limit.cooldown, said) {
             (CooldownScope::Provider, _) | (CooldownScope::Auto, verdict::Scope::Provider) => Scope::Provider,
             (CooldownScope::Model, _) | (CooldownScope::Auto, verdict::Scope::Model) => Scope::Model,
+        }
+    }
+}
+
+impl From<NoSlot> for Attempt {
+    fn from(no_slot: NoSlot) -> Attempt {
+        match no_slot {
+            NoSlot::Refused(refusal) => Attempt::Refused(refusal),
+            NoSlot::Moved => Attempt::Moved,
         }
     }
 }

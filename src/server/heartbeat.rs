@@ -7,10 +7,10 @@
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use async_io::Timer;
 use futures_lite::future;
 
 use super::caller::{Caller, Gone};
+use crate::deadline::until;
 use crate::error::Dialect;
 use crate::http1::BodyLength;
 use crate::provider::{Progress, Whereabouts};
@@ -85,7 +85,7 @@ pub async fn keep_company<T>(
     let mut next = heartbeat.first;
     loop {
         let due = async {
-            Timer::at(next).await;
+            until(next).await;
             None
         };
         if let Some(done) = future::or(async { Some(work.as_mut().await) }, due).await {
@@ -139,6 +139,8 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
+    use async_io::Timer;
+
     use crate::deadline::within;
     use crate::server::lifecycle::Lifecycle;
     use crate::server::stream::Stream;

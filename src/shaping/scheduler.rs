@@ -168,7 +168,6 @@ impl Scheduler {
     fn enter(&self, joining: Joining) -> Place {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
-        // Room for every turn a waiter can be sent: near, and one of granted, refused and moved.
         let (reply, turns) = word::between();
         let place = Place { id, joining: joining.clone(), turns, mailbox: self.mailbox.clone(), hung_up: true };
         tell(&self.mailbox, Message::Join { id, joining, turns: reply });

@@ -69,7 +69,7 @@ impl Connector {
             proxy: provider.proxy.clone(),
             timeout: provider.connect_timeout,
             // OpenSSL starts with the first call: not where nobody needs it.
-            extra_roots: pem.map(|pem| Certificate::stack_from_pem(pem).unwrap_or_default()).unwrap_or_default(),
+            extra_roots: pem.and_then(|pem| Certificate::stack_from_pem(pem).ok()).unwrap_or_default(),
             context: RefCell::default(),
             addresses: RefCell::new(None),
             connecting: Semaphore::new(MAX_CONNECTING),
