@@ -6,7 +6,9 @@
 //! all that is ready at that moment, twice: when its timer rings, and when its scheduler runs. Knows nothing of what the
 //! tasks do.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
 
 use futures_lite::future;
 use smol::LocalExecutor;
@@ -44,13 +46,30 @@ impl Turns {
                     while self.urgent.try_tick() {}
                     let others = (0..TASKS_BETWEEN_URGENT).take_while(|_| self.others.try_tick()).count();
                     if others == 0 {
-                        future::or(self.urgent.tick(), self.others.tick()).await;
+                        self.something_to_do().await;
                     }
                 }
                 future::yield_now().await;
             }
         };
         future::or(work, tasks).await
+    }
+
+    /// Waits until a task is ready, or may be.
+    ///
+    /// Runs none that woke it: while one executor waits beside the other in here, a task of this one that wakes one of
+    /// that one would wake the thread as well, and the reactor would be asked in vain before the next wait.
+    async fn something_to_do(&self) {
+        let mut ticks = pin!(future::or(self.urgent.tick(), self.others.tick()));
+        let mut is_asleep = false;
+        poll_fn(|cx| {
+            if is_asleep {
+                return Poll::Ready(());
+            }
+            is_asleep = true;
+            ticks.as_mut().poll(cx)
+        })
+        .await;
     }
 }
 
