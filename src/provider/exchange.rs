@@ -21,7 +21,7 @@ use crate::shaping::books::{Ask, Scope};
 use crate::shaping::limiter::backoff;
 use crate::shaping::line::Refusal;
 use crate::shaping::scheduler::{NoSlot, Permit, Place};
-use crate::shaping::terms::Terms;
+use crate::shaping::terms::{Joining, Terms};
 use crate::telemetry::Trace;
 use crate::upstream::Failure;
 use crate::upstream::client::{self, SendFailure};
@@ -127,11 +127,11 @@ impl Provider {
     /// the queue or ends the provider's work.
     pub async fn exchange(self: &Rc<Self>, errand: &Errand<'_>, offer: Offer) -> Exchanged {
         let Offer { mut attempts, fallback, elsewhere, ask, .. } = offer;
-        let join = |again| match again {
-            false => self.scheduler.join(ask, &errand.terms, errand.since, elsewhere),
-            true => self.scheduler.rejoin(ask, &errand.terms, errand.since, elsewhere),
+        let join = |again, warm| {
+            let Errand { terms, since, .. } = errand;
+            self.scheduler.join(Joining { ask, terms: terms.clone(), since: *since, again, elsewhere, warm })
         };
-        let mut place = join(attempts > 0);
+        let mut place = join(attempts > 0, self.setup().pool.idle() > 0);
         let mut last = None;
         let mut repeats = 0;
         let mut spent_keys = HashSet::new();
@@ -144,7 +144,7 @@ impl Provider {
                 }
                 Attempt::Unseen(_) => {
                     repeats += 1;
-                    place = join(true);
+                    place = join(true, false);
                     continue;
                 }
                 Attempt::Down(error) if fallback => return Exchanged::Unable(Err(error)),
@@ -174,7 +174,7 @@ impl Provider {
                 return Exchanged::Moved { attempts };
             }
             last = Some(outcome);
-            place = join(true);
+            place = join(true, false);
         }
     }
 
@@ -200,14 +200,21 @@ impl Provider {
         errand.progress.queued(self, place.ticket());
         match place.near().await {
             // On the heap: who waits far from its slot has no need of the room for this.
-            Ok(()) => Box::pin(self.attempt_now(place, errand, offer, fresh)).await,
+            Ok(permit) => Box::pin(self.attempt_now(place, permit, errand, offer, fresh)).await,
             Err(no_slot) => no_slot.into(),
         }
     }
 
-    /// The rest of an attempt, once its slot is near.
-    async fn attempt_now(self: &Rc<Self>, place: Place, errand: &Errand<'_>, offer: &Offer, fresh: bool) -> Attempt {
-        let (permit, connection) = match self.slot(place, errand, fresh).await {
+    /// The rest of an attempt, once its slot is near, or open.
+    async fn attempt_now(
+        self: &Rc<Self>,
+        place: Place,
+        permit: Option<Permit>,
+        errand: &Errand<'_>,
+        offer: &Offer,
+        fresh: bool,
+    ) -> Attempt {
+        let (permit, connection) = match self.slot(place, permit, errand, fresh).await {
             Ok(slot) => slot,
             Err(Lost::Slot(no_slot)) => return no_slot.into(),
             Err(Lost::Connection(failure)) => return Attempt::Down(self.failed(failure)),
@@ -257,8 +264,22 @@ impl Provider {
         future::or(pause, closed).await
     }
 
-    /// A permit and a connection to use it on, for a slot that is near.
-    async fn slot(&self, mut place: Place, errand: &Errand<'_>, fresh: bool) -> Result<(Permit, Connection), Lost> {
+    /// A permit and a connection to use it on, for a slot that is near, or open.
+    async fn slot(
+        &self,
+        mut place: Place,
+        permit: Option<Permit>,
+        errand: &Errand<'_>,
+        fresh: bool,
+    ) -> Result<(Permit, Connection), Lost> {
+        if let Some(permit) = permit {
+            if let Some(connection) = self.setup().pool.take() {
+                return Ok((permit, connection));
+            }
+            // The idle connection is gone meanwhile, and the slot waits for nobody.
+            place = place.give_back(permit, &self.scheduler);
+            errand.progress.queued_as(place.ticket());
+        }
         let mut lost = 0;
         while lost < MAX_LOST_CONNECTIONS {
             let idle = if fresh { None } else { self.setup().pool.take() };

@@ -108,6 +108,13 @@ impl Books {
         self.shared.limiter.available(now)
     }
 
+    /// How many requests could go at this instant, whatever they ask for: 1 where that depends on them, or would need to be
+    /// counted by model.
+    pub fn at_once(&self, now: Now) -> usize {
+        let all_count_alike = self.shared.limiter.counts_sends_alone() && self.are_shared_alone(now);
+        if all_count_alike { self.available(now) as usize } else { 1 }
+    }
+
     /// How many more the provider may have in flight.
     pub fn room(&self) -> usize {
         self.shared.limiter.room()

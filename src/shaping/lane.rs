@@ -1,4 +1,4 @@
-//! One API key of a provider: its books, its open grant, its counters.
+//! One API key of a provider: its books, its open grants, its counters.
 //!
 //! Pure. Does not know who waits.
 
@@ -63,8 +63,8 @@ pub(super) struct Lane {
     pub books: Books,
     /// Whether its key is not to be used any more.
     pub retired: bool,
-    /// The model that the open grant is for.
-    pub granted: Option<usize>,
+    /// The models that the open grants are for.
+    pub granted: Vec<usize>,
     in_flight: usize,
     sent: u64,
     cooldowns: u64,
@@ -79,7 +79,7 @@ impl Lane {
         Lane {
             books: books(rules, past, now),
             retired: false,
-            granted: None,
+            granted: Vec::new(),
             in_flight: 0,
             sent: 0,
             cooldowns: 0,
@@ -89,9 +89,14 @@ impl Lane {
         }
     }
 
-    /// A send of this lane's grant, wanted for `waited`.
+    /// Whether one more grant may be open: the first one may, and as many as could go at this very instant.
+    pub fn may_grant(&self, now: Now) -> bool {
+        !self.retired && (self.granted.is_empty() || self.granted.len() < self.books.at_once(now))
+    }
+
+    /// A send of one of this lane's grants, wanted for `waited`.
     pub fn sent(&mut self, at: Now, waited: Duration, ask: Ask) -> Entry {
-        self.granted = None;
+        self.returned(ask.model);
         self.sent += 1;
         self.in_flight += 1;
         self.last_send = Some(at);
@@ -101,6 +106,13 @@ impl Lane {
         self.recent.push_back(at.wall);
         self.observed.sent(at.mono);
         self.books.sent(at, waited, ask)
+    }
+
+    /// A grant for this model is no longer open.
+    pub fn returned(&mut self, model: usize) {
+        if let Some(index) = self.granted.iter().position(|granted| *granted == model) {
+            self.granted.swap_remove(index);
+        }
     }
 
     /// One of its sends is over.
@@ -120,9 +132,9 @@ impl Lane {
         self.last_send.map(|at| at.mono)
     }
 
-    /// A send that may still go on the open grant counts as gone: nobody will be there to tell.
-    pub fn give_up_grant(&mut self, now: Now) {
-        if let Some(model) = self.granted.take() {
+    /// A send that may still go on an open grant counts as gone: nobody will be there to tell.
+    pub fn give_up_grants(&mut self, now: Now) {
+        for model in std::mem::take(&mut self.granted) {
             let entry = self.books.sent(now, Duration::ZERO, Ask { model, tokens: 0 });
             self.books.release(entry);
         }

@@ -1,8 +1,8 @@
 //! One provider's line and what its lanes allow: who goes next, when, and on which lane.
 //!
 //! Pure: takes `now`, and answers with [`Decision`]s. A *lane* is one API key with its own books; all of a provider's lanes
-//! serve one [`Queue`]. At most one grant is open on each lane: the next one counts from the instant at which that send
-//! really went.
+//! serve one [`Queue`]. One grant is open on each lane, or as many as its limits would let go at the same instant: the next
+//! one counts from the instants at which those sends really went.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -200,6 +200,8 @@ pub struct Line {
     daily: bool,
     lanes: Vec<Lane>,
     queue: Queue<Joining>,
+    /// Those who have joined since the last look and would find a connection.
+    warm: Vec<u64>,
     in_flight: HashMap<u64, (usize, Entry)>,
     closed: bool,
     tally: Tally,
@@ -217,6 +219,7 @@ impl Line {
             daily: has_day(&rules),
             lanes,
             queue: Queue::new(rules.fairness),
+            warm: Vec::new(),
             in_flight: HashMap::new(),
             closed: false,
             tally: Tally::default(),
@@ -269,7 +272,12 @@ impl Line {
                 return self.move_on(id);
             }
         }
+        let warm = joining.warm;
         self.queue.join(id, standing, self.deadline(&joining), joining, now.mono);
+        if warm {
+            self.queue.set_ready(id, true);
+            self.warm.push(id);
+        }
     }
 
     /// A waiter's connection stands, or was lost.
@@ -293,10 +301,10 @@ impl Line {
         self.tally.queue_wait.add(waited);
     }
 
-    /// A grant was not used.
-    pub fn returned(&mut self, lane: usize) {
+    /// A grant for this model was not used.
+    pub fn returned(&mut self, lane: usize, model: usize) {
         if let Some(lane) = self.lanes.get_mut(lane) {
-            lane.granted = None;
+            lane.returned(model);
         }
     }
 
@@ -354,12 +362,17 @@ impl Line {
         self.refuse_the_next_day(now);
         let next_near = self.announce(now);
         let next_grant = self.grant(now);
+        for id in std::mem::take(&mut self.warm) {
+            // Whose slot is not open makes sure of a connection before it is.
+            self.queue.set_ready(id, false);
+        }
         [self.queue.next_due(), next_near, next_grant].into_iter().flatten().min()
     }
 
     /// When the slot of a newcomer on these terms would come; `None` where it would be refused.
     pub fn estimate(&self, ask: Ask, terms: &Rc<Terms>, now: Now) -> Option<Estimate> {
-        let joining = Joining { ask, terms: terms.clone(), since: now.mono, again: false, elsewhere: None };
+        let joining =
+            Joining { ask, terms: terms.clone(), since: now.mono, again: false, elsewhere: None, warm: false };
         if self.closed || self.full(&joining, now).is_some() {
             return None;
         }
@@ -400,7 +413,7 @@ impl Line {
     /// What is to be remembered of each lane.
     pub fn memory(&mut self, now: Now) -> Vec<BooksMemory> {
         if self.closed {
-            self.lanes.iter_mut().for_each(|lane| lane.give_up_grant(now));
+            self.lanes.iter_mut().for_each(|lane| lane.give_up_grants(now));
         }
         self.lanes.iter().map(|lane| lane.books.memory(now)).collect()
     }
@@ -606,7 +619,7 @@ impl Line {
         let room = self.lanes_in_use().fold(0, |room: usize, lane| room.saturating_add(lane.books.room()));
         let most = MAX_PREPARED.min(room.saturating_add(PREPARED_WITHOUT_ROOM));
         if self.are_all_near(most, horizon, now) {
-            let open = self.lanes.iter().filter(|lane| lane.granted.is_some()).count();
+            let open: usize = self.lanes.iter().map(|lane| lane.granted.len()).sum();
             for entry in self.queue.iter_mut().take(most.saturating_sub(open)).filter(|entry| !entry.told) {
                 entry.told = true;
                 self.decisions.push(Decision::Near(entry.id));
@@ -651,7 +664,7 @@ impl Line {
     fn grant(&mut self, now: Now) -> Option<Instant> {
         self.queue.ready().next()?;
         let models = self.rules.models.len();
-        let mut closed: Vec<bool> = self.lanes.iter().map(|lane| lane.retired || lane.granted.is_some()).collect();
+        let mut closed: Vec<bool> = self.lanes.iter().map(|lane| !lane.may_grant(now)).collect();
         let mut held = vec![false; self.lanes.len() * models];
         let mut opens: Option<Instant> = None;
         let mut chosen = Vec::new();
@@ -673,10 +686,10 @@ impl Line {
                     continue;
                 }
                 match lane.books.next(now, ask).at {
-                    // Of several that are open, the one that has rested longest.
+                    // Of several that are open, the one with the fewest open grants that has rested longest.
                     Some(at) if at <= now.mono => {
-                        let rested = |index: usize| self.lanes[index].rests_since();
-                        best = Some(best.filter(|best| rested(*best) <= rested(index)).unwrap_or(index));
+                        let used = |index: usize| (self.lanes[index].granted.len(), self.lanes[index].rests_since());
+                        best = Some(best.filter(|best| used(*best) <= used(index)).unwrap_or(index));
                     }
                     later => {
                         held[index * models + ask.model] = true;
@@ -684,14 +697,15 @@ impl Line {
                     }
                 }
             }
-            if let Some(lane) = best {
-                closed[lane] = true;
-                chosen.push((entry.id, lane, ask.model));
+            if let Some(index) = best {
+                let lane = &mut self.lanes[index];
+                lane.granted.push(ask.model);
+                closed[index] = !lane.may_grant(now);
+                chosen.push((entry.id, index));
             }
         }
-        for (id, lane, model) in chosen {
+        for (id, lane) in chosen {
             self.queue.take(id);
-            self.lanes[lane].granted = Some(model);
             self.decisions.push(Decision::Grant { id, lane });
         }
         opens

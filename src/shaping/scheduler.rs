@@ -5,7 +5,7 @@
 //!
 //! Binding is late: a slot is taken when the request head has been written, and recorded with the instant *after* that
 //! write. The next grant counts from there, so two heads are never closer on the wire than the cadence, but for the
-//! millisecond of lateness that it makes up for. At most one grant is open at a time on each lane.
+//! millisecond of lateness that it makes up for. One grant is open at a time on each lane, or as many as a burst allows.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -30,7 +30,7 @@ enum Message {
     Ready { id: u64, ready: bool },
     Left { id: u64, hung_up: bool },
     Sent { id: u64, lane: usize, ask: Ask, at: Instant, waited: Duration },
-    Returned { lane: usize },
+    Returned { lane: usize, model: usize },
     Settled { id: u64, tokens: u64 },
     Refused { lane: usize, model: usize, scope: Scope, wait: Option<Duration> },
     Accepted { lane: usize, model: usize },
@@ -58,6 +58,18 @@ enum Turn {
     Moved,
 }
 
+impl Turn {
+    /// How the wait ends, if it does.
+    fn ending(self) -> Option<Result<Permit, NoSlot>> {
+        match self {
+            Turn::Near => None,
+            Turn::Granted(permit) => Some(Ok(permit)),
+            Turn::Refused(refusal) => Some(Err(NoSlot::Refused(refusal))),
+            Turn::Moved => Some(Err(NoSlot::Moved)),
+        }
+    }
+}
+
 /// Why a place in the line was taken away.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NoSlot {
@@ -66,6 +78,8 @@ pub enum NoSlot {
     /// Another provider would take it sooner.
     Moved,
 }
+
+const CLOSED: NoSlot = NoSlot::Refused(Refusal::Closed);
 
 /// The handle: cheap to call, never waits by itself.
 #[derive(Debug)]
@@ -92,15 +106,14 @@ impl Scheduler {
         (scheduler, run(desk, messages))
     }
 
-    /// Joins the line for the first time. `elsewhere` is the wait after which another provider could take it.
-    pub fn join(&self, ask: Ask, terms: &Rc<Terms>, since: Instant, elsewhere: Option<Duration>) -> Place {
-        self.enter(Joining { ask, terms: terms.clone(), since, again: false, elsewhere })
-    }
-
-    /// Comes back to the head of the line after a send that has to be repeated; `since` is the first join, for the limit on
-    /// the whole wait.
-    pub fn rejoin(&self, ask: Ask, terms: &Rc<Terms>, since: Instant, elsewhere: Option<Duration>) -> Place {
-        self.enter(Joining { ask, terms: terms.clone(), since, again: true, elsewhere })
+    /// Joins the line.
+    pub fn join(&self, joining: Joining) -> Place {
+        let id = self.next_id.get();
+        self.next_id.set(id + 1);
+        let (reply, turns) = word::between();
+        let place = Place { id, joining: joining.clone(), turns, mailbox: self.mailbox.clone(), hung_up: true };
+        tell(&self.mailbox, Message::Join { id, joining, turns: reply });
+        place
     }
 
     /// The provider refused a request of this model for its rate; see [`Line::refused`].
@@ -164,15 +177,6 @@ impl Scheduler {
         self.mailbox.try_send(Message::Question(question(reply))).ok()?;
         answer.recv().await.ok()
     }
-
-    fn enter(&self, joining: Joining) -> Place {
-        let id = self.next_id.get();
-        self.next_id.set(id + 1);
-        let (reply, turns) = word::between();
-        let place = Place { id, joining: joining.clone(), turns, mailbox: self.mailbox.clone(), hung_up: true };
-        tell(&self.mailbox, Message::Join { id, joining, turns: reply });
-        place
-    }
 }
 
 /// Tells a place in line, for as long as it is there.
@@ -196,14 +200,22 @@ impl Place {
         Ticket(self.id)
     }
 
-    /// Waits until the slot is near enough to make a connection for it.
-    pub async fn near(&self) -> Result<(), NoSlot> {
-        match self.turns.next().await {
-            Some(Turn::Near) => Ok(()),
-            Some(Turn::Refused(refusal)) => Err(NoSlot::Refused(refusal)),
-            Some(Turn::Moved) => Err(NoSlot::Moved),
-            Some(Turn::Granted(_)) | None => Err(NoSlot::Refused(Refusal::Closed)),
-        }
+    /// Waits until the slot is near enough to make a connection for it. With a permit it is open already, for who joined
+    /// [warm](Joining::warm).
+    pub async fn near(&self) -> Result<Option<Permit>, NoSlot> {
+        let ending = match self.turns.next().await {
+            Some(Turn::Near) => self.turns.heard().and_then(Turn::ending),
+            Some(turn) => turn.ending(),
+            None => Some(Err(CLOSED)),
+        };
+        ending.transpose()
+    }
+
+    /// Back to the head of the line, since there is no connection to use the permit on.
+    pub fn give_back(self, unspent: Permit, scheduler: &Scheduler) -> Place {
+        // First, so that our own grant does not count as ahead of us.
+        drop(unspent);
+        scheduler.join(Joining { again: true, warm: false, ..self.joining.clone() })
     }
 
     /// Leaves the line for a reason that is not the caller's.
@@ -214,11 +226,8 @@ impl Place {
     /// Waits until this place is taken away; for use beside making a connection, when no grant can come yet.
     pub async fn taken_away(&self) -> NoSlot {
         loop {
-            match self.turns.next().await {
-                Some(Turn::Refused(refusal)) => return NoSlot::Refused(refusal),
-                Some(Turn::Moved) => return NoSlot::Moved,
-                Some(Turn::Near | Turn::Granted(_)) => {}
-                None => return NoSlot::Refused(Refusal::Closed),
+            if let Err(no_slot) = self.ending().await {
+                return no_slot;
             }
         }
     }
@@ -226,13 +235,14 @@ impl Place {
     /// Says that a connection stands and waits for the slot.
     pub async fn granted(&self) -> Result<Permit, NoSlot> {
         tell(&self.mailbox, Message::Ready { id: self.id, ready: true });
+        self.ending().await
+    }
+
+    async fn ending(&self) -> Result<Permit, NoSlot> {
         loop {
-            match self.turns.next().await {
-                Some(Turn::Granted(permit)) => return Ok(permit),
-                Some(Turn::Refused(refusal)) => return Err(NoSlot::Refused(refusal)),
-                Some(Turn::Moved) => return Err(NoSlot::Moved),
-                Some(Turn::Near) => {}
-                None => return Err(NoSlot::Refused(Refusal::Closed)),
+            let Some(turn) = self.turns.next().await else { return Err(CLOSED) };
+            if let Some(ending) = turn.ending() {
+                return ending;
             }
         }
     }
@@ -240,16 +250,10 @@ impl Place {
     /// Says that the connection was lost before the slot. The place in line stays; a permit that was granted at the
     /// same moment goes back, and its holder is at the head again.
     pub fn lost_connection(self, scheduler: &Scheduler) -> Result<Place, NoSlot> {
-        match self.turns.heard() {
-            Some(Turn::Granted(unspent)) => {
-                // First, so that our own grant does not count as ahead of us.
-                drop(unspent);
-                let Joining { ask, terms, since, elsewhere, .. } = &self.joining;
-                Ok(scheduler.rejoin(*ask, terms, *since, *elsewhere))
-            }
-            Some(Turn::Refused(refusal)) => Err(NoSlot::Refused(refusal)),
-            Some(Turn::Moved) => Err(NoSlot::Moved),
-            Some(Turn::Near) | None => {
+        match self.turns.heard().and_then(Turn::ending) {
+            Some(Ok(unspent)) => Ok(self.give_back(unspent, scheduler)),
+            Some(Err(no_slot)) => Err(no_slot),
+            None => {
                 tell(&self.mailbox, Message::Ready { id: self.id, ready: false });
                 Ok(self)
             }
@@ -292,7 +296,7 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(mailbox) = &self.mailbox {
-            tell(mailbox, Message::Returned { lane: self.lane });
+            tell(mailbox, Message::Returned { lane: self.lane, model: self.ask.model });
         }
     }
 }
@@ -406,7 +410,7 @@ impl Desk {
             Message::Sent { id, lane, ask, at, waited } => {
                 self.line.sent(id, lane, ask, Now { mono: at, wall: now.wall }, waited);
             }
-            Message::Returned { lane } => self.line.returned(lane),
+            Message::Returned { lane, model } => self.line.returned(lane, model),
             Message::Settled { id, tokens } => self.line.settled(id, tokens),
             Message::Refused { lane, model, scope, wait } => {
                 self.line.refused(lane, model, scope, wait, now, fastrand::f64());
@@ -459,9 +463,8 @@ impl Desk {
     }
 
     fn grant(&mut self, id: u64, lane: usize) {
-        let (Some(waiter), Some(mailbox)) = (self.turns.remove(&id), self.mailbox.upgrade()) else {
-            return self.line.returned(lane);
-        };
+        let waiter = self.turns.remove(&id).expect("who is in line is told how it ends: both forget who leaves");
+        let Some(mailbox) = self.mailbox.upgrade() else { return self.line.returned(lane, waiter.ask.model) };
         let permit = Permit { id, lane, ask: waiter.ask, since: waiter.since, mailbox: Some(mailbox) };
         // If the waiter is gone, the permit comes back right here, by its Drop.
         waiter.turns.tell(Turn::Granted(permit));

@@ -59,4 +59,6 @@ pub struct Joining {
     /// After which wait another provider could take it: if this line takes longer, it is of no use. With [`Duration::MAX`] it
     /// leaves for a pause of this provider only.
     pub elsewhere: Option<Duration>,
+    /// Whether a connection is idle that it would use: an open slot is its at once then. It holds none while it waits.
+    pub warm: bool,
 }

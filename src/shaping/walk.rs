@@ -24,10 +24,8 @@ impl<'l> Walk<'l> {
         let mut ahead_of_model = vec![0; lanes.len() * models];
         let mut ahead = vec![0; lanes.len()];
         for (index, lane) in lanes.iter().enumerate() {
-            if let Some(model) = lane.granted {
-                ahead[index] = 1;
-                ahead_of_model[index * models + model] = 1;
-            }
+            ahead[index] = lane.granted.len();
+            lane.granted.iter().for_each(|model| ahead_of_model[index * models + model] += 1);
         }
         Walk { lanes, ahead, ahead_of_model, models }
     }
@@ -117,7 +115,7 @@ mod tests {
     }
 
     /// Model 0 goes every 5 s, model 1 as the provider does: every second.
-    fn lanes(granted: &[Option<usize>], now: Now) -> Vec<Lane> {
+    fn lanes(granted: &[&[usize]], now: Now) -> Vec<Lane> {
         let rules = Rules {
             lanes: vec![true; granted.len()],
             limits: every(1),
@@ -127,9 +125,9 @@ mod tests {
             max_queue: 100,
             fairness: Fairness::Client,
         };
-        let lane = |granted: &Option<usize>| {
+        let lane = |granted: &&[usize]| {
             let mut lane = Lane::new(&rules, &Past::Fresh, now);
-            lane.granted = *granted;
+            lane.granted = granted.to_vec();
             lane
         };
         granted.iter().map(lane).collect()
@@ -141,13 +139,14 @@ mod tests {
         // To the millisecond that lateness of the first may take off.
         let seconds = |next: Next| (next.at.unwrap() + Duration::from_millis(1) - now.mono).as_secs();
         for (granted, line, slots, ends, going) in [
-            (&[None][..], [0, 0, 1, 1], [0, 5, 1, 2], [10, 3], 3),
-            (&[None], [1, 1, 1, 1], [0, 1, 2, 3], [4, 4], 4),
-            (&[Some(0)], [0, 1, 0, 1], [5, 1, 10, 2], [15, 3], 3),
-            (&[Some(1)], [0, 1, 1, 0], [1, 2, 3, 5], [10, 4], 4),
-            (&[None, None], [1, 1, 1, 1], [0, 0, 1, 1], [2, 2], 4),
-            (&[None, None], [0, 0, 0, 1], [0, 0, 5, 1], [5, 1], 3),
-            (&[Some(1), None], [1, 1, 1, 1], [0, 1, 1, 2], [2, 2], 5),
+            (&[&[][..]][..], [0, 0, 1, 1], [0, 5, 1, 2], [10, 3], 3),
+            (&[&[]], [1, 1, 1, 1], [0, 1, 2, 3], [4, 4], 4),
+            (&[&[0]], [0, 1, 0, 1], [5, 1, 10, 2], [15, 3], 3),
+            (&[&[1]], [0, 1, 1, 0], [1, 2, 3, 5], [10, 4], 4),
+            (&[&[1, 1]], [0, 1, 1, 0], [2, 3, 4, 5], [10, 6], 6),
+            (&[&[], &[]], [1, 1, 1, 1], [0, 0, 1, 1], [2, 2], 4),
+            (&[&[], &[]], [0, 0, 0, 1], [0, 0, 5, 1], [5, 1], 3),
+            (&[&[1], &[]], [1, 1, 1, 1], [0, 1, 1, 2], [2, 2], 5),
         ] {
             let lanes = lanes(granted, now);
             let mut walk = Walk::new(&lanes, 2);

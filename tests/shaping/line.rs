@@ -72,8 +72,16 @@ struct World {
     in_flight: BTreeSet<u64>,
     /// Those who were told and have no connection yet.
     unready: Vec<u64>,
+    /// Granted on a lane and not sent yet.
+    open: Vec<(u64, usize, Joining)>,
     /// Whether a connection stands as soon as it is asked for.
     quick: bool,
+    /// Whether one is idle when somebody joins, for an open slot.
+    warm: bool,
+    /// Whether who is granted sends at once.
+    prompt: bool,
+    /// How many may go at once on a lane.
+    capacity: usize,
 }
 
 impl World {
@@ -91,7 +99,11 @@ impl World {
             sent: Vec::new(),
             in_flight: BTreeSet::new(),
             unready: Vec::new(),
+            open: Vec::new(),
             quick: true,
+            warm: false,
+            prompt: true,
+            capacity: 1,
         }
     }
 
@@ -104,11 +116,13 @@ impl World {
         self.next_id += 1;
         let ask = Ask { model: id as usize % MODELS, tokens: 0 };
         let since = self.clock.mono(since * MS);
-        let joining = Joining { ask, terms: Rc::new(terms), since, again, elsewhere: None };
+        let joining = Joining { ask, terms: Rc::new(terms), since, again, elsewhere: None, warm: self.warm };
         self.waiting.insert(id, joining.clone());
         self.line.join(id, joining, self.clock.at(self.now * MS));
-        // A connection is idle already.
-        self.line.ready(id, self.quick);
+        if self.quick {
+            // A connection stands already.
+            self.line.ready(id, true);
+        }
         self.settle();
         id
     }
@@ -125,6 +139,21 @@ impl World {
         if self.in_flight.remove(&id) {
             self.line.finished(id);
         }
+        self.settle();
+    }
+
+    /// Somebody who was granted sends.
+    fn send(&mut self, index: usize) {
+        let (id, lane, joining) = self.open.swap_remove(index);
+        let at = self.clock.at(self.now * MS);
+        self.line.sent(id, lane, joining.ask, at, at.mono - joining.since);
+        self.end(id, End::Sent { at: self.now, lane });
+        self.sent.push(id);
+        self.in_flight.insert(id);
+    }
+
+    fn send_all(&mut self) {
+        (0..self.open.len()).rev().for_each(|index| self.send(index));
         self.settle();
     }
 
@@ -147,8 +176,8 @@ impl World {
     fn drain(&mut self) {
         self.unready.clear();
         self.waiting.keys().for_each(|id| self.line.ready(*id, true));
-        self.quick = true;
-        self.settle();
+        (self.quick, self.prompt) = (true, true);
+        self.send_all();
         while !self.waiting.is_empty() {
             for id in self.in_flight.clone() {
                 self.finish(id);
@@ -172,7 +201,6 @@ impl World {
             if decisions.is_empty() {
                 return;
             }
-            let mut granted = BTreeSet::new();
             for decision in decisions {
                 match decision {
                     Decision::Near(id) => {
@@ -182,13 +210,10 @@ impl World {
                         }
                     }
                     Decision::Grant { id, lane } => {
-                        assert!(granted.insert(lane), "two grants are open on lane {lane}");
                         let joining = self.waiting.remove(&id).expect("who is granted waits, and is granted once");
-                        let at = self.clock.at(self.now * MS);
-                        self.line.sent(id, lane, joining.ask, at, at.mono - joining.since);
-                        self.end(id, End::Sent { at: self.now, lane });
-                        self.sent.push(id);
-                        self.in_flight.insert(id);
+                        self.open.push((id, lane, joining));
+                        let open = self.open.iter().filter(|(_, on, _)| *on == lane).count();
+                        assert!(open <= self.capacity, "{open} grants are open on lane {lane}");
                     }
                     Decision::Refuse(id, refusal) => {
                         self.waiting.remove(&id).expect("who is refused waits");
@@ -196,6 +221,9 @@ impl World {
                     }
                     Decision::Move(id) => panic!("{id} has nowhere to go"),
                 }
+            }
+            if self.prompt {
+                (0..self.open.len()).for_each(|_| self.send(0));
             }
         }
     }
@@ -226,6 +254,8 @@ enum Step {
     Leave { which: prop::sample::Index },
     Ready { which: prop::sample::Index },
     Unready { which: prop::sample::Index },
+    Send { which: prop::sample::Index },
+    Return { which: prop::sample::Index },
     Finish { which: prop::sample::Index },
     Cooldown { lane: usize, model: usize, whole: bool, wait: Option<u64> },
     Accepted { lane: usize },
@@ -249,6 +279,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => index().prop_map(|which| Step::Leave { which }),
         4 => index().prop_map(|which| Step::Ready { which }),
         1 => index().prop_map(|which| Step::Unready { which }),
+        4 => index().prop_map(|which| Step::Send { which }),
+        1 => index().prop_map(|which| Step::Return { which }),
         3 => index().prop_map(|which| Step::Finish { which }),
         1 => (0..3_usize, 0..MODELS, any::<bool>(), prop::option::of(0..3000_u64))
             .prop_map(|(lane, model, whole, wait)| Step::Cooldown { lane, model, whole, wait }),
@@ -296,6 +328,20 @@ impl World {
                     self.unready.push(id);
                 }
             }
+            Step::Send { which } => {
+                if let Some(index) = pick(&which, 0..self.open.len()) {
+                    self.send(index);
+                    self.settle();
+                }
+            }
+            Step::Return { which } => {
+                if let Some(index) = pick(&which, 0..self.open.len()) {
+                    let (id, lane, joining) = self.open.swap_remove(index);
+                    self.line.returned(lane, joining.ask.model);
+                    self.end(id, End::Left);
+                    self.settle();
+                }
+            }
             Step::Finish { which } => {
                 if let Some(id) = pick(&which, self.in_flight.iter().copied()) {
                     self.finish(id);
@@ -312,6 +358,8 @@ impl World {
                 self.lanes = rules.lanes.len();
                 rules.fairness = if fifo { Fairness::Fifo } else { Fairness::Client };
                 rules.max_queue = max_queue;
+                let capacity = self.capacity as u32;
+                rules.limits.cadence = rules.limits.cadence.map(|cadence| Cadence { capacity, ..cadence });
                 if self.lanes > 1 {
                     rules.lanes[retired % self.lanes] = false;
                 }
@@ -323,7 +371,8 @@ impl World {
         }
     }
 
-    /// But for the millisecond by which a send that was late may be followed too soon.
+    /// Between a send and the first one that its lane's burst does not cover, but for the millisecond by which a send that
+    /// was late may be followed too soon.
     fn gaps_are_kept(&self) {
         for lane in 0..self.lanes {
             let on_lane = self.sent.iter().filter_map(|id| match self.ends[id] {
@@ -331,7 +380,8 @@ impl World {
                 _ => None,
             });
             let times: Vec<u64> = on_lane.collect();
-            assert!(times.windows(2).all(|pair| pair[1] + 1 >= pair[0] + INTERVAL), "lane {lane}: {times:?}");
+            let spans = times.windows(self.capacity + 1);
+            assert!(spans.into_iter().all(|of| of[self.capacity] + 1 >= of[0] + INTERVAL), "lane {lane}: {times:?}");
         }
     }
 }
@@ -347,18 +397,21 @@ proptest! {
         concurrent in prop::option::of(1..4_u32),
         max_wait in prop::option::of(100..20_000_u64),
         max_queue in 3..60_usize,
-        quick in any::<bool>(),
+        capacity in prop_oneof![2 => Just(1), 1 => 2..5_u32],
+        [quick, warm, prompt] in any::<[bool; 3]>(),
         steps in prop::collection::vec(step(), 1..120),
     ) {
         let base = rules(lanes);
+        let cadence = base.limits.cadence.map(|cadence| Cadence { capacity, ..cadence });
         let mut world = World::new(Rules {
-            limits: Limits { concurrent, ..base.limits.clone() },
+            limits: Limits { concurrent, cadence, ..base.limits.clone() },
             fairness: if fifo { Fairness::Fifo } else { Fairness::Client },
             max_wait: max_wait.map(Duration::from_millis),
             max_queue,
             ..base
         });
-        world.quick = quick;
+        (world.quick, world.warm, world.prompt) = (quick, warm, prompt);
+        world.capacity = capacity as usize;
         for step in steps {
             world.take(step);
         }

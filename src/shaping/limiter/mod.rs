@@ -325,6 +325,11 @@ impl Limiter {
         *cooldown <= self.time(now.mono)
     }
 
+    /// Whether one send is to it as any other.
+    pub fn counts_sends_alone(&self) -> bool {
+        self.tokens.is_none()
+    }
+
     /// How many more may be in flight; `usize::MAX` where that is not limited.
     pub fn room(&self) -> usize {
         self.concurrent.map_or(usize::MAX, |max| max.saturating_sub(self.in_flight) as usize)

@@ -53,12 +53,17 @@ fn terms() -> Rc<Terms> {
     })
 }
 
+/// For the first time, without an idle connection.
+fn joining(ask: Ask) -> Joining {
+    Joining { ask, terms: terms(), since: Instant::now(), again: false, elsewhere: None, warm: false }
+}
+
 fn join(scheduler: &Scheduler, ask: Ask) -> Place {
-    scheduler.join(ask, &terms(), Instant::now(), None)
+    scheduler.join(joining(ask))
 }
 
 fn rejoin(scheduler: &Scheduler, ask: Ask, since: Instant) -> Place {
-    scheduler.rejoin(ask, &terms(), since, None)
+    scheduler.join(Joining { since, again: true, ..joining(ask) })
 }
 
 fn sent(now: &Snapshot) -> u64 {
@@ -92,8 +97,11 @@ async fn is_granted(scheduler: &Scheduler, place: &Place) -> bool {
 }
 
 async fn send(place: &Place) -> InFlight {
-    place.near().await.unwrap();
-    place.granted().await.unwrap().spend(Instant::now())
+    let permit = match place.near().await.unwrap() {
+        Some(permit) => permit,
+        None => place.granted().await.unwrap(),
+    };
+    permit.spend(Instant::now())
 }
 
 /// Says that a connection stands, without waiting for the slot.
@@ -137,6 +145,58 @@ fn an_unspent_permit_gives_its_slot_back() {
         drop(permit);
         assert!(is_granted(scheduler, &second).await);
         assert_eq!(sent(&settled(scheduler).await), 0);
+    });
+}
+
+#[test]
+fn a_burst_opens_as_many_slots_at_once_as_it_holds() {
+    let bucket = Limits { cadence: Some(Cadence { interval: NEVER, capacity: 3 }), ..Limits::default() };
+    let counted = Limits { tokens: Some(100), ..bucket.clone() };
+    for (limits, at_once) in [(bucket, 3), (counted, 1), (Limits { concurrent: Some(2), ..Limits::default() }, 2)] {
+        run_with(rules(limits), async |scheduler| {
+            let places = [(); 4].map(|()| join(scheduler, ANY));
+            let mut permits = Vec::new();
+            for place in &places {
+                let mut granted = Box::pin(place.granted());
+                let _ = future::poll_once(&mut granted).await;
+                settled(scheduler).await;
+                permits.extend(future::poll_once(granted).await);
+            }
+            assert_eq!(permits.len(), at_once);
+            drop(permits.pop());
+            assert!(is_granted(scheduler, &places[at_once]).await, "what is given back is the next one's");
+            assert_eq!(sent(&settled(scheduler).await), 0);
+        });
+    }
+}
+
+#[test]
+fn who_would_find_a_connection_is_granted_an_open_slot_at_once() {
+    run_with(rules(one_at_a_time()), async |scheduler| {
+        let warm = || scheduler.join(Joining { warm: true, ..joining(ANY) });
+        let permit = warm().near().await.unwrap().expect("the slot is open");
+        let sent = permit.spend(Instant::now());
+        // Not so who finds it closed: it has to say that its connection stands, like everybody.
+        let (second, third) = (warm(), join(scheduler, ANY));
+        assert!(second.near().await.unwrap().is_none());
+        ready(scheduler, &third).await;
+        drop(sent);
+        let _sent = turn(scheduler, &third).await;
+        assert!(!is_granted(scheduler, &second).await);
+    });
+}
+
+#[test]
+fn who_finds_no_connection_after_all_gives_the_permit_back_and_is_at_the_head() {
+    run_with(rules(every(NEVER)), async |scheduler| {
+        let place = scheduler.join(Joining { warm: true, ..joining(ANY) });
+        let permit = place.near().await.unwrap().expect("the slot is open");
+        let behind = join(scheduler, ANY);
+        let place = place.give_back(permit, scheduler);
+        assert!(place.near().await.unwrap().is_none(), "it has to make a connection first");
+        assert_eq!(scheduler.whereabouts(place.ticket()).await.map(|(position, _)| position), Some(1));
+        assert!(is_granted(scheduler, &behind).await, "meanwhile the slot is anybody's who is ready");
+        assert_eq!(settled(scheduler).await.tally.cancelled, 0);
     });
 }
 
@@ -355,9 +415,9 @@ fn a_closed_scheduler_refuses_everybody() {
         let sent = send(&join(scheduler, ANY)).await;
         let waiting = join(scheduler, ANY);
         scheduler.close();
-        assert_eq!(waiting.near().await, Err(NoSlot::Refused(Refusal::Closed)));
-        assert_eq!(join(scheduler, ANY).near().await, Err(NoSlot::Refused(Refusal::Closed)));
-        assert_eq!(rejoin(scheduler, ANY, Instant::now()).near().await, Err(NoSlot::Refused(Refusal::Closed)));
+        assert_eq!(waiting.near().await.err(), Some(NoSlot::Refused(Refusal::Closed)));
+        assert_eq!(join(scheduler, ANY).near().await.err(), Some(NoSlot::Refused(Refusal::Closed)));
+        assert_eq!(rejoin(scheduler, ANY, Instant::now()).near().await.err(), Some(NoSlot::Refused(Refusal::Closed)));
         assert_eq!(settled(scheduler).await.lanes[0].in_flight, 1, "what was sent goes on");
         drop(sent);
     });
@@ -406,8 +466,8 @@ fn who_could_go_elsewhere_is_told_to_and_not_refused() {
         run_with(rules, async |scheduler| {
             let _sent = send(&join(scheduler, ANY)).await;
             let _waits: Vec<_> = (0..waiting).map(|_| join(scheduler, ANY)).collect();
-            let moved = scheduler.join(ANY, &terms(), Instant::now(), Some(soon));
-            assert_eq!(moved.near().await, Err(NoSlot::Moved));
+            let moved = scheduler.join(Joining { elsewhere: Some(soon), ..joining(ANY) });
+            assert_eq!(moved.near().await.err(), Some(NoSlot::Moved));
             let now = settled(scheduler).await;
             assert_eq!((now.tally.moved, now.tally.rejected_full, now.tally.rejected_wait), (1, 0, 0));
         });
@@ -416,7 +476,7 @@ fn who_could_go_elsewhere_is_told_to_and_not_refused() {
         let _sent = send(&join(scheduler, ANY)).await;
         let _waits = join(scheduler, ANY);
         // It has looked around often enough.
-        let refused = scheduler.join(ANY, &terms(), Instant::now(), Some(Duration::MAX));
+        let refused = scheduler.join(Joining { elsewhere: Some(Duration::MAX), ..joining(ANY) });
         assert!(matches!(refused.near().await, Err(NoSlot::Refused(Refusal::Full { .. }))));
     });
 }
@@ -426,14 +486,13 @@ fn a_pause_sends_those_away_who_can_go_elsewhere() {
     run_with(rules(every(NEVER)), async |scheduler| {
         let _sent = send(&join(scheduler, ANY)).await;
         let elsewhere = Some(Duration::MAX);
-        let [movable, of_other_model] =
-            [ANY, OTHER].map(|ask| scheduler.join(ask, &terms(), Instant::now(), elsewhere));
+        let [movable, of_other_model] = [ANY, OTHER].map(|ask| scheduler.join(Joining { elsewhere, ..joining(ask) }));
         let stays = join(scheduler, ANY);
         scheduler.refused(0, 0, Scope::Model, Some(NEVER));
-        assert_eq!(movable.near().await, Err(NoSlot::Moved));
+        assert_eq!(movable.near().await.err(), Some(NoSlot::Moved));
         assert_eq!(settled(scheduler).await.queued, 2);
         scheduler.refused(0, 0, Scope::Provider, Some(NEVER));
-        assert_eq!(of_other_model.near().await, Err(NoSlot::Moved));
+        assert_eq!(of_other_model.near().await.err(), Some(NoSlot::Moved));
         assert_eq!(settled(scheduler).await.queued, 1);
         drop(stays);
     });
