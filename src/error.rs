@@ -31,9 +31,8 @@ pub enum Dialect {
 impl Dialect {
     /// That of a request with this target: Anthropic's for `/v1/messages` and everything below it.
     pub fn of(target: &str) -> Dialect {
-        let path = target.split(['?', '#']).next().unwrap_or_default();
-        match path.strip_prefix("/v1/messages") {
-            Some(rest) if rest.is_empty() || rest.starts_with('/') => Dialect::Anthropic,
+        match target.strip_prefix("/v1/messages") {
+            Some(rest) if rest.is_empty() || rest.starts_with(['/', '?', '#']) => Dialect::Anthropic,
             _ => Dialect::OpenAi,
         }
     }

@@ -148,7 +148,7 @@ pub fn request_head(input: &[u8]) {
 fn assert_faithful(head: &RequestHead, text: &str) {
     let mut lines = text.split("\r\n");
     let words: Vec<&str> = lines.next().into_iter().flat_map(|line| line.split(' ')).collect();
-    assert_eq!(words[0], head.method);
+    assert_eq!(words[0], &*head.method);
     assert!(!words[1].starts_with('/') || words[1] == head.target, "{:?}", head.target);
     let fields = lines.filter_map(|line| line.split_once(':'));
     let mut fields: Vec<_> = fields.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().into())).collect();

@@ -54,7 +54,7 @@ fn row(record: &Record) -> RequestRow<'_> {
         time: unix_seconds(record.ended),
         id: &record.id,
         client: &record.client,
-        method: &record.method,
+        method: record.method.as_deref().unwrap_or_default(),
         path: &record.path,
         model: record.asked_for.as_deref(),
         provider: record.route.as_ref().map(|(provider, _)| &**provider),

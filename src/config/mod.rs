@@ -34,6 +34,7 @@ mod socket;
 mod tls;
 mod tree;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -292,12 +293,12 @@ impl Proxy {
 
 /// As in a request's target and in an address to connect to.
 pub fn host_port(host: &str, port: u16) -> String {
-    format!("{}:{port}", bracketed(host))
+    [&bracketed(host), ":", &port.to_string()].concat()
 }
 
 /// An IPv6 address in brackets (RFC 3986 section 3.2.2), anything else as it is.
-fn bracketed(host: &str) -> String {
-    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
+fn bracketed(host: &str) -> Cow<'_, str> {
+    if host.contains(':') { Cow::Owned(format!("[{host}]")) } else { Cow::Borrowed(host) }
 }
 
 /// `base_url`, taken apart.
@@ -322,7 +323,7 @@ impl BaseUrl {
     /// `host`, or `host:port` where the port is not the scheme's default: the Host header (RFC 9110 section 7.2).
     pub fn authority(&self) -> String {
         match (self.tls, self.port) {
-            (true, 443) | (false, 80) => bracketed(&self.host),
+            (true, 443) | (false, 80) => bracketed(&self.host).into_owned(),
             _ => self.host_port(),
         }
     }

@@ -31,7 +31,7 @@ const EMPTY_LINES_LIMIT_BYTES: usize = 16;
 #[derive(Debug, Clone, PartialEq)]
 pub struct RequestHead {
     /// A method that http-types knows, but for CONNECT and PRI.
-    pub method: String,
+    pub method: Rc<str>,
     /// The request target byte for byte as it was sent, in origin-form (`/path?query`), or `*` for OPTIONS. From an
     /// absolute-form it is the part behind the authority (RFC 9112 section 3.2.2).
     pub target: String,
@@ -307,27 +307,22 @@ fn expects_continue(fields: &Headers) -> Result<bool, Error> {
 /// Lets async-h1 parse the request and returns what it understood. What it need not understand goes round it: the host,
 /// of which it would build a URL whatever it says; the target, which a URL would rewrite; and the values, each of which has its
 /// place among the fields as a stand-in. So heads of any length come to be short ones.
-fn decode(line: &RequestLine, host: Option<&str>, fields: &Headers) -> Result<(String, Headers), Error> {
+fn decode(line: &RequestLine, host: Option<&str>, fields: &Headers) -> Result<(Rc<str>, Headers), Error> {
     let passed: Vec<(&str, &[u8])> = fields.iter().filter(|(name, _)| !is_ours(name)).collect();
-    // A slot is taken by the Host that async-h1 wants even when HTTP/1.0 sent none.
-    if passed.len() >= HEADER_LIMIT {
-        return Err(Error::TooManyHeaders { limit: HEADER_LIMIT });
-    }
-    let head = short_head(line.method, &passed);
-    if head.len() >= PARSER_HEAD_LIMIT_BYTES {
-        return Err(Error::HeadTooLarge { limit_bytes: PARSER_HEAD_LIMIT_BYTES });
-    }
-    let understood = Understood::of(head)?;
+    let understood = Understood::of(line.method, &passed)?;
     let host = host.map(|host| ("host", host.as_bytes()));
     let others = understood.names.iter().map(|(place, name)| (name.as_str(), passed[*place].1));
     Ok((understood.method.clone(), Headers::of(host.into_iter().chain(others))))
 }
 
-/// What async-h1 made of a short head.
+/// What async-h1 made of a head, whatever the values of its fields.
 #[derive(Debug)]
 struct Understood {
-    head: Vec<u8>,
-    method: String,
+    /// As it was sent.
+    sent_method: String,
+    /// The names of its fields as they were sent, each with a line end behind it.
+    sent_names: String,
+    method: Rc<str>,
     /// In lower case, each with the place that stood as its value; in the order of the places.
     names: Vec<(usize, String)>,
 }
@@ -336,18 +331,18 @@ struct Understood {
 const KNOWN_HEADS: usize = 16;
 
 thread_local! {
-    /// The latest short heads, the latest one first. Without values they are few: a client sends the same names with each
+    /// The latest heads, the latest one first. Without values they are few: a client sends the same names with each
     /// request, and to read them anew each time was a quarter of all that a request cost.
     static KNOWN: RefCell<Vec<Rc<Understood>>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Understood {
-    fn of(head: Vec<u8>) -> Result<Rc<Understood>, Error> {
+    fn of(method: &str, fields: &[(&str, &[u8])]) -> Result<Rc<Understood>, Error> {
         KNOWN.with_borrow_mut(|known| {
-            let read = match known.iter().position(|read| read.head == head) {
+            let read = match known.iter().position(|read| read.is_of(method, fields)) {
                 Some(0) => return Ok(known[0].clone()),
                 Some(at) => known.remove(at),
-                None => Rc::new(Understood::by_async_h1(head)?),
+                None => Rc::new(Understood::by_async_h1(method, fields)?),
             };
             known.truncate(KNOWN_HEADS - 1);
             known.insert(0, read.clone());
@@ -355,14 +350,35 @@ impl Understood {
         })
     }
 
-    fn by_async_h1(head: Vec<u8>) -> Result<Understood, Error> {
-        let request = run_async_h1(head.clone())?;
+    fn is_of(&self, method: &str, fields: &[(&str, &[u8])]) -> bool {
+        // No name has a line end in it.
+        let mut rest = self.sent_names.as_str();
+        let mut next = |name: &str| {
+            let left = rest.strip_prefix(name).and_then(|left| left.strip_prefix('\n'));
+            rest = left.unwrap_or_default();
+            left.is_some()
+        };
+        self.sent_method == method && fields.iter().all(|(name, _)| next(name)) && rest.is_empty()
+    }
+
+    fn by_async_h1(method: &str, fields: &[(&str, &[u8])]) -> Result<Understood, Error> {
+        // A slot is taken by the Host that async-h1 wants even when HTTP/1.0 sent none.
+        if fields.len() >= HEADER_LIMIT {
+            return Err(Error::TooManyHeaders { limit: HEADER_LIMIT });
+        }
+        let head = short_head(method, fields);
+        if head.len() >= PARSER_HEAD_LIMIT_BYTES {
+            return Err(Error::HeadTooLarge { limit_bytes: PARSER_HEAD_LIMIT_BYTES });
+        }
+        let sent_names = fields.iter().flat_map(|(name, _)| [*name, "\n"]).collect();
+        let request = run_async_h1(head)?;
         let fields = request.iter().flat_map(|(name, values)| values.iter().map(move |value| (name, value)));
         let fields = fields.filter(|(name, _)| *name != "host");
         let mut names: Vec<_> =
             fields.map(|(name, stand_in)| (place(stand_in.as_str()), name.as_str().to_owned())).collect();
         names.sort_unstable();
-        Ok(Understood { head, method: request.method().as_ref().to_owned(), names })
+        let (sent_method, method) = (method.to_owned(), request.method().as_ref().into());
+        Ok(Understood { sent_method, sent_names, method, names })
     }
 }
 
@@ -461,7 +477,7 @@ mod tests {
              X-b: 1\r\nExpect: 100-Continue\r\nConnection: foo\r\n\r\n",
         )
         .unwrap();
-        assert_eq!((head.method.as_str(), head.target.as_str()), ("POST", "/v1/chat%2Fx?a=|b"));
+        assert_eq!((&*head.method, head.target.as_str()), ("POST", "/v1/chat%2Fx?a=|b"));
         assert_eq!(
             fields(&head),
             [("host", "Box.lan:8080"), ("x-b", "2"), ("x-a", ""), ("x-b", "1"), ("connection", "foo")]
@@ -664,7 +680,7 @@ mod tests {
         }
         assert_eq!(KNOWN.with_borrow(Vec::len), KNOWN_HEADS);
         let post = parse("POST / HTTP/1.1\r\nHost: h\r\nN0: 1\r\nB:\r\n\r\n").unwrap();
-        assert_eq!(post.method, "POST", "the method is part of what is known");
+        assert_eq!(&*post.method, "POST", "the method is part of what is known");
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl Caller {
         self.trace.has_head(head);
         (self.dialect, self.cors) = (Dialect::of(&head.target), cors);
         self.http_10 = head.http_10;
-        self.head_only = head.method == "HEAD";
+        self.head_only = &*head.method == "HEAD";
         self.keep_alive = head.keep_alive;
     }
 
@@ -292,6 +292,10 @@ impl Caller {
 
 fn new_request_id() -> Rc<str> {
     let mut id = *b"req_00000000000000000000000000000000";
-    id[4..].fill_with(|| b"0123456789abcdef"[usize::from(fastrand::u8(..16))]);
+    let mut random = fastrand::u128(..);
+    for digit in &mut id[4..] {
+        *digit = b"0123456789abcdef"[(random % 16) as usize];
+        random /= 16;
+    }
     std::str::from_utf8(&id).expect("hexadecimal digits").into()
 }

@@ -200,8 +200,9 @@ fn begin(answer: &Answer, caller: &mut Caller) {
     };
     let queued_ms = answer.waited().as_millis().to_string();
     let request_id = caller.request_id().clone();
-    let mut ours =
-        vec![("x-limitrate-provider", answer.provider().as_bytes()), ("x-limitrate-queued-ms", queued_ms.as_bytes())];
+    let mut ours = Vec::with_capacity(8);
+    ours.push(("x-limitrate-provider", answer.provider().as_bytes()));
+    ours.push(("x-limitrate-queued-ms", queued_ms.as_bytes()));
     let mut unless_sent = |name, value: &'static str| {
         if head.headers.get(name).is_none() {
             ours.push((name, value.as_bytes()));

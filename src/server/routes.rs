@@ -1,5 +1,6 @@
 //! What a request is for: one match on method and path, after the gateway's own authorization.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 
 use super::Gateway;
@@ -62,13 +63,13 @@ pub fn route(gateway: &Gateway, head: &RequestHead, cors: &Cors) -> Result<Route
         "/metrics" => (Route::Metrics, "GET, HEAD"),
         "/v1/models" | "/v1/models/" => (Route::Models, "GET, HEAD"),
         _ => match path.strip_prefix("/v1/models/") {
-            Some(id) => (Route::Model(percent_decode(id)), "GET, HEAD"),
+            Some(id) => (Route::Model(percent_decode(id).into_owned()), "GET, HEAD"),
             None if path.len() > 4 && path.starts_with("/v1/") => (Route::Forward, "POST"),
             None => return Err(Error::UnknownPath { path: path.into() }),
         },
     };
-    if !allow.split(", ").any(|method| method == head.method) {
-        return Err(Error::MethodNotAllowed { method: head.method.clone(), allow });
+    if allow != &*head.method && !allow.split(", ").any(|method| method == &*head.method) {
+        return Err(Error::MethodNotAllowed { method: head.method.to_string(), allow });
     }
     if route == Route::Forward && climbs(path) {
         return Err(Error::UnknownPath { path: path.into() });
@@ -142,7 +143,10 @@ fn climbs(path: &str) -> bool {
 }
 
 /// RFC 3986 section 2.1. What is no escape, or gives no UTF-8, stays or is replaced: it will be no model's name.
-fn percent_decode(text: &str) -> String {
+fn percent_decode(text: &str) -> Cow<'_, str> {
+    if !text.contains('%') {
+        return Cow::Borrowed(text);
+    }
     let (bytes, mut decoded, mut at) = (text.as_bytes(), Vec::with_capacity(text.len()), 0);
     while at < bytes.len() {
         let escaped = (bytes[at] == b'%').then(|| text.get(at + 1..at + 3)).flatten();
@@ -157,7 +161,7 @@ fn percent_decode(text: &str) -> String {
             }
         }
     }
-    String::from_utf8_lossy(&decoded).into_owned()
+    Cow::Owned(String::from_utf8_lossy(&decoded).into_owned())
 }
 
 #[cfg(test)]

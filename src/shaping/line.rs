@@ -4,11 +4,11 @@
 //! serve one [`Queue`]. One grant is open on each lane, or as many as its limits would let go at the same instant: the next
 //! one counts from the instants at which those sends really went.
 
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::books::{Ask, Books, BooksMemory, Entry, Scope, is_day};
+use super::by_id::ById;
 use super::lane::{Lane, LaneSnapshot, Past};
 use super::limiter::{Held, Next, Now};
 use super::queue::{Queue, Standing};
@@ -202,7 +202,7 @@ pub struct Line {
     queue: Queue<Joining>,
     /// Those who have joined since the last look and would find a connection.
     warm: Vec<u64>,
-    in_flight: HashMap<u64, (usize, Entry)>,
+    in_flight: ById<(usize, Entry)>,
     closed: bool,
     tally: Tally,
     /// How often something happened that has to be remembered.
@@ -220,7 +220,7 @@ impl Line {
             lanes,
             queue: Queue::new(rules.fairness),
             warm: Vec::new(),
-            in_flight: HashMap::new(),
+            in_flight: ById::default(),
             closed: false,
             tally: Tally::default(),
             changes: 0,
@@ -308,19 +308,14 @@ impl Line {
         }
     }
 
-    /// The tokens that a request in flight has really used.
-    pub fn settled(&mut self, id: u64, tokens: u64) {
-        if let Some((lane, entry)) = self.in_flight.get(&id) {
+    /// A request is over, and has really used so many tokens, if that is known.
+    pub fn finished(&mut self, id: u64, tokens: Option<u64>) {
+        let Some((lane, entry)) = self.in_flight.remove(&id) else { return };
+        if let Some(tokens) = tokens {
             self.changes += 1;
-            self.lanes[*lane].books.settle(entry, tokens);
+            self.lanes[lane].books.settle(&entry, tokens);
         }
-    }
-
-    /// A request is over.
-    pub fn finished(&mut self, id: u64) {
-        if let Some((lane, entry)) = self.in_flight.remove(&id) {
-            self.lanes[lane].finished(entry);
-        }
+        self.lanes[lane].finished(entry);
     }
 
     /// The provider refused a request of this model for its rate; see [`Books::refused`]. Whoever can go elsewhere looks

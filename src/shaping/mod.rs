@@ -5,9 +5,10 @@
 //! | [`limiter`] | the limits of one scope: when the next send may go |
 //! | [`books`] | the limiters of one API key together, the provider's and its models' |
 //! | [`queue`] | the order in which waiters go: clients in turn, priority, ageing, places kept |
-//! | [`lane`] | one API key: its books, its open grant, its past |
+//! | [`lane`] | one API key: its books, its open grants, its past |
 //! | [`terms`] | a line's rules, and the terms of one request |
 //! | [`line`] | the queue and the lanes: who goes next, when, on which lane, and who waits in vain |
+//! | `by_id` | a map from ids of our own |
 //! | `walk` | when each waiter can go at the earliest |
 //! | [`observed`] | how many really went |
 //! | [`scheduler`] | the thin driver around them: the task, its mailbox, its timer |
@@ -19,6 +20,7 @@
 //! with its own count of everything.
 
 pub mod books;
+mod by_id;
 pub mod lane;
 pub mod limiter;
 pub mod line;

@@ -270,6 +270,10 @@ impl<T> Queue<T> {
 
     /// Where somebody has to stand among the first `among` entries, who are numbered by their turn within their client.
     fn place(&self, among: usize, new: &Standing, client: Option<usize>, level: Priority, now: Instant) -> usize {
+        if !new.again && client.is_some() && self.clients.are_one() {
+            // Alone with itself.
+            return among;
+        }
         let among = || self.entries.iter().take(among);
         let own = among().filter(|entry| Some(entry.client) == client).count();
         let mut turns = vec![0; self.clients.slots()];
@@ -399,6 +403,10 @@ struct Clients {
 impl Clients {
     fn index(&self, name: &str) -> Option<usize> {
         self.by_name.get(name).copied()
+    }
+
+    fn are_one(&self) -> bool {
+        self.by_name.len() == 1
     }
 
     fn slots(&self) -> usize {

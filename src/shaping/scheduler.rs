@@ -8,7 +8,6 @@
 //! millisecond of lateness that it makes up for. One grant is open at a time on each lane, or as many as a burst allows.
 
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::rc::Rc;
@@ -19,6 +18,7 @@ use async_io::Timer;
 use futures_lite::future;
 
 use super::books::{Ask, BooksMemory, Scope};
+use super::by_id::ById;
 use super::lane::Past;
 use super::limiter::Now;
 use super::line::{Decision, Estimate, Line, Refusal, Snapshot, Waiting};
@@ -31,10 +31,9 @@ enum Message {
     Left { id: u64, hung_up: bool },
     Sent { id: u64, lane: usize, ask: Ask, at: Instant, waited: Duration },
     Returned { lane: usize, model: usize },
-    Settled { id: u64, tokens: u64 },
     Refused { lane: usize, model: usize, scope: Scope, wait: Option<Duration> },
     Accepted { lane: usize, model: usize },
-    Finished { id: u64 },
+    Finished { id: u64, tokens: Option<u64> },
     Question(Question),
     Reload(Rules),
     Close,
@@ -98,7 +97,7 @@ impl Scheduler {
         let (mailbox, messages) = async_channel::unbounded();
         let desk = Desk {
             line: Line::new(rules, pasts, clocks(Instant::now())),
-            turns: HashMap::new(),
+            turns: ById::default(),
             questions: Vec::new(),
             mailbox: mailbox.downgrade(),
         };
@@ -263,7 +262,10 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        tell(&self.mailbox, Message::Left { id: self.id, hung_up: self.hung_up });
+        // Who has been granted, refused or sent elsewhere is in line no more.
+        if !self.turns.is_over() {
+            tell(&self.mailbox, Message::Left { id: self.id, hung_up: self.hung_up });
+        }
     }
 }
 
@@ -289,7 +291,7 @@ impl Permit {
         let mailbox = self.mailbox.take().expect("a permit is spent once: it is consumed here");
         let waited = at.saturating_duration_since(self.since);
         tell(&mailbox, Message::Sent { id: self.id, lane: self.lane, ask: self.ask, at, waited });
-        InFlight { id: self.id, lane: self.lane, waited, mailbox }
+        InFlight { id: self.id, lane: self.lane, waited, tokens: None, mailbox }
     }
 }
 
@@ -307,6 +309,7 @@ pub struct InFlight {
     id: u64,
     lane: usize,
     waited: Duration,
+    tokens: Option<u64>,
     mailbox: Sender<Message>,
 }
 
@@ -321,15 +324,15 @@ impl InFlight {
         self.lane
     }
 
-    /// The tokens that the request has really used, in the place of those it reserved.
-    pub fn settle(&self, tokens: u64) {
-        tell(&self.mailbox, Message::Settled { id: self.id, tokens });
+    /// Ends it, with the tokens that the request has really used, in the place of those it reserved.
+    pub fn settle(mut self, tokens: u64) {
+        self.tokens = Some(tokens);
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        tell(&self.mailbox, Message::Finished { id: self.id });
+        tell(&self.mailbox, Message::Finished { id: self.id, tokens: self.tokens });
     }
 }
 
@@ -374,7 +377,7 @@ fn clocks(mono: Instant) -> Now {
 /// The line, and how its decisions reach those who wait.
 struct Desk {
     line: Line,
-    turns: HashMap<u64, Waiter>,
+    turns: ById<Waiter>,
     /// Asked and not answered yet.
     questions: Vec<Question>,
     mailbox: WeakSender<Message>,
@@ -411,12 +414,11 @@ impl Desk {
                 self.line.sent(id, lane, ask, Now { mono: at, wall: now.wall }, waited);
             }
             Message::Returned { lane, model } => self.line.returned(lane, model),
-            Message::Settled { id, tokens } => self.line.settled(id, tokens),
             Message::Refused { lane, model, scope, wait } => {
                 self.line.refused(lane, model, scope, wait, now, fastrand::f64());
             }
             Message::Accepted { lane, model } => self.line.accepted(lane, model),
-            Message::Finished { id } => self.line.finished(id),
+            Message::Finished { id, tokens } => self.line.finished(id, tokens),
             Message::Question(question) => self.questions.push(question),
             Message::Reload(rules) => self.line.reload(rules, now),
             Message::Close => self.line.close(),

@@ -71,6 +71,11 @@ impl<T> Hearer<T> {
         .await
     }
 
+    /// Whether the last word has been said, heard or not.
+    pub fn is_over(&self) -> bool {
+        self.0.borrow().over
+    }
+
     /// What has been said already.
     pub fn heard(&self) -> Option<T> {
         let [first, second] = &mut self.0.borrow_mut().words;
@@ -102,7 +107,9 @@ mod tests {
         teller.tell(3);
         assert_eq!((hearer.heard(), hearer.heard(), hearer.heard()), (Some(2), Some(3), None));
         (4..7).for_each(|word| teller.tell(word));
+        assert!(!hearer.is_over());
         drop(teller);
+        assert!(hearer.is_over());
         let words = (block_on(hearer.next()), block_on(hearer.next()), block_on(hearer.next()));
         assert_eq!(words, (Some(5), Some(6), None));
     }

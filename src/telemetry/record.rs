@@ -17,8 +17,8 @@ pub struct Record {
     pub client: Rc<str>,
     /// Whether it is a configured client's name.
     pub named: bool,
-    /// Empty where the head could not be read.
-    pub method: String,
+    /// `None` where the head could not be read.
+    pub method: Option<Rc<str>>,
     /// Without its query.
     pub path: String,
     /// The model as the caller wrote it.
@@ -63,8 +63,8 @@ impl Record {
         }
         let mut fields = Vec::with_capacity(18);
         fields.extend([("id", Field::Text(&self.id)), ("client", Field::Text(&self.client))]);
-        if !self.method.is_empty() {
-            fields.extend([("method", Field::Text(&self.method)), ("path", Field::Text(&self.path))]);
+        if let Some(method) = &self.method {
+            fields.extend([("method", Field::Text(method)), ("path", Field::Text(&self.path))]);
         }
         fields.extend(self.route.as_ref().map(|(provider, _)| ("provider", Field::Text(provider))));
         fields.extend(self.asked_for.as_ref().map(|model| ("model", Field::Text(model))));

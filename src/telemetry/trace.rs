@@ -29,7 +29,7 @@ struct Known {
     address: Rc<str>,
     /// Of the configuration.
     client: Option<Rc<str>>,
-    method: String,
+    method: Option<Rc<str>>,
     path: String,
     asked_for: Option<Rc<str>>,
     route: Option<(Rc<str>, Rc<str>)>,
@@ -47,13 +47,13 @@ struct Known {
 impl Trace {
     /// Of a caller at that address.
     pub fn new(peer: Rc<str>) -> Trace {
-        Trace(RefCell::new(Known::new(peer)))
+        Trace(RefCell::new(Known::new(peer, Rc::default(), Instant::now())))
     }
 
     /// A new request begins.
     pub fn begins(&self, id: &Rc<str>) {
         let mut known = self.0.borrow_mut();
-        *known = Known { id: id.clone(), ..Known::new(known.peer.clone()) };
+        *known = Known::new(known.peer.clone(), id.clone(), known.since);
     }
 
     /// Whom it comes from, by address.
@@ -70,7 +70,7 @@ impl Trace {
     pub fn has_head(&self, head: &RequestHead) {
         let mut known = self.0.borrow_mut();
         let path = head.target.split(['?', '#']).next().unwrap_or_default();
-        (known.method, known.path) = (cut(&head.method), cut(path));
+        (known.method, known.path) = (Some(head.method.clone()), cut(path).to_owned());
     }
 
     /// It is complete, with so many bytes of a body: times count from here.
@@ -139,8 +139,9 @@ impl Trace {
     /// It is over; `gone`: because its caller is. `None` where there was nothing.
     pub fn ends(&self, gone: bool, now: Instant) -> Option<Record> {
         let known = &mut *self.0.borrow_mut();
-        let ended = std::mem::replace(known, Known::new(known.peer.clone()));
-        let hung_up = gone && !ended.method.is_empty();
+        let nothing = Known::new(known.peer.clone(), known.id.clone(), known.since);
+        let ended = std::mem::replace(known, nothing);
+        let hung_up = gone && ended.method.is_some();
         let status = ended.status.or(hung_up.then_some(CALLER_GONE_STATUS))?;
         let since_then = |at: Instant| at.saturating_duration_since(ended.since);
         let total = since_then(now);
@@ -174,14 +175,14 @@ impl Trace {
 }
 
 impl Known {
-    fn new(peer: Rc<str>) -> Known {
+    fn new(peer: Rc<str>, id: Rc<str>, since: Instant) -> Known {
         Known {
-            since: Instant::now(),
-            id: Rc::default(),
+            since,
+            id,
             address: peer.clone(),
             peer,
             client: None,
-            method: String::new(),
+            method: None,
             path: String::new(),
             asked_for: None,
             route: None,
@@ -198,6 +199,9 @@ impl Known {
     }
 }
 
-fn cut(text: &str) -> String {
-    text.chars().take(SHOWN_CHARS).collect()
+fn cut(text: &str) -> &str {
+    if text.len() <= SHOWN_CHARS {
+        return text;
+    }
+    text.char_indices().nth(SHOWN_CHARS).map_or(text, |(end, _)| &text[..end])
 }

@@ -52,7 +52,7 @@ impl Outgoing {
     ) -> Outgoing {
         let base = &provider.base_url;
         let below = request.target.strip_prefix("/v1").unwrap_or(&request.target);
-        let target = format!("{}{below}", base.path);
+        let target = [&base.path, below].concat();
         let ours = |name: &str| provider.headers.iter().any(|(own, _)| own.eq_ignore_ascii_case(name));
         let key = key.and_then(|key| key_field(Dialect::of(&request.target), key.reveal(), ours));
 
@@ -88,7 +88,7 @@ fn begins_with(name: &str, prefix: &str) -> bool {
 fn key_field(dialect: Dialect, key: &str, ours: impl Fn(&str) -> bool) -> Option<(&'static str, String)> {
     match dialect {
         _ if ours("authorization") => None,
-        Dialect::OpenAi => Some(("Authorization", format!("Bearer {key}"))),
+        Dialect::OpenAi => Some(("Authorization", ["Bearer ", key].concat())),
         Dialect::Anthropic if ours("x-api-key") => None,
         Dialect::Anthropic => Some(("x-api-key", key.to_owned())),
     }

@@ -72,7 +72,7 @@ impl Pool {
     pub fn take(&self) -> Option<Connection> {
         loop {
             let (since, mut connection) = self.idle.borrow_mut().pop_back()?;
-            if self.keeps(since.elapsed(), connection.born.elapsed()) && !connection.is_spoiled() {
+            if self.keeps(since, connection.born, Instant::now()) && !connection.is_spoiled() {
                 return Some(connection);
             }
         }
@@ -90,7 +90,8 @@ impl Pool {
 
     /// Closes what has been idle for too long. To be called now and then.
     pub fn sweep(&self) {
-        self.idle.borrow_mut().retain(|(since, connection)| self.keeps(since.elapsed(), connection.born.elapsed()));
+        let now = Instant::now();
+        self.idle.borrow_mut().retain(|(since, connection)| self.keeps(*since, connection.born, now));
     }
 
     /// How many are idle.
@@ -98,8 +99,9 @@ impl Pool {
         self.idle.borrow().len()
     }
 
-    fn keeps(&self, idle: Duration, age: Duration) -> bool {
-        idle < self.max_idle_time && age < MAX_AGE
+    fn keeps(&self, idle_since: Instant, born: Instant, now: Instant) -> bool {
+        let passed = |since| now.saturating_duration_since(since);
+        passed(idle_since) < self.max_idle_time && passed(born) < MAX_AGE
     }
 }
 
@@ -111,8 +113,10 @@ mod tests {
     fn a_connection_is_kept_neither_idle_nor_alive_for_too_long() {
         let pool = Pool::new(16, Duration::from_secs(50));
         let seconds = Duration::from_secs;
-        assert!(pool.keeps(seconds(49), seconds(299)));
-        assert!(!pool.keeps(seconds(50), seconds(299)));
-        assert!(!pool.keeps(seconds(0), seconds(300)), "its address may be out of date");
+        let born = Instant::now();
+        let keeps = |idle, age| pool.keeps(born + seconds(age) - seconds(idle), born, born + seconds(age));
+        assert!(keeps(49, 299));
+        assert!(!keeps(50, 299));
+        assert!(!keeps(0, 300), "its address may be out of date");
     }
 }

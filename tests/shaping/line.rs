@@ -137,7 +137,7 @@ impl World {
 
     fn finish(&mut self, id: u64) {
         if self.in_flight.remove(&id) {
-            self.line.finished(id);
+            self.line.finished(id, None);
         }
         self.settle();
     }

@@ -246,13 +246,15 @@ fn what_was_settled_makes_room_for_the_next() {
         let first = send(&join(scheduler, ask)).await;
         let next = join(scheduler, ask);
         ready(scheduler, &next).await;
+        assert_eq!(settled(scheduler).await.held_by, Held::Tokens);
         first.settle(40);
-        let _second = send(&next).await;
-        let third = join(scheduler, ANY);
-        ready(scheduler, &third).await;
+        let second = send(&next).await;
+        let third = send(&join(scheduler, ANY)).await;
+        let fourth = join(scheduler, ANY);
+        ready(scheduler, &fourth).await;
         assert_eq!(settled(scheduler).await.held_by, Held::Concurrency);
-        drop(first);
-        assert!(is_granted(scheduler, &third).await);
+        drop((second, third));
+        assert!(is_granted(scheduler, &fourth).await);
     });
 }
 
