@@ -136,14 +136,14 @@ mod tests {
     #[test]
     fn it_sees_who_is_in_whose_way() {
         let now = Now { mono: Instant::now(), wall: SystemTime::UNIX_EPOCH };
-        // To the millisecond that lateness of the first may take off.
-        let seconds = |next: Next| (next.at.unwrap() + Duration::from_millis(1) - now.mono).as_secs();
+        // To the millisecond that lateness of the first may take off each gap.
+        let seconds = |next: Next| (next.at.unwrap() + Duration::from_millis(20) - now.mono).as_secs();
         for (granted, line, slots, ends, going) in [
             (&[&[][..]][..], [0, 0, 1, 1], [0, 5, 1, 2], [10, 3], 3),
             (&[&[]], [1, 1, 1, 1], [0, 1, 2, 3], [4, 4], 4),
             (&[&[0]], [0, 1, 0, 1], [5, 1, 10, 2], [15, 3], 3),
             (&[&[1]], [0, 1, 1, 0], [1, 2, 3, 5], [10, 4], 4),
-            (&[&[1, 1]], [0, 1, 1, 0], [2, 3, 4, 5], [10, 6], 6),
+            (&[&[1, 1]], [0, 1, 1, 0], [2, 3, 4, 5], [10, 5], 5),
             (&[&[], &[]], [1, 1, 1, 1], [0, 0, 1, 1], [2, 2], 4),
             (&[&[], &[]], [0, 0, 0, 1], [0, 0, 5, 1], [5, 1], 3),
             (&[&[1], &[]], [1, 1, 1, 1], [0, 1, 1, 2], [2, 2], 5),

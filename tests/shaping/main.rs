@@ -84,8 +84,13 @@ fn cadence(interval: u64, capacity: u32) -> Option<Cadence> {
 }
 
 /// The lateness that the cadence makes up for.
-fn made_up(interval: u64) -> u64 {
-    if interval > MS { MS } else { 20 * MS }
+fn made_up(interval: u64, capacity: u32) -> u64 {
+    if capacity > 1 && interval > MS { MS } else { 20 * MS }
+}
+
+/// Between two sends without a burst.
+fn least_gap(interval: u64, capacity: u32) -> u64 {
+    if capacity > 1 { 0 } else { interval.saturating_sub(MS) }
 }
 
 /// Limits without any, and without a margin.

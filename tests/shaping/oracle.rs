@@ -135,8 +135,8 @@ fn a_bucket_and_a_window_satisfy_buckets_and_windows() {
             }
             // On a way without jitter the same bucket at the provider is never empty, if it forgives the lateness that is made
             // up (who waited for the window is late for the bucket); jitter takes what it lasts.
+            let forgives = made_up(interval, capacity);
             let capacity = u64::from(capacity);
-            let forgives = made_up(interval);
             assert_eq!(refused_by_bucket(&traffic.sends, interval, capacity, forgives), 0, "{setting}");
             assert_eq!(refused_by_bucket(&traffic.arrivals, interval, capacity, forgives + JITTER), 0, "{setting}");
             if matches!(demand, Demand::Endless | Demand::Late) {

@@ -8,7 +8,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use crate::{Clock, DAY, MINUTE, MS, SECOND, cadence, made_up, none, stepped};
+use crate::{Clock, DAY, MINUTE, MS, SECOND, cadence, least_gap, made_up, none, stepped};
 
 /// One send.
 #[derive(Debug, Clone, Copy)]
@@ -46,10 +46,11 @@ impl Model {
     }
 
     /// Fills and drains a bucket from the start; its content is counted in nanoseconds of an interval. A send that waited
-    /// takes its token up to [`made_up`] before it went.
+    /// takes its token up to [`made_up`] before it went, and leaves [`least_gap`] behind it.
     fn has_token(&self, cadence: Cadence, now: u64) -> bool {
         let token = cadence.interval.as_nanos() as i128;
-        let made_up = made_up(cadence.interval.as_nanos() as u64);
+        let made_up = made_up(token as u64, cadence.capacity);
+        let least_gap = least_gap(token as u64, cadence.capacity);
         let full = token * i128::from(cadence.capacity);
         let (mut content, mut time) = (full, -i128::from(SECOND));
         let taken = self.sends.iter().map(|sent| i128::from(sent.at) - i128::from(sent.waited.min(made_up)));
@@ -57,7 +58,7 @@ impl Model {
             content = full.min(content + at - time) - token;
             time = at;
         }
-        content >= 0
+        content >= 0 && self.sends.iter().all(|sent| now >= sent.at + least_gap)
     }
 }
 
@@ -201,8 +202,8 @@ proptest! {
     }
 
     /// With demand that comes and goes and sends that leave late, nothing is lost either: every send goes at the least
-    /// instant that the bounds `s[n] >= v[n-k] + (k + 1 - capacity) * interval` and `s[n] >= s[n-max] + span` allow, where
-    /// `v` is when a send was asked for, at most a millisecond before it went.
+    /// instant that the bounds `s[n] >= v[n-k] + (k + 1 - capacity) * interval`, `s[n] >= s[n-1] + least gap` and
+    /// `s[n] >= s[n-max] + span` allow, where `v` is when a send was asked for, at most what is made up before it went.
     #[test]
     fn a_schedule_is_the_least_solution_of_its_bounds(
         interval in MS..5 * SECOND, capacity in 1..8_u32, max in 1..40_u32,
@@ -216,13 +217,14 @@ proptest! {
             now += gap;
             let by_cadence = (capacity as usize..=n).map(|k| taken[n - k] + (k as u64 + 1 - u64::from(capacity)) * interval);
             let by_window = n.checked_sub(max as usize).map(|oldest| sends[oldest] + MINUTE + 500 * MS);
-            let least = by_cadence.chain(by_window).fold(now, u64::max);
+            let by_gap = sends.last().map(|last| last + least_gap(interval, capacity));
+            let least = by_cadence.chain(by_window).chain(by_gap).fold(now, u64::max);
             prop_assert_eq!(clock.next(&limiter, now, 0), least, "send {}", n);
             let asked = now;
             now = least + late;
             clock.send_late(&mut limiter, now, now - asked, 0);
             sends.push(now);
-            taken.push(asked.max(now.saturating_sub(made_up(interval))));
+            taken.push(asked.max(now.saturating_sub(made_up(interval, capacity))));
         }
     }
 
@@ -242,7 +244,7 @@ proptest! {
     }
 
     /// With sends that waited and went late: any `[t, t + T)` holds at most `burst - 1 + ceil((T + made up) / interval)`, and
-    /// with no burst no gap is shorter than the interval by more than is made up. That is what [`Limits::worst_case`] says.
+    /// with no burst no gap is shorter than the interval by more than 1 ms. That is what [`Limits::worst_case`] says.
     #[test]
     fn lateness_that_is_made_up_adds_no_more_than_its_length(
         interval in prop_oneof![1..3 * MS, MS..3 * SECOND], capacity in 1..20_u32,
@@ -257,19 +259,20 @@ proptest! {
             clock.send_late(&mut limiter, now, waited, 0);
             sends.push(now);
         }
+        let gap = least_gap(interval, capacity);
         for (i, first) in sends.iter().enumerate() {
             for (j, last) in sends.iter().enumerate().skip(i) {
                 let count = (j + 1 - i) as u64;
                 let span = last - first + 1; // the shortest that has both in it
-                let most = u64::from(capacity) - 1 + (span + made_up(interval)).div_ceil(interval);
+                let by_tokens = u64::from(capacity) - 1 + (span + made_up(interval, capacity)).div_ceil(interval);
+                let most = span.checked_div(gap).map_or(by_tokens, |gaps| by_tokens.min(gaps + 1));
                 prop_assert!(count <= most, "{count} in {span}");
                 if span <= MINUTE {
                     prop_assert_eq!(limits.worst_case(Duration::from_nanos(span)), Some(most));
                 }
             }
         }
-        let gaps = sends.windows(2).map(|pair| pair[1] - pair[0]);
-        prop_assert!(capacity > 1 || gaps.min() >= Some(interval.saturating_sub(made_up(interval))));
+        prop_assert!(sends.windows(2).all(|pair| pair[1] - pair[0] >= gap));
     }
 
     /// How many wait in front tells when one's turn comes: never later than it really comes, and with one limit
@@ -288,7 +291,7 @@ proptest! {
         let daily = limits.day.is_some_and(|day| day.reset != Reset::Rolling);
         let exact = exact && (cooldown == 0 || !daily);
         let expected: Vec<u64> = (0..40).map(|n| clock.time(limiter.nth_at(clock.at(now), n))).collect();
-        let off = limits.cadence.map_or(0, |cadence| made_up(cadence.interval.as_nanos() as u64));
+        let off = limits.cadence.map_or(0, |cadence| made_up(cadence.interval.as_nanos() as u64, cadence.capacity));
         let (mut time, mut truth) = (now, Vec::new());
         for _ in 0..40 {
             time = clock.next(&limiter, time, 0);

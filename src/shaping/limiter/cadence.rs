@@ -2,24 +2,29 @@
 //!
 //! A send that waited and went late (a timer, a task switch, the write) takes its token as of when it could have gone, so
 //! that lateness does not add up and the rate is kept in the long run. How far back that reaches is bounded
-//! ([`made_up`]): what idle time earns beyond the burst, and what a gap can lose, is no more.
+//! ([`made_up`]), and so is what a gap can lose to it ([`least_gap`]): a stall of the thread is made up by several gaps.
 
 use std::time::Duration;
 
 use super::memory::{BucketMemory, NS_PER_MS, Past};
 use super::{Cadence, Nanos, nanos};
 
-/// So much lateness of a send is made up by the next one.
-const MADE_UP: Nanos = NS_PER_MS;
+/// A gap is shorter than the interval by no more.
+const MADE_UP_BY_A_GAP: Nanos = NS_PER_MS;
 
-/// The same for an interval that is no longer than [`MADE_UP`]: no gap can be shorter than it by more than that anyway,
-/// and a stall of the thread lasts several intervals. Longer than a slice of a busy machine's scheduler.
-const MADE_UP_WITHIN_A_MILLISECOND: Nanos = 20 * NS_PER_MS;
+/// So much lateness is made up where each gap has its bound: longer than a slice of a busy machine's scheduler.
+const MADE_UP: Nanos = 20 * NS_PER_MS;
 
-/// The most that a send's token may be dated back at this interval. In any span of length T there are at most
+/// The most that a send's token may be dated back. In any span of length T there are at most
 /// `capacity - 1 + ceil((T + made_up) / interval)` sends.
-pub(super) fn made_up(interval: Nanos) -> Nanos {
-    if interval > MADE_UP { MADE_UP } else { MADE_UP_WITHIN_A_MILLISECOND }
+pub(super) fn made_up(interval: Nanos, capacity: u64) -> Nanos {
+    // A burst has no gaps that could bound it.
+    if capacity == 1 || interval <= MADE_UP_BY_A_GAP { MADE_UP } else { MADE_UP_BY_A_GAP }
+}
+
+/// No two sends are closer.
+pub(super) fn least_gap(interval: Nanos, capacity: u64) -> Nanos {
+    if capacity == 1 { interval.saturating_sub(MADE_UP_BY_A_GAP) } else { 0 }
 }
 
 #[derive(Debug)]
@@ -28,47 +33,69 @@ pub(super) struct TokenBucket {
     capacity: u64,
     /// Each missing token puts this an interval further into the future.
     full_at: Nanos,
+    /// Without bursts: the end of the last send's least gap.
+    closed_until: Nanos,
 }
 
 impl TokenBucket {
     pub(super) fn new(cadence: Cadence) -> Self {
         let capacity = u64::from(cadence.capacity.max(1));
-        TokenBucket { interval: nanos(cadence.interval).max(1), capacity, full_at: 0 }
+        TokenBucket { interval: nanos(cadence.interval).max(1), capacity, full_at: 0, closed_until: 0 }
     }
 
     /// When the `n`-th send from `now` has its token, if those before it go as soon as they can and the next one has
     /// waited already, as far as that counts.
     pub(super) fn earliest(&self, now: Nanos, n: u64) -> Nanos {
-        let taken = self.full_at.max(now.saturating_sub(made_up(self.interval)));
+        let taken = self.full_at.max(now.saturating_sub(self.made_up()));
         let spent = taken.saturating_add(n.saturating_mul(self.interval));
-        now.max(spent.saturating_sub((self.capacity - 1).saturating_mul(self.interval)))
+        let by_tokens = spent.saturating_sub((self.capacity - 1).saturating_mul(self.interval));
+        let by_gaps = now.max(self.closed_until).saturating_add(n.saturating_mul(self.least_gap()));
+        by_tokens.max(by_gaps)
+    }
+
+    fn made_up(&self) -> Nanos {
+        made_up(self.interval, self.capacity)
+    }
+
+    fn least_gap(&self) -> Nanos {
+        least_gap(self.interval, self.capacity)
     }
 
     /// Whole tokens in the bucket. What late sends make up is not foreseen.
     pub(super) fn available(&self, now: Nanos) -> u32 {
-        let missing = self.full_at.saturating_sub(now).div_ceil(self.interval);
+        let missing = self.missing(now).div_ceil(self.interval);
         u32::try_from(self.capacity.saturating_sub(missing)).unwrap_or(u32::MAX)
+    }
+
+    /// Until all tokens are there, without what a late send may make up.
+    fn missing(&self, now: Nanos) -> Nanos {
+        self.full_at.max(self.closed_until).saturating_sub(now)
     }
 
     /// A send that had been wanted for `waited`. Its token is of the instant at which it was wanted and there, and at most
     /// [`made_up`] old.
     pub(super) fn sent(&mut self, at: Nanos, waited: Nanos) {
-        let taken = at.saturating_sub(waited.min(made_up(self.interval)));
+        let taken = at.saturating_sub(waited.min(self.made_up()));
         self.full_at = self.full_at.max(taken).saturating_add(self.interval);
+        if self.capacity == 1 {
+            self.closed_until = self.closed_until.max(at.saturating_add(self.least_gap()));
+        }
     }
 
     /// What is missing, in tokens, stays missing; only the price of a token changes. Rounded up: never too fast. A full
     /// bucket stays full since when it was.
     pub(super) fn set_interval(&mut self, now: Nanos, interval: Duration) {
         let interval = nanos(interval).max(1);
-        if let Some(missing) = self.full_at.checked_sub(now) {
-            self.full_at = now.saturating_add(priced(missing, self.interval, interval));
+        for at in [&mut self.full_at, &mut self.closed_until] {
+            if let Some(missing) = at.checked_sub(now) {
+                *at = now.saturating_add(priced(missing, self.interval, interval));
+            }
         }
         self.interval = interval;
     }
 
     pub(super) fn memory(&self, now: Nanos) -> BucketMemory {
-        BucketMemory { missing_ns: self.full_at.saturating_sub(now), interval_ns: self.interval }
+        BucketMemory { missing_ns: self.missing(now), interval_ns: self.interval }
     }
 
     /// Whatever is missing, nothing waits longer than the bucket takes to fill.
@@ -116,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_line_that_is_late_at_each_send_keeps_the_rate() {
-        for (interval, late) in [(MS, 300_000), (10 * MS, 300_000), (10 * MS, MS), (MS, 20 * MS)] {
+        for (interval, late) in [(MS, 300_000), (10 * MS, 300_000), (10 * MS, MS), (10 * MS, 20 * MS), (MS, 20 * MS)] {
             let mut bucket = bucket(interval, 1);
             let mut at = 0;
             // Everybody has waited since the start, and now and then the thread stalls.
@@ -130,31 +157,39 @@ mod tests {
     }
 
     #[test]
-    fn a_send_that_is_later_than_can_be_made_up_moves_those_behind_it() {
+    fn a_late_send_is_made_up_by_several_gaps_and_what_is_later_moves_those_behind_it() {
         let mut bucket = bucket(100 * MS, 1);
-        for (at, next) in [(5 * MS, 104 * MS), (104 * MS, 204 * MS), (209 * MS, 308 * MS), (308 * MS + 7, 408 * MS)] {
-            bucket.sent(at, at);
-            assert_eq!(bucket.earliest(at, 0), next, "after the send at {at}");
-            assert!(next - at >= 99 * MS);
+        // Two milliseconds late; then 30, of which 20 count.
+        for (at, next) in [(2, 101), (101, 200), (200, 300), (330, 429), (429, 528), (528, 627)] {
+            bucket.sent(at * MS, at * MS);
+            assert_eq!(bucket.earliest(at * MS, 0), next * MS, "after the send at {at} ms");
         }
+        let mut at = 627 * MS;
+        for _ in 0..30 {
+            bucket.sent(at, at);
+            at = bucket.earliest(at, 0);
+        }
+        assert_eq!(at, 310 * MS + 33 * 100 * MS);
     }
 
     #[test]
     fn after_an_idle_spell_the_interval_counts_from_when_the_send_was_asked_for() {
         let idle = 1000 * MS;
-        for (interval, waited, made_up) in [
-            (10 * MS, 0, 0),
-            (10 * MS, 400_000, 400_000),
-            (10 * MS, MS, MS),
-            (10 * MS, 500 * MS, MS),
-            (MS + 1, 500 * MS, MS),
-            (MS, 7 * MS, 7 * MS),
-            (MS, 500 * MS, 20 * MS),
+        for (interval, capacity, waited, made_up) in [
+            (10 * MS, 1, 0, 0),
+            (10 * MS, 1, 400_000, 400_000),
+            (10 * MS, 1, 7 * MS, 7 * MS),
+            (10 * MS, 1, 500 * MS, 20 * MS),
+            (10 * MS, 2, 400_000, 400_000),
+            (10 * MS, 2, 7 * MS, MS),
+            (MS + 1, 2, 500 * MS, MS),
+            (MS, 2, 7 * MS, 7 * MS),
+            (MS, 2, 500 * MS, 20 * MS),
         ] {
-            let mut bucket = bucket(interval, 1);
+            let mut bucket = bucket(interval, capacity);
             bucket.sent(0, 0);
             bucket.sent(idle, waited);
-            assert_eq!(bucket.full_at, idle - made_up + interval, "{interval} {waited}");
+            assert_eq!(bucket.full_at, idle - made_up + interval, "{interval} {capacity} {waited}");
         }
     }
 
@@ -164,9 +199,9 @@ mod tests {
         waiting.sent(0, 0);
         // The bucket has been full since 10 ms, and who is next may have waited longer than that counts.
         let now = 50 * MS;
-        assert_eq!([0, 1, 2].map(|n| waiting.earliest(now, n)), [now, 59 * MS, 69 * MS]);
+        assert_eq!([0, 1, 2].map(|n| waiting.earliest(now, n)), [now, 59 * MS, 68 * MS]);
         waiting.sent(now, 30 * MS);
-        assert_eq!([0, 1].map(|n| waiting.earliest(now, n)), [59 * MS, 69 * MS]);
+        assert_eq!([0, 1].map(|n| waiting.earliest(now, n)), [59 * MS, 68 * MS]);
     }
 
     #[test]

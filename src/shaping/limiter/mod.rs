@@ -15,7 +15,7 @@ pub use memory::Memory;
 
 use std::time::{Duration, Instant, SystemTime};
 
-use cadence::{TokenBucket, made_up};
+use cadence::{TokenBucket, least_gap, made_up};
 use day::CalendarDay;
 use tokens::TokenWindow;
 use window::Window;
@@ -63,7 +63,7 @@ impl Default for Limits {
 }
 
 /// A token bucket, full at the start. With a capacity of 1 it is strict spacing: idle time earns nothing, and no two
-/// sends are closer than the interval by more than 1 ms, which makes up for a first one that waited and went late.
+/// sends are closer than the interval by more than 1 ms, which makes up for those before that waited and went late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cadence {
     /// One token each; 0 is taken for 1 ns. Round 60 s / rpm up, never down.
@@ -96,24 +96,28 @@ impl Limits {
     ///
     /// For a bucket that is `capacity - 1 + ceil(60 s / interval)`: 120 for one send every 0.5 s, 129 with a capacity of
     /// 10. A provider that counts both ends of the minute, or whose minute is stretched by the network or by the
-    /// millisecond of lateness that the cadence makes up, may see one more; a `window` has its margin against that.
+    /// lateness that the cadence makes up, may see one more (two where the interval is below 20 ms); a `window` has its margin
+    /// against that.
     pub fn worst_case_per_minute(&self) -> Option<u64> {
-        self.most(MINUTE, |_| 0)
+        let span = nanos(MINUTE);
+        self.most(|interval, capacity| capacity - 1 + span.div_ceil(interval))
     }
 
     /// The most sends that can fall in any `span` of up to 60 s, `[t, t + span)`, lateness that is made up included;
     /// `None` where no limit counts sends.
     pub fn worst_case(&self, span: Duration) -> Option<u64> {
-        self.most(span, made_up)
+        let span = nanos(span);
+        self.most(|interval, capacity| {
+            let refills = span.saturating_add(made_up(interval, capacity)).div_ceil(interval);
+            let by_gaps = span.checked_div(least_gap(interval, capacity)).map_or(u64::MAX, |gaps| gaps + 1);
+            by_gaps.min(capacity - 1 + refills)
+        })
     }
 
-    /// With the bucket filling for longer than the span by what `late` says of its interval.
-    fn most(&self, span: Duration, late: impl Fn(Nanos) -> Nanos) -> Option<u64> {
-        let cadence = self.cadence.map(|cadence| {
-            let interval = nanos(cadence.interval).max(1);
-            let refills = nanos(span).saturating_add(late(interval)).div_ceil(interval);
-            u64::from(cadence.capacity.max(1)) - 1 + refills
-        });
+    /// With what the cadence allows, by its interval and its capacity.
+    fn most(&self, by_cadence: impl Fn(Nanos, u64) -> u64) -> Option<u64> {
+        let cadence =
+            self.cadence.map(|cadence| by_cadence(nanos(cadence.interval).max(1), u64::from(cadence.capacity.max(1))));
         let window = self.window.map(|max| u64::from(max.max(1)));
         let day = self.day.map(|day| match day.reset {
             Reset::At(_) => 2 * u64::from(day.max.max(1)), // one budget before the reset, one after
@@ -216,9 +220,9 @@ pub struct SendId(u64);
 /// went (the cadence apart), and one that was not allowed is recorded all the same: the limits it broke are in debt.
 ///
 /// - *cadence*: `limit_req rate=` and `burst=`, kept as the theoretical arrival time of GCRA in whole nanoseconds: no
-///   drift. A send that waited and went late makes the next one no later: up to 1 ms of that is made up (20 ms where the
-///   interval is 1 ms or less), so the mean rate is the configured one. Idle time, when nobody waited, is not; a
-///   request that comes back for another try has waited all the while.
+///   drift. A send that waited and went late makes those behind it no later: up to 20 ms of that is made up, by gaps that are
+///   shorter by 1 ms at most (where there are bursts, up to 1 ms), so the mean rate is the configured one. Idle time, when
+///   nobody waited, is not; a request that comes back for another try has waited all the while.
 ///   [`set_interval`](Limiter::set_interval) changes the rate while running.
 /// - *window*: a ring of the last `max` send instants; the oldest plus 60 s plus the margin is when there is room again.
 /// - *day*: the same ring over 24 h, or a count that starts anew at a time of day.
@@ -276,7 +280,7 @@ impl Limiter {
     /// The earliest instant at which the `n`-th send from now (0 is the next) can go. Never too late: the scheduler may
     /// refuse on it. Exact where one limit alone holds a queue that never runs dry, but for what is not known yet: tokens
     /// and concurrency are left out (ask [`next`](Limiter::next) for the head of the queue), and behind a bucket that is
-    /// full all lateness that can be made up is taken off, 1 ms.
+    /// full all lateness that can be made up is taken off, up to 20 ms.
     pub fn nth_at(&self, now: Now, n: usize) -> Instant {
         self.nth(now, n).at.expect("limits that count sends always open in time")
     }
@@ -539,7 +543,7 @@ mod tests {
     #[test]
     fn the_worst_case_counts_a_first_send_that_was_late() {
         let spans = |limits: Limits, spans: [u64; 3]| spans.map(|ms| limits.worst_case(Duration::from_millis(ms)));
-        assert_eq!(spans(every(Duration::from_millis(500), 1), [0, 59_999, 60_000]), [1, 120, 121].map(Some));
+        assert_eq!(spans(every(Duration::from_millis(500), 1), [0, 59_999, 60_000]), [1, 121, 121].map(Some));
         assert_eq!(spans(every(Duration::from_millis(500), 10), [499, 500, 1000]), [10, 11, 12].map(Some));
         assert_eq!(spans(every(Duration::from_millis(1), 1), [0, 1, 100]), [20, 21, 120].map(Some));
     }
@@ -549,8 +553,8 @@ mod tests {
         let at = clock();
         let mut limiter = Limiter::new(&every(Duration::from_millis(1500), 1), at(0));
         let expected: Vec<_> = (0..3).map(|n| limiter.nth_at(at(0), n)).collect();
-        // Those behind the first could go a millisecond earlier, had it waited before.
-        for ((instant, foreseen), ms) in expected.into_iter().zip([0, 1499, 2999]).zip([0, 1500, 3000]) {
+        // Those behind the first could go a millisecond earlier each, had it waited before.
+        for ((instant, foreseen), ms) in expected.into_iter().zip([0, 1499, 2998]).zip([0, 1500, 3000]) {
             assert_eq!(instant, at(foreseen).mono);
             assert_eq!((limiter.next(at(0), 0).at, limiter.available(at(ms))), (Some(at(ms).mono), 1));
             let id = limiter.sent(at(ms), Duration::ZERO, 0);
