@@ -9,24 +9,29 @@ use std::time::Duration;
 /// For rounding, and for reading two clocks. Over a busy time it does not add up: see [`bucket`].
 pub const EXACT: Duration = Duration::from_micros(200);
 
-/// By so much a gap may be shorter than an interval (of more than a millisecond), if the send before it was late.
-pub const MADE_UP: Duration = Duration::from_millis(1);
+/// By so much a gap may be shorter than an interval (of more than a millisecond), if those before it were late.
+const MADE_UP_BY_A_GAP: Duration = Duration::from_millis(1);
+
+/// By so much several gaps together. With a burst, whose gaps are no measure, one is all.
+const MADE_UP: Duration = Duration::from_millis(20);
 
 /// For messages of many packets, whose time may be that of a later one (see `wire`).
 pub const LATE: Duration = Duration::from_millis(250);
 
 /// Checks a token bucket over sorted times in nanoseconds: no k+capacity sends within less than k intervals and
-/// [`MADE_UP`], for any k.
+/// [`MADE_UP`], for any k, and without a burst no gap shorter by more than [`MADE_UP_BY_A_GAP`].
 pub fn bucket(times: &[u64], interval: Duration, capacity: u32, tolerance: Duration) -> Result<(), String> {
     let (step, slack) = (nanos(interval), nanos(tolerance));
+    let made_up = nanos(if capacity == 1 { MADE_UP } else { MADE_UP_BY_A_GAP });
+    let least_gap = if capacity == 1 { step.saturating_sub(nanos(MADE_UP_BY_A_GAP)) } else { 0 };
     let mut full_at = 0;
     for (n, &at) in times.iter().enumerate() {
         let opens = u64::saturating_sub(full_at, (u64::from(capacity) - 1) * step);
-        if at + slack + nanos(MADE_UP) < opens {
-            let gap = at - times[n - 1];
+        let gap = if n == 0 { u64::MAX } else { at - times[n - 1] };
+        if at + slack + made_up < opens || gap.saturating_add(slack) < least_gap {
             return Err(format!(
-                "send {n} came {:.3} ms too early, {:.3} ms after the one before it",
-                millis(opens - at),
+                "send {n} came {:.3} ms before its token, {:.3} ms after the one before it",
+                millis(opens.saturating_sub(at)),
                 millis(gap)
             ));
         }
