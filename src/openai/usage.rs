@@ -1,5 +1,6 @@
 //! How many tokens an answer says it used. Knows JSON objects, not streams.
 
+use memchr::memmem;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
@@ -24,6 +25,24 @@ impl Usage {
     /// Looks where answers keep it, and where events do: inside `response` (Responses) or `message` (Messages). Counting the
     /// tokens of a message (`{"input_tokens": N}`) uses none. `None` where the body is no such JSON.
     pub fn of(json: &[u8]) -> Option<Usage> {
+        Usage::at_the_end(json).or_else(|| Usage::anywhere(json))
+    }
+
+    /// The last field of the whole, where servers put it behind all that they have to say: nothing in front of it is read.
+    fn at_the_end(json: &[u8]) -> Option<Usage> {
+        const KEY: &[u8] = br#""usage""#;
+        let (front, key) = json.split_at(memmem::rfind(json, KEY)?);
+        // After an escape it is part of a text.
+        if !matches!(front.trim_ascii_end(), [.., b'{' | b',']) {
+            return None;
+        }
+        let value = key[KEY.len()..].trim_ascii_start().strip_prefix(b":")?;
+        let mut values = serde_json::Deserializer::from_slice(value).into_iter();
+        let usage = values.next()?.ok()?;
+        (value[values.byte_offset()..].trim_ascii() == b"}").then_some(usage)
+    }
+
+    fn anywhere(json: &[u8]) -> Option<Usage> {
         let answer: Answer = serde_json::from_slice(json).ok()?;
         let inside = || {
             let event: Event = serde_json::from_str(answer.response.or(answer.message)?.get()).ok()?;
@@ -94,6 +113,11 @@ mod tests {
             ),
             (r#"{"usage":{"prompt_tokens":18446744073709551615,"completion_tokens":1}}"#, Some(u64::MAX)),
             (r#"{"choices":[{"usage":{"total_tokens":9}}],"usage":{"total_tokens":2}}"#, Some(2)),
+            ("{ \"usage\" : {\"total_tokens\":2} ,\"choices\":[{\"usage\":{\"total_tokens\":9}}]}", Some(2)),
+            ("{\"choices\":[] ,\r\n \"usage\" : {\"total_tokens\":2}\n}\n", Some(2)),
+            (r#"{"usage":{"total_tokens":2},"say \"usage":{"total_tokens":9}}"#, Some(2)),
+            (r#"{"usage":{"total_tokens":2},"say":"usage"}"#, Some(2)),
+            (r#"{"usage":{"total_tokens":2},"say":["usage"]}"#, Some(2)),
             // Anthropic: what went into the cache counts, what came out of it does not.
             (
                 r#"{"type":"message","usage":{"input_tokens":1,"cache_creation_input_tokens":20,"cache_read_input_tokens":400,
