@@ -144,6 +144,10 @@ impl BodyDecoder {
     pub fn drain<R>(&mut self, reader: &mut Reader<R>, out: &mut Vec<u8>) -> Result<bool, BodyFault> {
         while !self.is_done() && !reader.buffered().is_empty() {
             let input = reader.buffered();
+            if let State::Plain { left } = self.state {
+                // All of it, if what came is half of that: a long body need not be moved each time that it has doubled.
+                out.reserve_exact(usize::try_from(left).unwrap_or(usize::MAX).min(2 * input.len()));
+            }
             let Decoded { consumed, data } = self.decode(input)?;
             out.extend_from_slice(&input[data]);
             reader.consume(consumed);

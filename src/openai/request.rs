@@ -42,14 +42,18 @@ const BYTES_PER_TOKEN: u64 = 4;
 /// [`Error::InvalidJson`] where the body is anything but one JSON object in UTF-8 (RFC 8259), without a byte order mark;
 /// [`Error::MissingModel`] where the object has no `model` that is a string.
 pub fn peek(body: &[u8]) -> Result<Peek, Error> {
-    let text = std::str::from_utf8(body)
-        .map_err(|error| invalid_json(format_args!("it is not UTF-8 at byte {}", error.valid_up_to())))?;
-    if text.starts_with('\u{feff}') {
+    // serde_json does not look at the UTF-8 of what it ignores.
+    if !body.is_ascii()
+        && let Err(error) = std::str::from_utf8(body)
+    {
+        return Err(invalid_json(format_args!("it is not UTF-8 at byte {}", error.valid_up_to())));
+    }
+    if body.starts_with("\u{feff}".as_bytes()) {
         return Err(invalid_json("it starts with a byte order mark"));
     }
-    let fields: Fields = serde_json::from_str(text).map_err(invalid_json)?;
+    let fields: Fields = serde_json::from_slice(body).map_err(invalid_json)?;
     let raw = fields.model.map(RawValue::get).filter(|raw| raw.starts_with('"')).ok_or(Error::MissingModel)?;
-    let start = raw.as_ptr() as usize - text.as_ptr() as usize;
+    let start = raw.as_ptr() as usize - body.as_ptr() as usize;
     Ok(Peek {
         // A value can pass as JSON and still not decode: "\ud800" is half a character.
         model: serde_json::from_str(raw).map_err(|error| invalid_json(format_args!("in `model`: {error}")))?,
