@@ -166,7 +166,7 @@ mod tests {
         });
         Provider {
             name: name.into(),
-            base_url: BaseUrl { tls: false, host: "127.0.0.1".into(), port: 80, path: String::new() },
+            base_url: BaseUrl::new(false, "127.0.0.1".into(), 80, String::new()),
             api_keys: Vec::new(),
             headers: Vec::new(),
             ca_pem: None,

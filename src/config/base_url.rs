@@ -32,7 +32,7 @@ pub(super) fn parse(text: &str) -> Result<BaseUrl, String> {
     }
     let host = host(&url).ok_or_else(|| format!("has no host; {EXAMPLE}"))?;
     let port = port(&url).ok_or_else(|| format!("has port 0, which nobody can listen on; {EXAMPLE}"))?;
-    Ok(BaseUrl { tls, host, port, path: url.path().trim_end_matches('/').to_owned() })
+    Ok(BaseUrl::new(tls, host, port, url.path().trim_end_matches('/').to_owned()))
 }
 
 /// The host of a URL; an IPv6 address without brackets.
@@ -64,7 +64,7 @@ mod tests {
             ("https://[fd00::1]:8443/v1beta/openai//", true, "fd00::1", 8443, "/v1beta/openai"),
             ("http://192.168.1.7/a%20b/c d", false, "192.168.1.7", 80, "/a%20b/c%20d"),
         ] {
-            let expected = BaseUrl { tls, host: host.into(), port, path: path.into() };
+            let expected = BaseUrl::new(tls, host.into(), port, path.into());
             assert_eq!(parse(text), Ok(expected), "{text}");
         }
     }

@@ -34,7 +34,6 @@ mod socket;
 mod tls;
 mod tree;
 
-use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -293,12 +292,12 @@ impl Proxy {
 
 /// As in a request's target and in an address to connect to.
 pub fn host_port(host: &str, port: u16) -> String {
-    [&bracketed(host), ":", &port.to_string()].concat()
+    format!("{}:{port}", bracketed(host))
 }
 
 /// An IPv6 address in brackets (RFC 3986 section 3.2.2), anything else as it is.
-fn bracketed(host: &str) -> Cow<'_, str> {
-    if host.contains(':') { Cow::Owned(format!("[{host}]")) } else { Cow::Borrowed(host) }
+fn bracketed(host: &str) -> String {
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
 /// `base_url`, taken apart.
@@ -312,20 +311,27 @@ pub struct BaseUrl {
     pub port: u16,
     /// Empty, or with a leading and no trailing slash: `/v1`.
     pub path: String,
+    authority: String,
 }
 
 impl BaseUrl {
+    /// Of the parts that are public here.
+    pub fn new(tls: bool, host: String, port: u16, path: String) -> BaseUrl {
+        let authority = match (tls, port) {
+            (true, 443) | (false, 80) => bracketed(&host),
+            _ => host_port(&host, port),
+        };
+        BaseUrl { tls, host, port, path, authority }
+    }
+
     /// `host:port`, whatever the port.
     pub fn host_port(&self) -> String {
         host_port(&self.host, self.port)
     }
 
     /// `host`, or `host:port` where the port is not the scheme's default: the Host header (RFC 9110 section 7.2).
-    pub fn authority(&self) -> String {
-        match (self.tls, self.port) {
-            (true, 443) | (false, 80) => bracketed(&self.host).into_owned(),
-            _ => self.host_port(),
-        }
+    pub fn authority(&self) -> &str {
+        &self.authority
     }
 }
 

@@ -235,8 +235,17 @@ fn origin_form<'a>(method: &str, target: &'a str) -> Result<(Cow<'a, str>, Optio
 
 /// The field lines and the empty line behind them.
 fn parse_fields(lines: &str) -> Result<Headers, Error> {
-    let mut slots = [httparse::EMPTY_HEADER; HEADER_LIMIT];
-    match httparse::parse_headers(lines.as_bytes(), &mut slots) {
+    // To have the slots ready costs something for each, and few heads have many fields.
+    let mut few = [httparse::EMPTY_HEADER; HEADER_LIMIT / 4];
+    let mut slots;
+    let parsed = match httparse::parse_headers(lines.as_bytes(), &mut few) {
+        Err(httparse::Error::TooManyHeaders) => {
+            slots = [httparse::EMPTY_HEADER; HEADER_LIMIT];
+            httparse::parse_headers(lines.as_bytes(), &mut slots)
+        }
+        parsed => parsed,
+    };
+    match parsed {
         Ok(httparse::Status::Complete((_, fields))) => Ok(super::collect(fields)),
         Ok(httparse::Status::Partial) => Err(malformed("The request head is not complete")),
         Err(httparse::Error::TooManyHeaders) => Err(Error::TooManyHeaders { limit: HEADER_LIMIT }),

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
 
 use futures_lite::io::AsyncRead;
 use memchr::memchr_iter;
@@ -145,12 +146,12 @@ fn find_end(buf: &[u8], searched: usize) -> Result<Option<usize>, String> {
 
 /// Parses a head that ends where [`find_end`] says.
 fn parse_whole(head: &[u8], to_head_request: bool) -> Result<ResponseHead, String> {
-    let mut slots = [httparse::EMPTY_HEADER; HEADER_LIMIT];
-    let mut response = httparse::Response::new(&mut slots);
+    let mut slots = [const { MaybeUninit::uninit() }; HEADER_LIMIT];
+    let mut response = httparse::Response::new(&mut []);
     let mut config = httparse::ParserConfig::default();
     // RFC 9112 section 5.1: a proxy removes the white space before a response's colon. Nothing else is forgiven.
     config.allow_spaces_after_header_name_in_responses(true);
-    match config.parse_response(&mut response, head) {
+    match config.parse_response_with_uninit_headers(&mut response, head, &mut slots) {
         Ok(httparse::Status::Complete(len)) if len == head.len() => {}
         Ok(_) => return Err("a response head that ends in the wrong place".to_owned()),
         Err(httparse::Error::TooManyHeaders) => {

@@ -71,7 +71,7 @@ impl Outgoing {
             &mut head,
             &request.method,
             &target,
-            &base.authority(),
+            base.authority(),
             key.into_iter().chain(own).chain(passed),
             length,
         );
