@@ -110,14 +110,12 @@ fn chain(walk: &mut Walk<'_>, found: &Found<'_>) -> Option<Vec<X509>> {
 /// PKCS#8, PKCS#1 or SEC 1.
 fn private_key(walk: &mut Walk<'_>, found: &Found<'_>) -> Option<PKey<Private>> {
     let (pem, shown) = file(walk, found)?;
-    let mut encrypted = false;
-    let key = PKey::private_key_from_pem_callback(&pem, |_| {
-        encrypted = true;
-        Ok(0)
-    });
+    // Never asks for a passphrase. With which cipher a key is encrypted does not matter: OpenSSL may not know it (lean.conf).
+    let key = PKey::private_key_from_pem_callback(&pem, |_| Ok(0));
     let problem = match key {
         Ok(key) => return Some(key),
-        Err(_) if encrypted => {
+        // BEGIN ENCRYPTED PRIVATE KEY (RFC 7468), or Proc-Type: 4,ENCRYPTED (RFC 1421).
+        Err(_) if memchr::memmem::find(&pem, b"ENCRYPTED").is_some() => {
             format!(
                 "{shown} is encrypted, and nobody could type its passphrase; decrypt it with openssl pkey -in IN -out OUT"
             )
