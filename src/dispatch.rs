@@ -100,7 +100,7 @@ impl<'g> Dispatch<'g> {
             // The first of equals stays in front; who would refuse comes last, and says so.
             ranked.extend(estimate.map(|estimate| (Reverse(is_up(&candidates[at])), estimate, at)));
         }
-        ranked.sort();
+        ranked.sort_unstable();
         match ranked[..] {
             [] => (0, None),
             [(.., at)] => (at, None),

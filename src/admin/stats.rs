@@ -190,7 +190,7 @@ async fn row(provider: &Provider, telemetry: &Telemetry) -> Option<Row> {
     let in_use = now.lanes.iter().enumerate().filter(|(_, lane)| !lane.retired);
     let mut recent_sends: Vec<f64> =
         now.lanes.iter().flat_map(|lane| &lane.recent_sends).copied().map(unix_seconds).collect();
-    recent_sends.sort_by(f64::total_cmp);
+    recent_sends.sort_unstable_by(f64::total_cmp);
     let nothing = ProviderTotals::default();
     let totals = telemetry.totals();
     let totals = totals.providers.get(provider.name()).unwrap_or(&nothing);
