@@ -6,6 +6,7 @@
 
 mod events;
 mod models;
+mod outline;
 mod request;
 mod usage;
 

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::outline::Outline;
 use crate::error::Error;
 
 /// What [`peek`] finds.
@@ -51,13 +52,19 @@ pub fn peek(body: &[u8]) -> Result<Peek, Error> {
     if body.starts_with("\u{feff}".as_bytes()) {
         return Err(invalid_json("it starts with a byte order mark"));
     }
-    let fields: Fields = serde_json::from_slice(body).map_err(invalid_json)?;
+    let outline = Outline::of(body);
+    let fields: Fields = serde_json::from_slice(outline.json()).map_err(|error| {
+        // That names a place in the outline; who sent the body has to find it there.
+        invalid_json(serde_json::from_slice::<Fields>(body).err().unwrap_or(error))
+    })?;
     let raw = fields.model.map(RawValue::get).filter(|raw| raw.starts_with('"')).ok_or(Error::MissingModel)?;
-    let start = raw.as_ptr() as usize - body.as_ptr() as usize;
+    let start = raw.as_ptr() as usize - outline.json().as_ptr() as usize;
+    let model_span = outline.place(start)..outline.place(start + raw.len());
     Ok(Peek {
         // A value can pass as JSON and still not decode: "\ud800" is half a character.
-        model: serde_json::from_str(raw).map_err(|error| invalid_json(format_args!("in `model`: {error}")))?,
-        model_span: start..start + raw.len(),
+        model: serde_json::from_slice(&body[model_span.clone()])
+            .map_err(|error| invalid_json(format_args!("in `model`: {error}")))?,
+        model_span,
         max_tokens: fields.max_tokens.and_then(|raw| raw.get().parse().ok()).unwrap_or(0),
         stream: fields.stream.is_some_and(|raw| raw.get() == "true"),
     })
@@ -213,6 +220,10 @@ mod tests {
             (b"\xef\xbb\xbf{\"model\":\"m\"}", "byte order mark"),
             (b"{\"model\":\"m\",\"x\":\"\xff\"}", "not UTF-8 at byte 18"),
             (b"{\"model\":\"m\"}\xc3", "not UTF-8 at byte 13"),
+            (
+                format!("{{\"model\":\"m\",\"x\":[\"{0}\\n{0}\",]}}", "y".repeat(3000)).as_bytes(),
+                "expected value at line 1 column 6024",
+            ),
         ] {
             let shown = String::from_utf8_lossy(body);
             let Err(Error::InvalidJson { detail }) = peek(body) else { panic!("{shown} was taken") };
@@ -284,7 +295,24 @@ mod tests {
         prop::collection::vec(member(), 0..6).prop_map(|members| format!("{{{}}}", members.join(",")))
     }
 
+    /// With a text in front that is long enough for the body to be outlined.
+    fn made_long(body: &str) -> String {
+        format!("{{\"text\":\"{}\"{}", "a \\n é ".repeat(1000), if body.starts_with("{}") { "" } else { "," })
+            + &body[1..]
+    }
+
     proptest! {
+        #[test]
+        fn a_long_body_is_read_as_a_short_one(body in object()) {
+            let long = made_long(&body);
+            let shift = long.len() - body.len();
+            let expected = peek(body.as_bytes()).map(|found| {
+                let Range { start, end } = found.model_span;
+                Peek { model_span: start + shift..end + shift, ..found }
+            });
+            prop_assert_eq!(peek(long.as_bytes()), expected);
+        }
+
         #[test]
         fn agrees_with_a_full_parser(body in object()) {
             let tree: Value = serde_json::from_str(&body).unwrap();
