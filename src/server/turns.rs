@@ -42,11 +42,15 @@ impl Turns {
     pub async fn run<T>(&self, work: impl Future<Output = T>) -> T {
         let tasks = async {
             loop {
-                for _ in 0..TURNS_BETWEEN_LOOKS {
+                let mut turns = 0;
+                while turns < TURNS_BETWEEN_LOOKS {
                     while self.urgent.try_tick() {}
                     let others = (0..TASKS_BETWEEN_URGENT).take_while(|_| self.others.try_tick()).count();
+                    turns += 1;
                     if others == 0 {
                         self.something_to_do().await;
+                        // The reactor has been asked meanwhile.
+                        turns = 0;
                     }
                 }
                 future::yield_now().await;
