@@ -144,7 +144,9 @@ impl BodyDecoder {
     pub fn drain<R>(&mut self, reader: &mut Reader<R>, out: &mut Vec<u8>) -> Result<bool, BodyFault> {
         while !self.is_done() && !reader.buffered().is_empty() {
             let input = reader.buffered();
-            if let State::Plain { left } = self.state {
+            if let State::Plain { left } = self.state
+                && out.is_empty()
+            {
                 // All of it, if what came is half of that: a long body need not be moved each time that it has doubled.
                 out.reserve_exact(usize::try_from(left).unwrap_or(usize::MAX).min(2 * input.len()));
             }

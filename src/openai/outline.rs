@@ -32,8 +32,10 @@ impl<'d> Outline<'d> {
         if document.len() < WORTH_AN_OUTLINE_BYTES {
             return Outline { json: Cow::Borrowed(document), cuts: Vec::new() };
         }
-        let Drawing { json, cuts } = Drawing::of(document);
-        Outline { json: Cow::Owned(json), cuts }
+        match Drawing::of(document) {
+            Some(Drawing { json, cuts }) => Outline { json: Cow::Owned(json), cuts },
+            None => Outline { json: Cow::Borrowed(document), cuts: Vec::new() },
+        }
     }
 
     /// What is left.
@@ -55,16 +57,21 @@ struct Drawing {
 }
 
 impl Drawing {
-    fn of(document: &[u8]) -> Drawing {
+    /// `None` where it would not be much smaller than the document, the places of its cuts included: that is no saving.
+    fn of(document: &[u8]) -> Option<Drawing> {
         let mut drawing = Drawing::default();
         let mut at = 0;
         while let Some(quote) = memchr(b'"', &document[at..]) {
             let text = at + quote + 1;
             drawing.json.extend_from_slice(&document[at..text]);
             at = drawing.text(document, text);
+            let size = drawing.json.len() + drawing.cuts.len() * size_of::<(usize, usize)>();
+            if at > WORTH_AN_OUTLINE_BYTES && size > at / 2 {
+                return None;
+            }
         }
         drawing.json.extend_from_slice(&document[at..]);
-        drawing
+        Some(drawing)
     }
 
     /// Takes over a text that begins at `start`, its closing quote included; returns where that is behind it.
@@ -121,7 +128,7 @@ mod tests {
 
     /// However short the document is.
     fn outline(document: &str) -> Outline<'static> {
-        let Drawing { json, cuts } = Drawing::of(document.as_bytes());
+        let Drawing { json, cuts } = Drawing::of(document.as_bytes()).expect("a short one is drawn whole");
         Outline { json: Cow::Owned(json), cuts }
     }
 
@@ -158,6 +165,17 @@ mod tests {
         }
         let text = json.find(":\"").unwrap() + 1..json.find(",\"b\"").unwrap();
         assert_eq!(document[outline.place(text.start)..outline.place(text.end)], format!(r#""{long}\n{long}""#));
+    }
+
+    #[test]
+    fn what_has_little_to_leave_out_is_its_own_outline() {
+        let texts = |length: usize| format!("[{}1]", format!("\"{}\",", "x".repeat(length)).repeat(10_000));
+        let lines = |length: usize| format!("[\"{}\"]", ("x".repeat(length) + "\\n").repeat(10_000));
+        for (document, is_cut) in [(texts(19), false), (texts(100), true), (lines(20), false), (lines(60), true)] {
+            let outline = Outline::of(document.as_bytes());
+            assert_eq!(outline.json().len() < document.len(), is_cut, "{}", &document[..100]);
+            assert!(outline.json.len() + 16 * outline.cuts.len() <= document.len());
+        }
     }
 
     /// What documents consist of, and what spoils them.

@@ -23,7 +23,8 @@ pub struct Usage {
 
 impl Usage {
     /// Looks where answers keep it, and where events do: inside `response` (Responses) or `message` (Messages). Counting the
-    /// tokens of a message (`{"input_tokens": N}`) uses none. `None` where the body is no such JSON.
+    /// tokens of a message (`{"input_tokens": N}`) uses none. `None` where a whole body is no such JSON; one that broke off may
+    /// be misread.
     pub fn of(json: &[u8]) -> Option<Usage> {
         Usage::at_the_end(json).or_else(|| Usage::anywhere(json))
     }

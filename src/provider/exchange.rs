@@ -127,11 +127,11 @@ impl Provider {
     /// the queue or ends the provider's work.
     pub async fn exchange(self: &Rc<Self>, errand: &Errand<'_>, offer: Offer) -> Exchanged {
         let Offer { mut attempts, fallback, elsewhere, ask, .. } = offer;
-        let join = |again, warm| {
+        let join = |again, idle| {
             let Errand { terms, since, .. } = errand;
-            self.scheduler.join(Joining { ask, terms: terms.clone(), since: *since, again, elsewhere, warm })
+            self.scheduler.join(Joining { ask, terms: terms.clone(), since: *since, again, elsewhere, idle })
         };
-        let mut place = join(attempts > 0, self.setup().pool.idle() > 0);
+        let mut place = join(attempts > 0, self.setup().pool.idle());
         let mut last = None;
         let mut repeats = 0;
         let mut spent_keys = HashSet::new();
@@ -144,7 +144,7 @@ impl Provider {
                 }
                 Attempt::Unseen(_) => {
                     repeats += 1;
-                    place = join(true, false);
+                    place = join(true, 0);
                     continue;
                 }
                 Attempt::Down(error) if fallback => return Exchanged::Unable(Err(error)),
@@ -174,7 +174,7 @@ impl Provider {
                 return Exchanged::Moved { attempts };
             }
             last = Some(outcome);
-            place = join(true, false);
+            place = join(true, 0);
         }
     }
 
@@ -273,6 +273,7 @@ impl Provider {
         fresh: bool,
     ) -> Result<(Permit, Connection), Lost> {
         if let Some(permit) = permit {
+            debug_assert!(!fresh, "who wants a fresh connection does not join with an idle one");
             if let Some(connection) = self.setup().pool.take() {
                 return Ok((permit, connection));
             }

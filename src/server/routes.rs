@@ -68,7 +68,7 @@ pub fn route(gateway: &Gateway, head: &RequestHead, cors: &Cors) -> Result<Route
             None => return Err(Error::UnknownPath { path: path.into() }),
         },
     };
-    if allow != &*head.method && !allow.split(", ").any(|method| method == &*head.method) {
+    if !allow.split(", ").any(|method| method == &*head.method) {
         return Err(Error::MethodNotAllowed { method: head.method.to_string(), allow });
     }
     if route == Route::Forward && climbs(path) {

@@ -47,8 +47,7 @@ impl Turns {
                     while self.urgent.try_tick() {}
                     let others = (0..TASKS_BETWEEN_URGENT).take_while(|_| self.others.try_tick()).count();
                     turns += 1;
-                    if others == 0 {
-                        self.something_to_do().await;
+                    if others == 0 && self.something_to_do().await {
                         // The reactor has been asked meanwhile.
                         turns = 0;
                     }
@@ -59,21 +58,21 @@ impl Turns {
         future::or(work, tasks).await
     }
 
-    /// Waits until a task is ready, or may be.
+    /// Waits until a task is ready, or may be. Says whether that took a wait.
     ///
     /// Runs none that woke it: while one executor waits beside the other in here, a task of this one that wakes one of
     /// that one would wake the thread as well, and the reactor would be asked in vain before the next wait.
-    async fn something_to_do(&self) {
+    async fn something_to_do(&self) -> bool {
         let mut ticks = pin!(future::or(self.urgent.tick(), self.others.tick()));
         let mut is_asleep = false;
         poll_fn(|cx| {
             if is_asleep {
-                return Poll::Ready(());
+                return Poll::Ready(true);
             }
             is_asleep = true;
-            ticks.as_mut().poll(cx)
+            ticks.as_mut().poll(cx).map(|()| false)
         })
-        .await;
+        .await
     }
 }
 

@@ -272,7 +272,7 @@ impl Line {
                 return self.move_on(id);
             }
         }
-        let warm = joining.warm;
+        let warm = self.would_find_a_connection(&joining);
         self.queue.join(id, standing, self.deadline(&joining), joining, now.mono);
         if warm {
             self.queue.set_ready(id, true);
@@ -366,8 +366,7 @@ impl Line {
 
     /// When the slot of a newcomer on these terms would come; `None` where it would be refused.
     pub fn estimate(&self, ask: Ask, terms: &Rc<Terms>, now: Now) -> Option<Estimate> {
-        let joining =
-            Joining { ask, terms: terms.clone(), since: now.mono, again: false, elsewhere: None, warm: false };
+        let joining = Joining { ask, terms: terms.clone(), since: now.mono, again: false, elsewhere: None, idle: 0 };
         if self.closed || self.full(&joining, now).is_some() {
             return None;
         }
@@ -455,6 +454,13 @@ impl Line {
         self.tally.returned += 1;
         self.queue.come_back(former, id, self.deadline(joining), joining.clone());
         true
+    }
+
+    /// Whether a newcomer could send at once. Nobody is passed by it who is about to have a connection, too, and no
+    /// connection is counted twice.
+    fn would_find_a_connection(&self, joining: &Joining) -> bool {
+        let spoken_for = self.warm.len() + self.lanes.iter().map(|lane| lane.granted.len()).sum::<usize>();
+        joining.idle > spoken_for && self.queue.are_all_ready()
     }
 
     fn full(&self, joining: &Joining, now: Now) -> Option<Refusal> {

@@ -169,6 +169,11 @@ impl<T> Queue<T> {
         self.entries.iter().filter(|entry| entry.ready).take(self.ready)
     }
 
+    /// Whether each of those who wait can send at once.
+    pub fn are_all_ready(&self) -> bool {
+        self.ready == self.len()
+    }
+
     /// How many would stand in front of somebody who joined now.
     pub fn ahead_of(&self, standing: &Standing, now: Instant) -> usize {
         let client = self.clients.index(&standing.client);

@@ -199,8 +199,8 @@ impl Place {
         Ticket(self.id)
     }
 
-    /// Waits until the slot is near enough to make a connection for it. With a permit it is open already, for who joined
-    /// [warm](Joining::warm).
+    /// Waits until the slot is near enough to make a connection for it. With a permit it is open already, for who found
+    /// a connection [idle](Joining::idle).
     pub async fn near(&self) -> Result<Option<Permit>, NoSlot> {
         let ending = match self.turns.next().await {
             Some(Turn::Near) => self.turns.heard().and_then(Turn::ending),
@@ -214,7 +214,7 @@ impl Place {
     pub fn give_back(self, unspent: Permit, scheduler: &Scheduler) -> Place {
         // First, so that our own grant does not count as ahead of us.
         drop(unspent);
-        scheduler.join(Joining { again: true, warm: false, ..self.joining.clone() })
+        scheduler.join(Joining { again: true, idle: 0, ..self.joining.clone() })
     }
 
     /// Leaves the line for a reason that is not the caller's.

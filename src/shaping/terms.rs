@@ -59,6 +59,7 @@ pub struct Joining {
     /// After which wait another provider could take it: if this line takes longer, it is of no use. With [`Duration::MAX`] it
     /// leaves for a pause of this provider only.
     pub elsewhere: Option<Duration>,
-    /// Whether a connection is idle that it would use: an open slot is its at once then. It holds none while it waits.
-    pub warm: bool,
+    /// How many connections are idle: where one of them is left for it, an open slot is its at once. It holds none while it
+    /// waits.
+    pub idle: usize,
 }

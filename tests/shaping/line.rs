@@ -76,7 +76,7 @@ struct World {
     open: Vec<(u64, usize, Joining)>,
     /// Whether a connection stands as soon as it is asked for.
     quick: bool,
-    /// Whether one is idle when somebody joins, for an open slot.
+    /// Whether some are idle when somebody joins, for open slots.
     warm: bool,
     /// Whether who is granted sends at once.
     prompt: bool,
@@ -116,7 +116,8 @@ impl World {
         self.next_id += 1;
         let ask = Ask { model: id as usize % MODELS, tokens: 0 };
         let since = self.clock.mono(since * MS);
-        let joining = Joining { ask, terms: Rc::new(terms), since, again, elsewhere: None, warm: self.warm };
+        let joining =
+            Joining { ask, terms: Rc::new(terms), since, again, elsewhere: None, idle: if self.warm { 3 } else { 0 } };
         self.waiting.insert(id, joining.clone());
         self.line.join(id, joining, self.clock.at(self.now * MS));
         if self.quick {

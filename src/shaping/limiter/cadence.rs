@@ -22,7 +22,7 @@ pub(super) fn made_up(interval: Nanos, capacity: u64) -> Nanos {
     if capacity == 1 || interval <= MADE_UP_BY_A_GAP { MADE_UP } else { MADE_UP_BY_A_GAP }
 }
 
-/// No two sends are closer.
+/// No two sends under one interval are closer; under a new one what is left of a gap is priced like all that is missing.
 pub(super) fn least_gap(interval: Nanos, capacity: u64) -> Nanos {
     if capacity == 1 { interval.saturating_sub(MADE_UP_BY_A_GAP) } else { 0 }
 }

@@ -2,7 +2,7 @@
 //!
 //! Instants of one process mean nothing in the next. So a [`Memory`] tells everything in time before the moment at which it was
 //! taken, and [`Limiter::recall`] is told how much has passed since. What is rounded is rounded to the later answer, by less than
-//! a millisecond. Requests in flight are not remembered: their connections end with the process.
+//! a millisecond, and lateness that was to be made up is forgotten. Requests in flight are not remembered: their connections end with the process.
 
 use std::time::Duration;
 
@@ -119,7 +119,7 @@ impl Limiter {
     }
 
     /// Makes a limiter that has sent nothing yet the successor of the one whose memory this is; `elapsed` has passed since it was
-    /// taken. With the same limits it answers as the other would now, or up to a millisecond later. Other limits count what
+    /// taken. With the same limits it answers as the other would now, or later by what lateness was to be made up, and up to a millisecond. Other limits count what
     /// was sent under the former ones: a bucket misses as many tokens as before, at most all; a window and a day hold the
     /// same sends. A limit of the minute that the memory says nothing about is [assumed at its worst](Self::assume_the_worst); a
     /// day that it says nothing about is new.

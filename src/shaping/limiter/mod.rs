@@ -96,8 +96,7 @@ impl Limits {
     ///
     /// For a bucket that is `capacity - 1 + ceil(60 s / interval)`: 120 for one send every 0.5 s, 129 with a capacity of
     /// 10. A provider that counts both ends of the minute, or whose minute is stretched by the network or by the
-    /// lateness that the cadence makes up, may see one more (two where the interval is below 20 ms); a `window` has its margin
-    /// against that.
+    /// lateness that the cadence makes up, may see one more, or what goes in 20 ms; a `window` has its margin against that.
     pub fn worst_case_per_minute(&self) -> Option<u64> {
         let span = nanos(MINUTE);
         self.most(|interval, capacity| capacity - 1 + span.div_ceil(interval))

@@ -55,7 +55,7 @@ fn terms() -> Rc<Terms> {
 
 /// For the first time, without an idle connection.
 fn joining(ask: Ask) -> Joining {
-    Joining { ask, terms: terms(), since: Instant::now(), again: false, elsewhere: None, warm: false }
+    Joining { ask, terms: terms(), since: Instant::now(), again: false, elsewhere: None, idle: 0 }
 }
 
 fn join(scheduler: &Scheduler, ask: Ask) -> Place {
@@ -173,7 +173,7 @@ fn a_burst_opens_as_many_slots_at_once_as_it_holds() {
 #[test]
 fn who_would_find_a_connection_is_granted_an_open_slot_at_once() {
     run_with(rules(one_at_a_time()), async |scheduler| {
-        let warm = || scheduler.join(Joining { warm: true, ..joining(ANY) });
+        let warm = || scheduler.join(Joining { idle: 1, ..joining(ANY) });
         let permit = warm().near().await.unwrap().expect("the slot is open");
         let sent = permit.spend(Instant::now());
         // Not so who finds it closed: it has to say that its connection stands, like everybody.
@@ -187,9 +187,27 @@ fn who_would_find_a_connection_is_granted_an_open_slot_at_once() {
 }
 
 #[test]
+fn an_idle_connection_is_for_one_and_passes_nobody() {
+    run_with(rules(Limits::default()), async |scheduler| {
+        let idle = |idle| scheduler.join(Joining { idle, ..joining(ANY) });
+        // Two idle connections, as each of them sees.
+        let places = [idle(2), idle(2), idle(2)];
+        let mut permits = Vec::new();
+        for place in &places {
+            permits.extend(place.near().await.unwrap());
+        }
+        assert_eq!(permits.len(), 2);
+        drop(permits);
+        // The third one is making a connection; who finds one idle now waits for its turn like it.
+        assert!(idle(9).near().await.unwrap().is_none());
+        assert!(is_granted(scheduler, &places[2]).await);
+    });
+}
+
+#[test]
 fn who_finds_no_connection_after_all_gives_the_permit_back_and_is_at_the_head() {
     run_with(rules(every(NEVER)), async |scheduler| {
-        let place = scheduler.join(Joining { warm: true, ..joining(ANY) });
+        let place = scheduler.join(Joining { idle: 1, ..joining(ANY) });
         let permit = place.near().await.unwrap().expect("the slot is open");
         let behind = join(scheduler, ANY);
         let place = place.give_back(permit, scheduler);
