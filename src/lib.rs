@@ -23,6 +23,7 @@
 //! | 0 | [`deadline`] | work that may not take for ever; one timer for all who wait |
 //! | 0 | [`socket`] | bytes in and out of the kernel, without asking it in vain |
 //! | 0 | [`edits`] | how far two words are apart |
+//! | 0 | [`stale_errors`] | what OpenSSL's calls leave behind for the next one |
 //!
 //! A request's way: `server` reads a head and a body through `http1`, `openai` peeks at `model`, `registry`
 //! names the providers, `dispatch` chooses one, `provider` waits for a permit of its scheduler and spends it on `upstream`, and `server`
@@ -47,6 +48,7 @@ pub mod registry;
 pub mod server;
 pub mod shaping;
 pub mod socket;
+pub mod stale_errors;
 pub mod state;
 pub mod telemetry;
 pub mod upstream;

@@ -21,6 +21,7 @@ use super::{Gateway, dismiss};
 use crate::deadline::within;
 use crate::error::Error;
 use crate::socket::Socket;
+use crate::stale_errors;
 use crate::telemetry::Trace;
 
 /// What one call of OpenSSL may read. It goes on by itself from a message of its own (KeyUpdate, a ClientHello again) to the
@@ -87,6 +88,7 @@ async fn greeting(context: &SslContext, mut socket: Socket<TcpStream>) -> Option
 async fn handshake(mut session: SslStream<Feed>) -> io::Result<SslStream<Feed>> {
     loop {
         session.get_mut().reads = 0;
+        stale_errors::forget();
         let Err(error) = session.accept() else { return Ok(session) };
         match error.code() {
             ErrorCode::WANT_READ => poll_fn(|cx| session.get_mut().socket.poll_readable(cx)).await?,
@@ -131,6 +133,7 @@ impl Tls {
         loop {
             let mut session = self.session.borrow_mut();
             session.get_mut().reads = 0;
+            stale_errors::forget();
             let error = match step(&mut session) {
                 Ok(done) => return Poll::Ready(Ok(done)),
                 Err(error) => error,

@@ -10,6 +10,7 @@ use futures_lite::io::AsyncRead;
 use native_tls::{HandshakeError, TlsConnector};
 
 use crate::socket::Socket;
+use crate::stale_errors;
 
 /// A byte stream to a provider.
 #[derive(Debug)]
@@ -67,6 +68,7 @@ impl Session {
         host: &str,
         tcp: Socket<TcpStream>,
     ) -> Result<Session, native_tls::Error> {
+        stale_errors::forget();
         let mut step = context.connect(host, Transport { tcp, ended: false, waits_for_room: false });
         loop {
             match step {
@@ -75,6 +77,7 @@ impl Session {
                 Err(HandshakeError::WouldBlock(mut midway)) => {
                     // What is wrong with the socket, the next step sees for itself.
                     let _ = poll_fn(|cx| midway.get_mut().poll_ready(cx)).await;
+                    stale_errors::forget();
                     step = midway.handshake();
                 }
             }
@@ -102,6 +105,7 @@ impl Session {
         mut step: impl FnMut(&mut native_tls::TlsStream<Transport>) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         loop {
+            stale_errors::forget();
             match step(&mut self.0) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => ready!(self.0.get_mut().poll_ready(cx))?,
                 done => return Poll::Ready(done),
