@@ -29,10 +29,8 @@ type Cuts = Vec<(usize, usize)>;
 impl<'d> Outline<'d> {
     /// Of a document in UTF-8. Keys, and texts with a control character, which no JSON has, stay whole.
     pub fn of(document: &'d [u8]) -> Outline<'d> {
-        if document.len() < WORTH_AN_OUTLINE_BYTES {
-            return Outline { json: Cow::Borrowed(document), cuts: Vec::new() };
-        }
-        match Drawing::of(document) {
+        let is_long = document.len() >= WORTH_AN_OUTLINE_BYTES;
+        match is_long.then(|| Drawing::of(document)).flatten() {
             Some(Drawing { json, cuts }) => Outline { json: Cow::Owned(json), cuts },
             None => Outline { json: Cow::Borrowed(document), cuts: Vec::new() },
         }
@@ -79,9 +77,9 @@ impl Drawing {
         let (json, cuts) = (self.json.len(), self.cuts.len());
         let mut run = start;
         loop {
-            let Some(length) = document.get(run..).and_then(|rest| memchr2(b'"', b'\\', rest)) else {
+            let Some(length) = memchr2(b'"', b'\\', &document[run..]) else {
                 // It never ends: no JSON.
-                self.json.extend_from_slice(document.get(run..).unwrap_or_default());
+                self.json.extend_from_slice(&document[run..]);
                 return document.len();
             };
             let end = run + length;

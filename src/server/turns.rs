@@ -82,7 +82,6 @@ impl Turns {
 mod tests {
     use std::cell::{Cell, RefCell};
     use std::rc::Rc;
-
     use std::time::Duration;
 
     use async_io::Timer;
