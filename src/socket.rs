@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use async_io::Async;
+use rustix::buffer::spare_capacity;
+use rustix::net::{RecvFlags, recv};
 
 /// A stream socket. Clones are the same one, and each reads as if the others did not: one of them should.
 #[derive(Debug)]
@@ -33,9 +35,17 @@ where
 {
     /// Reads what has come; 0 is the end.
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.poll_with(cx, |socket| socket.read(buf))
+    }
+
+    fn poll_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut read: impl FnMut(&mut Self) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.poll_readable(cx))?;
-            match self.read(buf) {
+            match read(self) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 read => return Poll::Ready(read),
             }
@@ -83,15 +93,19 @@ where
 
     /// Reads what has come, for who waits in its own way: `WouldBlock` where nothing has.
     pub fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.read_with(buf.len(), |mut io| io.read(buf))
+    }
+
+    fn read_with(&mut self, room: usize, mut read: impl FnMut(&T) -> io::Result<usize>) -> io::Result<usize> {
         if self.drained {
             return Err(ErrorKind::WouldBlock.into());
         }
         loop {
-            match self.get_ref().read(buf) {
+            match read(self.get_ref()) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Ok(read) => {
                     // An end can be read again and again.
-                    self.drained = (1..buf.len()).contains(&read);
+                    self.drained = (1..room).contains(&read);
                     return Ok(read);
                 }
                 Err(error) => {
@@ -114,6 +128,18 @@ where
                 written => return written,
             }
         }
+    }
+}
+
+impl<T: AsFd> Socket<T>
+where
+    for<'a> &'a T: Read + Write,
+{
+    /// Reads what has come to the end of `out`, into the room that it has; 0 is the end.
+    pub fn poll_append(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+        self.poll_with(cx, |socket| {
+            socket.read_with(out.capacity() - out.len(), |io| Ok(recv(io, spare_capacity(out), RecvFlags::empty())?.0))
+        })
     }
 }
 
@@ -197,6 +223,24 @@ mod tests {
         wait(&mut socket);
         assert_eq!(read(&mut socket, 8).unwrap(), b"");
         assert_eq!(read(&mut socket, 8).unwrap(), b"", "the end stays");
+    }
+
+    #[test]
+    fn what_is_appended_fills_the_room_there_is_and_no_more() {
+        let (mut socket, mut peer) = pair();
+        peer.write_all(b"abcde").unwrap();
+        let mut out = Vec::with_capacity(4);
+        out.push(b'>');
+        let append = |socket: &mut Socket<UnixStream>, out: &mut Vec<u8>| {
+            wait(socket);
+            block_on(poll_fn(|cx| socket.poll_append(cx, out))).unwrap()
+        };
+        assert_eq!((append(&mut socket, &mut out), &*out, out.capacity()), (3, &b">abc"[..], 4));
+        out.reserve_exact(8);
+        assert_eq!((append(&mut socket, &mut out), &*out), (2, &b">abcde"[..]));
+        assert!(block_on(poll_once(poll_fn(|cx| socket.poll_append(cx, &mut out)))).is_none(), "it is drained");
+        drop(peer);
+        assert_eq!(append(&mut socket, &mut out), 0, "the end");
     }
 
     #[test]

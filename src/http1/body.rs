@@ -7,9 +7,8 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 
-use futures_lite::io::AsyncRead;
-
 use super::Reader;
+use super::reader::Source;
 
 /// The most bytes of one chunk-size line behind the size: padding and extensions.
 const CHUNK_EXTENSION_LIMIT_BYTES: usize = 4 * 1024;
@@ -17,6 +16,9 @@ const CHUNK_EXTENSION_LIMIT_BYTES: usize = 4 * 1024;
 const TRAILER_LIMIT_BYTES: usize = 8 * 1024;
 /// Hex digits of a chunk size; 16 of them fill a u64 exactly, so no sum of them overflows.
 const SIZE_DIGITS_LIMIT: usize = 16;
+
+/// A body is given this room before so much of it has come.
+const TRUSTED_BYTES: usize = 128 * 1024;
 
 /// How a message's body is delimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +102,13 @@ enum State {
     Done,
 }
 
+/// Room for the `left` bytes that are announced, if `came` of a body makes them likely: it is to be moved seldom, and who only
+/// announces much gets little.
+fn make_room(body: &mut Vec<u8>, left: u64, came: usize) {
+    let likely = TRUSTED_BYTES.max(2 * came);
+    body.reserve_exact(usize::try_from(left).unwrap_or(usize::MAX).min(likely));
+}
+
 impl BodyDecoder {
     /// A decoder at the first byte of a body.
     pub fn new(framing: Framing) -> Self {
@@ -147,8 +156,7 @@ impl BodyDecoder {
             if let State::Plain { left } = self.state
                 && out.is_empty()
             {
-                // All of it, if what came is half of that: a long body need not be moved each time that it has doubled.
-                out.reserve_exact(usize::try_from(left).unwrap_or(usize::MAX).min(2 * input.len()));
+                make_room(out, left, input.len());
             }
             let Decoded { consumed, data } = self.decode(input)?;
             out.extend_from_slice(&input[data]);
@@ -159,10 +167,13 @@ impl BodyDecoder {
 
     /// Waits for more of the body: payload that needs no decoding goes to the end of `out`, anything else into the reader, to be
     /// [drained](Self::drain). Returns the bytes that came; 0 is the end of the stream. Dropping the future loses nothing.
-    pub async fn read<R: AsyncRead + Unpin>(&mut self, reader: &mut Reader<R>, out: &mut Vec<u8>) -> io::Result<usize> {
+    pub async fn read<R: Source>(&mut self, reader: &mut Reader<R>, out: &mut Vec<u8>) -> io::Result<usize> {
         let State::Plain { left } = self.state else { return reader.fill().await };
         if !reader.buffered().is_empty() {
             return reader.fill().await;
+        }
+        if out.len() == out.capacity() {
+            make_room(out, left, out.len());
         }
         let limit = usize::try_from(left).unwrap_or(usize::MAX);
         let n = reader.fill_past(out, limit).await?;
@@ -431,6 +442,27 @@ mod tests {
         assert_eq!(run(Framing::UntilClose, b"abc", &[2]), (b"abc".to_vec(), Ok(vec![])));
         assert_eq!(run(Framing::UntilClose, b"", &[2]), (vec![], Ok(vec![])));
         assert!(!BodyDecoder::new(Framing::UntilClose).is_done());
+    }
+
+    #[test]
+    fn who_announces_much_gets_little_room_until_much_has_come() {
+        let [short, long] = [100_000, 1 << 30].map(|announced| {
+            let mut reader = Reader::new(Pieces::new(&[b'x'; 1 << 20], &[1000, 16_000]));
+            let (mut decoder, mut body) = (BodyDecoder::new(Framing::Length(announced)), Vec::new());
+            block_on(reader.fill()).unwrap();
+            let mut rooms = Vec::new();
+            while !decoder.drain(&mut reader, &mut body).unwrap() {
+                rooms.push(body.capacity());
+                assert!(body.capacity() <= TRUSTED_BYTES.max(4 * body.len()), "{} of {}", body.len(), body.capacity());
+                if block_on(decoder.read(&mut reader, &mut body)).unwrap() == 0 {
+                    break;
+                }
+            }
+            rooms.dedup();
+            rooms
+        });
+        assert_eq!(short, [100_000], "it is never moved");
+        assert!(long.len() < 8, "moved with every doubling: {long:?}");
     }
 
     /// Bytes that look enough like a chunked body to reach every state.

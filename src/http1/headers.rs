@@ -1,6 +1,7 @@
 //! The fields of one head, in order. Does not parse them and does not know which mean what.
 
 use std::fmt;
+use std::mem;
 use std::ops::Range;
 
 /// Header fields in the order they were pushed, repeated names included. Looking up ignores ASCII case.
@@ -49,8 +50,11 @@ impl Headers {
 
     /// Where each field's name and value are.
     fn places(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + Clone {
-        let starts = std::iter::once((0, 0)).chain(self.ends.iter().copied());
-        starts.zip(&self.ends).map(|((name, value), &(name_end, value_end))| (name..name_end, value..value_end))
+        let mut start = (0, 0);
+        self.ends.iter().map(move |&end| {
+            let (name, value) = mem::replace(&mut start, end);
+            (name..end.0, value..end.1)
+        })
     }
 
     /// The first value of that name.

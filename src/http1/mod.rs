@@ -22,7 +22,7 @@ pub mod write;
 
 pub use body::{BodyDecoder, BodyFault, Decoded, Framing};
 pub use headers::Headers;
-pub use reader::Reader;
+pub use reader::{Reader, Source};
 pub use request::{ReadError, RequestHead, is_token, parse_request_head, read_request_head};
 pub use response::{ReadFault, ResponseHead, parse_response_head, read_response_head};
 pub use write::{BodyLength, CONTINUE, FINAL_CHUNK, end_to_end, write_chunk, write_request_head, write_response_head};

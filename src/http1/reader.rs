@@ -11,10 +11,35 @@ use futures_lite::io::AsyncRead;
 /// Room offered to one read.
 const READ_CHUNK_BYTES: usize = 64 * 1024;
 
+/// The same where a request head is awaited: as much of a body as comes with it is moved twice.
+const HEAD_READ_BYTES: usize = 16 * 1024;
+
 thread_local! {
     /// Where the reads of a thread go first, since nobody knows how much will come: a connection holds what has, and one that
     /// waits holds nothing.
     static LANDING: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_CHUNK_BYTES]);
+}
+
+/// What bytes come from.
+pub trait Source: AsyncRead + Unpin {
+    /// Reads once, to the end of `out`, into the room that it has: nothing more is allocated.
+    fn poll_append(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+        poll_append_landed(self, cx, out)
+    }
+}
+
+/// [`Source::poll_append`] for what can only read into memory that was written before.
+pub fn poll_append_landed(
+    io: &mut (impl AsyncRead + Unpin + ?Sized),
+    cx: &mut Context<'_>,
+    out: &mut Vec<u8>,
+) -> Poll<io::Result<usize>> {
+    LANDING.with_borrow_mut(|landing| {
+        let room = landing.len().min(out.capacity() - out.len());
+        let n = ready!(Pin::new(io).poll_read(cx, &mut landing[..room]))?;
+        out.extend_from_slice(&landing[..n]);
+        Poll::Ready(Ok(n))
+    })
 }
 
 /// A connection's reading half with what was read ahead. Nothing read is ever lost: what one message leaves is the
@@ -72,26 +97,36 @@ impl<R> Reader<R> {
 impl<R: AsyncRead + Unpin> Reader<R> {
     /// Reads once and appends what came; 0 is the end of the stream. Dropping the future loses no byte.
     pub async fn fill(&mut self) -> io::Result<usize> {
-        poll_fn(|cx| self.poll_fill(cx, &mut Vec::new(), 0)).await
+        poll_fn(|cx| self.poll_fill(cx, READ_CHUNK_BYTES)).await
     }
 
-    /// Reads once like [`Reader::fill`], but what came goes to the end of `out` at once, up to `limit` bytes of it; only the rest
-    /// is buffered. For payload that nothing stands in front of: the buffer has to be empty.
-    pub async fn fill_past(&mut self, out: &mut Vec<u8>, limit: usize) -> io::Result<usize> {
-        assert!(self.buffered().is_empty(), "what is buffered comes first");
-        poll_fn(|cx| self.poll_fill(cx, out, limit)).await
+    /// The same where a request head comes next, or nothing.
+    pub async fn fill_head(&mut self) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_fill(cx, HEAD_READ_BYTES)).await
     }
 
-    fn poll_fill(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>, limit: usize) -> Poll<io::Result<usize>> {
+    fn poll_fill(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
         LANDING.with_borrow_mut(|landing| {
-            let n = ready!(Pin::new(&mut self.io).poll_read(cx, landing))?;
-            let (past, rest) = landing[..n].split_at(n.min(limit));
-            out.extend_from_slice(past);
+            let n = ready!(Pin::new(&mut self.io).poll_read(cx, &mut landing[..room]))?;
             self.buf.drain(..self.start);
             self.start = 0;
-            self.buf.extend_from_slice(rest);
+            self.buf.extend_from_slice(&landing[..n]);
             Poll::Ready(Ok(n))
         })
+    }
+}
+
+impl<R: Source> Reader<R> {
+    /// Reads once like [`Reader::fill`], but what came goes straight to the end of `out`, which has room for something; what is
+    /// beyond `limit` bytes is buffered. For payload that nothing stands in front of: the buffer has to be empty.
+    pub async fn fill_past(&mut self, out: &mut Vec<u8>, limit: usize) -> io::Result<usize> {
+        assert!(self.buffered().is_empty(), "what is buffered comes first");
+        assert!(out.len() < out.capacity(), "nothing read would be taken for the end");
+        let end = out.len().saturating_add(limit);
+        let n = poll_fn(|cx| self.io.poll_append(cx, out)).await?;
+        self.buf.extend_from_slice(out.get(end..).unwrap_or_default());
+        out.truncate(end);
+        Ok(n)
     }
 }
 
@@ -112,6 +147,8 @@ pub(super) mod tests {
             Self { bytes: io::Cursor::new(bytes.to_vec()), sizes: sizes.to_vec(), ready: false }
         }
     }
+
+    impl Source for Pieces {}
 
     impl AsyncRead for Pieces {
         fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
@@ -146,7 +183,7 @@ pub(super) mod tests {
     #[test]
     fn what_is_beyond_the_limit_is_buffered() {
         let mut reader = Reader::new(Pieces::new(b"abcdefg", &[3]));
-        let mut out = Vec::new();
+        let mut out = Vec::with_capacity(16);
         assert_eq!(block_on(reader.fill_past(&mut out, 5)).unwrap(), 3);
         assert_eq!((out.as_slice(), reader.buffered()), (&b"abc"[..], &b""[..]));
         assert_eq!(block_on(reader.fill_past(&mut out, 2)).unwrap(), 3);

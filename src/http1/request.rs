@@ -17,6 +17,7 @@ use std::task::{Context, Poll, Waker};
 
 use futures_lite::io::{AsyncRead, Cursor};
 use http_types::Method;
+use memchr::memchr2;
 
 use super::write::MEMORY;
 use super::{Framing, HEADER_LIMIT, Headers, Reader};
@@ -87,7 +88,7 @@ pub async fn read_request_head<R: AsyncRead + Unpin>(
         if window.len() == max_head_bytes {
             return Err(ReadError::Refused(Error::HeadTooLarge { limit_bytes: max_head_bytes }));
         }
-        if reader.fill().await.map_err(ReadError::Io)? == 0 {
+        if reader.fill_head().await.map_err(ReadError::Io)? == 0 {
             return if reader.buffered().is_empty() { Ok(None) } else { Err(ReadError::Eof) };
         }
     }
@@ -114,7 +115,7 @@ impl Screen {
     fn advance(&mut self, buf: &[u8]) -> Result<Option<usize>, Error> {
         let after_cr = |at: usize| at > 0 && buf[at - 1] == b'\r';
         loop {
-            let text = buf[self.at..].iter().take_while(|byte| matches!(byte, b'\t' | b' '..=b'~')).count();
+            let text = text_length(&buf[self.at..]);
             if text > 0 && after_cr(self.at) {
                 return Err(malformed("The head has a CR without LF"));
             }
@@ -134,25 +135,51 @@ impl Screen {
     }
 }
 
+/// How many printable characters and tabs `bytes` begins with.
+fn text_length(bytes: &[u8]) -> usize {
+    let is_text = |byte: &u8| matches!(byte, b'\t' | b' '..=b'~');
+    let line = memchr2(b'\r', b'\n', bytes).unwrap_or(bytes.len());
+    // Without a branch for each byte the compiler does many at a time.
+    if bytes[..line].iter().fold(true, |all, byte| all & is_text(byte)) {
+        return line;
+    }
+    bytes.iter().take_while(|byte| is_text(byte)).count()
+}
+
 /// Parses a head that went through [`Screen`].
 fn parse_screened(head: &[u8]) -> Result<RequestHead, Error> {
     let text = std::str::from_utf8(head).expect("a screened head is ASCII");
     let (line, fields) = text.split_once("\r\n").expect("a screened head has lines");
     let line = RequestLine::parse(line)?;
-    let fields = parse_fields(fields)?;
+    // To have the slots ready costs something for each, and few heads have many fields.
+    let mut few = [httparse::EMPTY_HEADER; HEADER_LIMIT / 4];
+    let mut many;
+    let slots = match parse_fields(fields, &mut few)? {
+        Some(count) => &mut few[..count],
+        None => {
+            many = [httparse::EMPTY_HEADER; HEADER_LIMIT];
+            let count = parse_fields(fields, &mut many)?.ok_or(Error::TooManyHeaders { limit: HEADER_LIMIT })?;
+            &mut many[..count]
+        }
+    };
+    let fields = Fields::sort(slots);
     let host = host(&line, &fields)?;
     let framing = framing(&fields, line.http_10)?;
-    let expects_continue = expects_continue(&fields)?;
-    let (method, headers) = decode(&line, host, &fields)?;
+    if fields.expects_more {
+        return Err(malformed("The only Expect that can be met is 100-continue"));
+    }
+    let (method, headers) = decode(&line, host, fields.others)?;
     Ok(RequestHead {
         method,
         target: line.target.into_owned(),
         http_10: line.http_10,
+        keep_alive: super::keep_alive(&headers, line.http_10),
         headers,
         framing,
-        keep_alive: super::keep_alive(&fields, line.http_10),
         // RFC 9110 section 10.1.1: not for HTTP/1.0, and there is nothing to wait for without a body.
-        expects_continue: expects_continue && !line.http_10 && !matches!(framing, Framing::Empty | Framing::Length(0)),
+        expects_continue: fields.expects_continue
+            && !line.http_10
+            && !matches!(framing, Framing::Empty | Framing::Length(0)),
     })
 }
 
@@ -196,6 +223,10 @@ fn check_method(method: &str) -> Result<(), Error> {
     if !is_token(method.as_bytes()) {
         return Err(malformed("The method is not a token"));
     }
+    // Nearly all are one of these.
+    if matches!(method, "POST" | "GET") {
+        return Ok(());
+    }
     match Method::from_str(method) {
         Ok(Method::Connect | Method::Pri) | Err(_) => Err(Error::UnknownMethod { method: method.to_owned() }),
         Ok(known) if known.as_ref() != method => Err(Error::UnknownMethod { method: method.to_owned() }),
@@ -233,22 +264,13 @@ fn origin_form<'a>(method: &str, target: &'a str) -> Result<(Cow<'a, str>, Optio
     Ok((path, Some(authority)))
 }
 
-/// The field lines and the empty line behind them.
-fn parse_fields(lines: &str) -> Result<Headers, Error> {
-    // To have the slots ready costs something for each, and few heads have many fields.
-    let mut few = [httparse::EMPTY_HEADER; HEADER_LIMIT / 4];
-    let mut slots;
-    let parsed = match httparse::parse_headers(lines.as_bytes(), &mut few) {
-        Err(httparse::Error::TooManyHeaders) => {
-            slots = [httparse::EMPTY_HEADER; HEADER_LIMIT];
-            httparse::parse_headers(lines.as_bytes(), &mut slots)
-        }
-        parsed => parsed,
-    };
-    match parsed {
-        Ok(httparse::Status::Complete((_, fields))) => Ok(super::collect(fields)),
+/// Finds the fields in the field lines and the empty line behind them, and says how many there are; None if there are more
+/// than `slots`.
+fn parse_fields<'a>(lines: &'a str, slots: &mut [httparse::Header<'a>]) -> Result<Option<usize>, Error> {
+    match httparse::parse_headers(lines.as_bytes(), slots) {
+        Ok(httparse::Status::Complete((_, fields))) => Ok(Some(fields.len())),
         Ok(httparse::Status::Partial) => Err(malformed("The request head is not complete")),
-        Err(httparse::Error::TooManyHeaders) => Err(Error::TooManyHeaders { limit: HEADER_LIMIT }),
+        Err(httparse::Error::TooManyHeaders) => Ok(None),
         Err(httparse::Error::HeaderName) => {
             Err(malformed("A header line does not begin with a name and a colon, without white space around the name"))
         }
@@ -256,13 +278,69 @@ fn parse_fields(lines: &str) -> Result<Headers, Error> {
     }
 }
 
+/// The fields of a head. Those that async-h1 must not see are taken out: it gets a Host of ours, misreads framing, and starts
+/// an executor for Expect.
+#[derive(Default)]
+struct Fields<'f, 'a> {
+    host: Times<&'a [u8]>,
+    content_length: Times<&'a [u8]>,
+    /// The values of Transfer-Encoding.
+    codings: Vec<&'a [u8]>,
+    expects_continue: bool,
+    /// There is an Expect that cannot be met.
+    expects_more: bool,
+    /// In their order.
+    others: &'f [httparse::Header<'a>],
+}
+
+/// How often a field is there that should be there once.
+#[derive(Default)]
+enum Times<T> {
+    #[default]
+    Never,
+    Once(T),
+    More,
+}
+
+impl<T> Times<T> {
+    fn add(&mut self, value: T) {
+        *self = if let Times::Never = self { Times::Once(value) } else { Times::More };
+    }
+}
+
+impl<'f, 'a> Fields<'f, 'a> {
+    fn sort(all: &'f mut [httparse::Header<'a>]) -> Self {
+        let mut fields = Fields::default();
+        let mut others = 0;
+        for at in 0..all.len() {
+            let httparse::Header { name, value } = all[at];
+            if name.eq_ignore_ascii_case("host") {
+                fields.host.add(value);
+            } else if name.eq_ignore_ascii_case("content-length") {
+                fields.content_length.add(value);
+            } else if name.eq_ignore_ascii_case("transfer-encoding") {
+                fields.codings.push(value);
+            } else if name.eq_ignore_ascii_case("expect") {
+                let is_continue = value.eq_ignore_ascii_case(b"100-continue");
+                fields.expects_continue |= is_continue;
+                fields.expects_more |= !is_continue;
+            } else {
+                all.swap(others, at);
+                others += 1;
+            }
+        }
+        fields.others = &all[..others];
+        fields
+    }
+}
+
 /// The host the request is for; None if HTTP/1.0 names none.
-fn host<'a>(line: &RequestLine<'a>, fields: &'a Headers) -> Result<Option<&'a str>, Error> {
-    let mut hosts = fields.get_all("host").map(ascii);
-    let field = match (hosts.next(), hosts.next()) {
-        (_, Some(_)) => return Err(malformed("There is more than one Host header")),
-        (None, _) if !line.http_10 => return Err(malformed("The Host header is missing")),
-        (field, None) => field,
+fn host<'a>(line: &RequestLine<'a>, fields: &Fields<'_, 'a>) -> Result<Option<&'a str>, Error> {
+    let field = match fields.host {
+        Times::More => return Err(malformed("There is more than one Host header")),
+        Times::Never if !line.http_10 => return Err(malformed("The Host header is missing")),
+        Times::Never => None,
+        Times::Once(host) => Some(ascii(host)),
     };
     if !field.into_iter().chain(line.authority).all(is_authority) {
         return Err(malformed("The host is not a name or an address with or without a port"));
@@ -289,38 +367,34 @@ fn is_authority(authority: &str) -> bool {
 }
 
 /// RFC 9112 section 6.3, with every doubt refused: what two parsers can read in two ways smuggles requests.
-fn framing(fields: &Headers, http_10: bool) -> Result<Framing, Error> {
-    let codings: Vec<&str> = fields.get_all("transfer-encoding").map(ascii).collect();
-    let lengths: Vec<&[u8]> = fields.get_all("content-length").collect();
-    match (codings.as_slice(), lengths.as_slice()) {
-        ([], []) => Ok(Framing::Empty),
-        ([], [length]) => super::parse_length(length)
+fn framing(fields: &Fields, http_10: bool) -> Result<Framing, Error> {
+    match (fields.codings.as_slice(), &fields.content_length) {
+        ([], Times::Never) => Ok(Framing::Empty),
+        ([], Times::Once(length)) => super::parse_length(length)
             .map(Framing::Length)
             .ok_or_else(|| malformed("The Content-Length is not a number of bytes")),
-        ([], _) => Err(malformed("There is more than one Content-Length")),
-        (_, [_, ..]) => Err(malformed("There are both Content-Length and Transfer-Encoding")),
+        ([], Times::More) => Err(malformed("There is more than one Content-Length")),
+        (_, Times::Once(_) | Times::More) => Err(malformed("There are both Content-Length and Transfer-Encoding")),
         _ if http_10 => Err(malformed("HTTP/1.0 has no Transfer-Encoding")),
-        ([coding], []) if coding.eq_ignore_ascii_case("chunked") => Ok(Framing::Chunked),
-        (codings, []) => Err(Error::UnsupportedTransferEncoding { value: codings.join(", ") }),
+        ([coding], Times::Never) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
+        (codings, Times::Never) => {
+            let value = codings.iter().map(|coding| ascii(coding)).collect::<Vec<_>>().join(", ");
+            Err(Error::UnsupportedTransferEncoding { value })
+        }
     }
-}
-
-/// Whether the caller expects a 100; any other expectation is refused.
-fn expects_continue(fields: &Headers) -> Result<bool, Error> {
-    if !fields.get_all("expect").all(|value| value.eq_ignore_ascii_case(b"100-continue")) {
-        return Err(malformed("The only Expect that can be met is 100-continue"));
-    }
-    Ok(fields.count("expect") > 0)
 }
 
 /// Lets async-h1 parse the request and returns what it understood. What it need not understand goes round it: the host,
 /// of which it would build a URL whatever it says; the target, which a URL would rewrite; and the values, each of which has its
 /// place among the fields as a stand-in. So heads of any length come to be short ones.
-fn decode(line: &RequestLine, host: Option<&str>, fields: &Headers) -> Result<(Rc<str>, Headers), Error> {
-    let passed: Vec<(&str, &[u8])> = fields.iter().filter(|(name, _)| !is_ours(name)).collect();
-    let understood = Understood::of(line.method, &passed)?;
+fn decode(
+    line: &RequestLine,
+    host: Option<&str>,
+    fields: &[httparse::Header<'_>],
+) -> Result<(Rc<str>, Headers), Error> {
+    let understood = Understood::of(line.method, fields)?;
     let host = host.map(|host| ("host", host.as_bytes()));
-    let others = understood.names.iter().map(|(place, name)| (name.as_str(), passed[*place].1));
+    let others = understood.names.iter().map(|(place, name)| (name.as_str(), fields[*place].value));
     Ok((understood.method.clone(), Headers::of(host.into_iter().chain(others))))
 }
 
@@ -346,7 +420,7 @@ thread_local! {
 }
 
 impl Understood {
-    fn of(method: &str, fields: &[(&str, &[u8])]) -> Result<Rc<Understood>, Error> {
+    fn of(method: &str, fields: &[httparse::Header<'_>]) -> Result<Rc<Understood>, Error> {
         KNOWN.with_borrow_mut(|known| {
             let read = match known.iter().position(|read| read.is_of(method, fields)) {
                 Some(0) => return Ok(known[0].clone()),
@@ -359,7 +433,7 @@ impl Understood {
         })
     }
 
-    fn is_of(&self, method: &str, fields: &[(&str, &[u8])]) -> bool {
+    fn is_of(&self, method: &str, fields: &[httparse::Header<'_>]) -> bool {
         // No name has a line end in it.
         let mut rest = self.sent_names.as_str();
         let mut next = |name: &str| {
@@ -367,10 +441,10 @@ impl Understood {
             rest = left.unwrap_or_default();
             left.is_some()
         };
-        self.sent_method == method && fields.iter().all(|(name, _)| next(name)) && rest.is_empty()
+        self.sent_method == method && fields.iter().all(|field| next(field.name)) && rest.is_empty()
     }
 
-    fn by_async_h1(method: &str, fields: &[(&str, &[u8])]) -> Result<Understood, Error> {
+    fn by_async_h1(method: &str, fields: &[httparse::Header<'_>]) -> Result<Understood, Error> {
         // A slot is taken by the Host that async-h1 wants even when HTTP/1.0 sent none.
         if fields.len() >= HEADER_LIMIT {
             return Err(Error::TooManyHeaders { limit: HEADER_LIMIT });
@@ -379,7 +453,7 @@ impl Understood {
         if head.len() >= PARSER_HEAD_LIMIT_BYTES {
             return Err(Error::HeadTooLarge { limit_bytes: PARSER_HEAD_LIMIT_BYTES });
         }
-        let sent_names = fields.iter().flat_map(|(name, _)| [*name, "\n"]).collect();
+        let sent_names = fields.iter().flat_map(|field| [field.name, "\n"]).collect();
         let request = run_async_h1(head)?;
         let fields = request.iter().flat_map(|(name, values)| values.iter().map(move |value| (name, value)));
         let fields = fields.filter(|(name, _)| *name != "host");
@@ -391,19 +465,14 @@ impl Understood {
     }
 }
 
-/// Whether async-h1 must not see the field: it misreads framing, starts an executor for Expect, and gets a Host of ours.
-fn is_ours(name: &str) -> bool {
-    ["host", "content-length", "transfer-encoding", "expect"].iter().any(|ours| name.eq_ignore_ascii_case(ours))
-}
-
 /// A head that async-h1 takes, with each value's place in `fields` in the place of the value.
-fn short_head(method: &str, fields: &[(&str, &[u8])]) -> Vec<u8> {
+fn short_head(method: &str, fields: &[httparse::Header<'_>]) -> Vec<u8> {
     let mut head = Vec::with_capacity(512);
     for part in [method, " / HTTP/1.1\r\nHost: h\r\n"] {
         head.extend_from_slice(part.as_bytes());
     }
-    for (place, (name, _)) in fields.iter().enumerate() {
-        write!(head, "{name}: {place}\r\n").expect(MEMORY);
+    for (place, field) in fields.iter().enumerate() {
+        write!(head, "{}: {place}\r\n", field.name).expect(MEMORY);
     }
     head.extend_from_slice(b"\r\n");
     head

@@ -16,24 +16,39 @@ const WORTH_A_CUT_BYTES: usize = 16;
 /// A shorter document is its own outline: read as soon as cut.
 const WORTH_AN_OUTLINE_BYTES: usize = 4 * 1024;
 
+/// The room that an outline begins with: a few messages.
+const LIKELY_BYTES: usize = 512;
+const LIKELY_CUTS: usize = 8;
+
+/// So much is looked for an end and judged at a time: what the processor has at hand.
+const STEP_BYTES: usize = 8 * 1024;
+
 /// What is left of a document.
 #[derive(Debug)]
 pub struct Outline<'d> {
     json: Cow<'d, [u8]>,
     cuts: Cuts,
+    /// So is what was cut out.
+    is_ascii: bool,
 }
 
 /// In front of which byte of an outline something is missing, and how much is up to there.
 type Cuts = Vec<(usize, usize)>;
 
 impl<'d> Outline<'d> {
-    /// Of a document in UTF-8. Keys, and texts with a control character, which no JSON has, stay whole.
+    /// Of a document in UTF-8; of any other it is just as little JSON. Keys, and texts with a control character, which no JSON has,
+    /// stay whole.
     pub fn of(document: &'d [u8]) -> Outline<'d> {
         let is_long = document.len() >= WORTH_AN_OUTLINE_BYTES;
         match is_long.then(|| Drawing::of(document)).flatten() {
-            Some(Drawing { json, cuts }) => Outline { json: Cow::Owned(json), cuts },
-            None => Outline { json: Cow::Borrowed(document), cuts: Vec::new() },
+            Some(drawing) => drawing.into(),
+            None => Outline { json: Cow::Borrowed(document), cuts: Vec::new(), is_ascii: true },
         }
+    }
+
+    /// Whether all of the document is ASCII.
+    pub fn is_ascii(&self) -> bool {
+        self.is_ascii && self.json.is_ascii()
     }
 
     /// What is left.
@@ -48,16 +63,24 @@ impl<'d> Outline<'d> {
     }
 }
 
-#[derive(Default)]
 struct Drawing {
     json: Vec<u8>,
     cuts: Cuts,
+    is_ascii: bool,
+}
+
+impl From<Drawing> for Outline<'_> {
+    fn from(Drawing { json, cuts, is_ascii }: Drawing) -> Self {
+        Outline { json: Cow::Owned(json), cuts, is_ascii }
+    }
 }
 
 impl Drawing {
     /// `None` where it would not be much smaller than the document, the places of its cuts included: that is no saving.
     fn of(document: &[u8]) -> Option<Drawing> {
-        let mut drawing = Drawing::default();
+        // Room for what is left of most.
+        let json = Vec::with_capacity(document.len().min(LIKELY_BYTES));
+        let mut drawing = Drawing { json, cuts: Vec::with_capacity(LIKELY_CUTS), is_ascii: true };
         let mut at = 0;
         while let Some(quote) = memchr(b'"', &document[at..]) {
             let text = at + quote + 1;
@@ -77,13 +100,13 @@ impl Drawing {
         let (json, cuts) = (self.json.len(), self.cuts.len());
         let mut run = start;
         loop {
-            let Some(length) = memchr2(b'"', b'\\', &document[run..]) else {
+            let Some((length, bytes)) = Bytes::of_run(&document[run..]) else {
                 // It never ends: no JSON.
                 self.json.extend_from_slice(&document[run..]);
                 return document.len();
             };
             let end = run + length;
-            self.run(&document[run..end]);
+            self.run(&document[run..end], bytes);
             let is_escape = document[end] == b'\\';
             let next = document.len().min(if is_escape { end + 2 } else { end + 1 });
             self.json.extend_from_slice(&document[end..next]);
@@ -101,18 +124,50 @@ impl Drawing {
     }
 
     /// Takes over plain bytes of a text.
-    fn run(&mut self, bytes: &[u8]) {
-        // Without a branch for each byte the compiler does many at a time.
-        let is_plain = || bytes.iter().fold(u8::MAX, |least, byte| least.min(*byte)) >= b' ';
-        if bytes.len() < KEPT_BYTES + WORTH_A_CUT_BYTES || !is_plain() {
+    fn run(&mut self, bytes: &[u8], among: Bytes) {
+        if bytes.len() < KEPT_BYTES + WORTH_A_CUT_BYTES || among.least < b' ' {
             return self.json.extend_from_slice(bytes);
         }
+        self.is_ascii &= among.greatest.is_ascii();
         let is_inside_a_character = |byte: &u8| byte & 0b1100_0000 == 0b1000_0000;
         let rest = bytes[KEPT_BYTES..].iter().position(|byte| !is_inside_a_character(byte)).unwrap_or_default();
         let (kept, cut) = bytes.split_at(KEPT_BYTES + rest);
         self.json.extend_from_slice(kept);
         let missing = self.cuts.last().map_or(0, |(_, missing)| *missing);
         self.cuts.push((self.json.len(), missing + cut.len()));
+    }
+}
+
+/// Between which bytes those of a text are.
+#[derive(Clone, Copy)]
+struct Bytes {
+    least: u8,
+    greatest: u8,
+}
+
+impl Bytes {
+    /// How long the run is that `text` begins with, up to a quote or an escape, and what it consists of.
+    fn of_run(text: &[u8]) -> Option<(usize, Bytes)> {
+        let mut bytes = Bytes { least: u8::MAX, greatest: 0 };
+        let mut length = 0;
+        for step in text.chunks(STEP_BYTES) {
+            let end = memchr2(b'"', b'\\', step);
+            let run = &step[..end.unwrap_or(step.len())];
+            bytes = bytes.and(run);
+            length += run.len();
+            if end.is_some() {
+                return Some((length, bytes));
+            }
+        }
+        None
+    }
+
+    fn and(self, more: &[u8]) -> Bytes {
+        // Without a branch for each byte the compiler does many at a time.
+        more.iter().fold(self, |Bytes { least, greatest }, byte| Bytes {
+            least: least.min(*byte),
+            greatest: greatest.max(*byte),
+        })
     }
 }
 
@@ -126,8 +181,7 @@ mod tests {
 
     /// However short the document is.
     fn outline(document: &str) -> Outline<'static> {
-        let Drawing { json, cuts } = Drawing::of(document.as_bytes()).expect("a short one is drawn whole");
-        Outline { json: Cow::Owned(json), cuts }
+        Drawing::of(document.as_bytes()).expect("a short one is drawn whole").into()
     }
 
     #[test]
@@ -202,6 +256,7 @@ mod tests {
                 let outline = outline(&document);
                 prop_assert_eq!(is_json(document.as_bytes()), is_json(outline.json()), "{:?} {:?}", document, outline);
                 prop_assert_eq!(outline.place(outline.json().len()), document.len());
+                prop_assert_eq!(outline.is_ascii(), document.is_ascii());
             }
         }
     }

@@ -43,8 +43,9 @@ const BYTES_PER_TOKEN: u64 = 4;
 /// [`Error::InvalidJson`] where the body is anything but one JSON object in UTF-8 (RFC 8259), without a byte order mark;
 /// [`Error::MissingModel`] where the object has no `model` that is a string.
 pub fn peek(body: &[u8]) -> Result<Peek, Error> {
+    let outline = Outline::of(body);
     // serde_json does not look at the UTF-8 of what it ignores.
-    if !body.is_ascii()
+    if !outline.is_ascii()
         && let Err(error) = std::str::from_utf8(body)
     {
         return Err(invalid_json(format_args!("it is not UTF-8 at byte {}", error.valid_up_to())));
@@ -52,7 +53,6 @@ pub fn peek(body: &[u8]) -> Result<Peek, Error> {
     if body.starts_with("\u{feff}".as_bytes()) {
         return Err(invalid_json("it starts with a byte order mark"));
     }
-    let outline = Outline::of(body);
     let fields: Fields = serde_json::from_slice(outline.json()).map_err(|error| {
         // That names a place in the outline; who sent the body has to find it there.
         invalid_json(serde_json::from_slice::<Fields>(body).err().unwrap_or(error))

@@ -12,6 +12,8 @@ use std::time::Duration;
 use futures_lite::io::AsyncRead;
 
 use super::tls::Tls;
+use crate::http1::Source;
+use crate::http1::reader::poll_append_landed;
 use crate::socket::Socket;
 
 /// A caller's connection. Clones are the same connection.
@@ -84,6 +86,16 @@ impl AsyncRead for Stream {
             Stream::Tcp(tcp) => tcp.poll_read(cx, buf),
             Stream::Unix(unix) => unix.poll_read(cx, buf),
             Stream::Tls(tls) => tls.poll_read(cx, buf),
+        }
+    }
+}
+
+impl Source for Stream {
+    fn poll_append(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+        match self {
+            Stream::Tcp(tcp) => tcp.poll_append(cx, out),
+            Stream::Unix(unix) => unix.poll_append(cx, out),
+            Stream::Tls(_) => poll_append_landed(self, cx, out),
         }
     }
 }
