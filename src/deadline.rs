@@ -7,28 +7,43 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use async_io::Timer;
 use futures_lite::future;
+use pin_project_lite::pin_project;
 
-/// What `work` brings within `limit`; `None` if it takes longer, and then it is dropped.
-pub async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
-    // Polled where it is: wrapping it in another future would hold its state twice, in every connection.
-    let mut work = pin!(work);
-    let mut late = None;
-    poll_fn(|cx| {
-        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+pin_project! {
+    /// See [`within`]. No `async fn`: one of those holds what it is given twice, and here that would be in every connection.
+    #[must_use = "nothing is done before it is polled"]
+    pub struct Within<W> {
+        #[pin]
+        work: W,
+        limit: Duration,
+        late: Option<Sleep>,
+    }
+}
+
+/// What `work` brings within `limit`; `None` if it takes longer, and then it is to be dropped.
+pub fn within<W: Future>(limit: Duration, work: W) -> Within<W> {
+    Within { work, limit, late: None }
+}
+
+impl<W: Future> Future for Within<W> {
+    type Output = Option<W::Output>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Poll::Ready(done) = this.work.poll(cx) {
             return Poll::Ready(Some(done));
         }
         // Most work is done at once, and then there is no limit to keep.
-        let late = late.get_or_insert_with(|| after(limit));
+        let late = this.late.get_or_insert_with(|| after(*this.limit));
         Pin::new(late).poll(cx).map(|()| None)
-    })
-    .await
+    }
 }
 
 /// Waits so long, or for ever where that is beyond all time.

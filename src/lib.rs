@@ -22,6 +22,7 @@
 //! | 0 | [`log`] | one line an event, on standard error |
 //! | 0 | [`deadline`] | work that may not take for ever; one timer for all who wait |
 //! | 0 | [`socket`] | bytes in and out of the kernel, without asking it in vain |
+//! | 0 | [`heap`] | futures on the heap, made in their place |
 //! | 0 | [`edits`] | how far two words are apart |
 //! | 0 | [`stale_errors`] | what OpenSSL's calls leave behind for the next one |
 //!
@@ -40,6 +41,7 @@ pub mod demo;
 pub mod dispatch;
 pub mod edits;
 pub mod error;
+pub mod heap;
 pub mod http1;
 pub mod log;
 pub mod openai;

@@ -12,6 +12,7 @@ use futures_lite::io::AsyncRead;
 use memchr::memchr_iter;
 
 use super::headers::list_items;
+use super::write::standard_reason;
 use super::{Framing, HEADER_LIMIT, Headers, Reader};
 
 /// The most bytes of one response head.
@@ -24,7 +25,7 @@ const INTERIM_LIMIT: usize = 64;
 pub struct ResponseHead {
     /// 100..=999, known or not.
     pub status: u16,
-    /// The reason phrase as sent; may be empty.
+    /// The reason phrase as sent; empty where there is none, or where it is the standard one.
     pub reason: Vec<u8>,
     /// Whether it is an HTTP/1.0 response.
     pub http_10: bool,
@@ -168,13 +169,14 @@ fn parse_whole(head: &[u8], to_head_request: bool) -> Result<ResponseHead, Strin
         (framing, _) => framing,
     };
     let keep_alive = framing != Framing::UntilClose && super::keep_alive(&headers, http_10);
-    Ok(ResponseHead { status, reason: reason(head), http_10, headers, framing, keep_alive })
+    Ok(ResponseHead { status, reason: reason(head, status), http_10, headers, framing, keep_alive })
 }
 
 /// What follows the status; httparse gives none that is not ASCII.
-fn reason(head: &[u8]) -> Vec<u8> {
+fn reason(head: &[u8], status: u16) -> Vec<u8> {
     let line = head.split(|&byte| byte == b'\n').next().unwrap_or_default();
-    line.get("HTTP/1.1 200 ".len()..).unwrap_or_default().trim_ascii().to_vec()
+    let reason = line.get("HTTP/1.1 200 ".len()..).unwrap_or_default().trim_ascii();
+    if reason == standard_reason(status) { Vec::new() } else { reason.to_vec() }
 }
 
 /// RFC 9112 section 6.3, before status and method have their say. `gzip, chunked` is refused although it could be read:

@@ -4,6 +4,7 @@
 use std::io::Write;
 
 use http_types::StatusCode;
+use itoa::Buffer as Decimal;
 use memchr::memchr3;
 
 use super::Headers;
@@ -56,7 +57,7 @@ pub fn write_request_head<'a>(
         }
     }
     if let Some(length) = content_length {
-        write_field(out, "Content-Length", length.to_string().as_bytes());
+        write_field(out, "Content-Length", Decimal::new().format(length).as_bytes());
     }
     out.extend_from_slice(b"\r\n");
 }
@@ -73,9 +74,8 @@ pub fn write_response_head<'a>(
     keep_alive: bool,
 ) {
     debug_assert!((100..=999).contains(&status) && is_clean(reason), "an unclean status line");
-    let standard = StatusCode::try_from(status).map_or("", |known| known.canonical_reason());
-    let reason = if reason.is_empty() { standard.as_bytes() } else { reason };
-    for part in [b"HTTP/1.1 ", status.to_string().as_bytes(), b" ", reason, b"\r\n"] {
+    let reason = if reason.is_empty() { standard_reason(status) } else { reason };
+    for part in [b"HTTP/1.1 ", Decimal::new().format(status).as_bytes(), b" ", reason, b"\r\n"] {
         out.extend_from_slice(part);
     }
     for (name, value) in headers {
@@ -85,13 +85,18 @@ pub fn write_response_head<'a>(
         }
     }
     match body {
-        BodyLength::Length(length) => write_field(out, "Content-Length", length.to_string().as_bytes()),
+        BodyLength::Length(length) => write_field(out, "Content-Length", Decimal::new().format(length).as_bytes()),
         BodyLength::Chunked => write_field(out, "Transfer-Encoding", b"chunked"),
         BodyLength::UntilClose | BodyLength::None => {}
     }
     let lives_on = keep_alive && body != BodyLength::UntilClose;
     write_field(out, "Connection", if lives_on { b"keep-alive" } else { b"close" });
     out.extend_from_slice(b"\r\n");
+}
+
+/// The standard phrase of a status; empty for one that has none.
+pub(super) fn standard_reason(status: u16) -> &'static [u8] {
+    StatusCode::try_from(status).map_or("", |known| known.canonical_reason()).as_bytes()
 }
 
 /// Appends one chunk; nothing for an empty payload, which would end the body.

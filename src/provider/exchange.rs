@@ -15,6 +15,7 @@ use super::progress::Progress;
 use super::{Advice, Answer, Provider};
 use crate::config::CooldownScope;
 use crate::error::Error;
+use crate::heap::pinned;
 use crate::http1::RequestHead;
 use crate::log;
 use crate::shaping::books::{Ask, Scope};
@@ -116,7 +117,10 @@ enum Judgement {
     AgainAfterBackoff,
 }
 
-/// Why there is no permit with a connection.
+/// A permit, and the connection to use it on.
+type Slot = (Permit, Box<Connection>);
+
+/// Why there is none.
 enum Lost {
     Slot(NoSlot),
     Connection(Failure),
@@ -126,12 +130,8 @@ impl Provider {
     /// Waits for a slot, sends, and returns the answer once its head is there. Dropping the future at any moment leaves
     /// the queue or ends the provider's work.
     pub async fn exchange(self: &Rc<Self>, errand: &Errand<'_>, offer: Offer) -> Exchanged {
-        let Offer { mut attempts, fallback, elsewhere, ask, .. } = offer;
-        let join = |again, idle| {
-            let Errand { terms, since, .. } = errand;
-            self.scheduler.join(Joining { ask, terms: terms.clone(), since: *since, again, elsewhere, idle })
-        };
-        let mut place = join(attempts > 0, self.setup().pool.idle());
+        let mut attempts = offer.attempts;
+        let mut place = self.join(errand, &offer, attempts > 0, self.setup().pool.idle());
         let mut last = None;
         let mut repeats = 0;
         let mut spent_keys = HashSet::new();
@@ -144,10 +144,10 @@ impl Provider {
                 }
                 Attempt::Unseen(_) => {
                     repeats += 1;
-                    place = join(true, 0);
+                    place = self.join(errand, &offer, true, 0);
                     continue;
                 }
-                Attempt::Down(error) if fallback => return Exchanged::Unable(Err(error)),
+                Attempt::Down(error) if offer.fallback => return Exchanged::Unable(Err(error)),
                 Attempt::Down(error) => (Err(error), Judgement::AgainAfterBackoff),
                 Attempt::Done(outcome, judgement) => (outcome, judgement),
             };
@@ -170,11 +170,11 @@ impl Provider {
             {
                 return Exchanged::Unable(outcome);
             }
-            if elsewhere.is_some() {
+            if offer.elsewhere.is_some() {
                 return Exchanged::Moved { attempts };
             }
             last = Some(outcome);
-            place = join(true, 0);
+            place = self.join(errand, &offer, true, 0);
         }
     }
 
@@ -196,29 +196,33 @@ impl Provider {
         if spent { Exchanged::Unable(outcome) } else { Exchanged::Final(outcome) }
     }
 
+    /// A place in the line. `again`: it goes to the head; `idle`: see [`Joining`].
+    fn join(&self, errand: &Errand<'_>, offer: &Offer, again: bool, idle: usize) -> Place {
+        let &Offer { ask, elsewhere, .. } = offer;
+        let &Errand { ref terms, since, .. } = errand;
+        self.scheduler.join(Joining { ask, terms: terms.clone(), since, again, elsewhere, idle })
+    }
+
     async fn attempt(self: &Rc<Self>, place: Place, errand: &Errand<'_>, offer: &Offer, fresh: bool) -> Attempt {
         errand.progress.queued(self, place.ticket());
-        match place.near().await {
-            // On the heap: who waits far from its slot has no need of the room for this.
-            Ok(permit) => Box::pin(self.attempt_now(place, permit, errand, offer, fresh)).await,
-            Err(no_slot) => no_slot.into(),
+        let permit = match place.near().await {
+            Ok(permit) => permit,
+            Err(no_slot) => return no_slot.into(),
+        };
+        // On the heap, both: who waits far from its slot has no need of the room for them.
+        let slot = match self.open_slot(place, permit, errand, offer) {
+            Ok(slot) => Ok(slot),
+            Err(place) => pinned(|| self.slot(place, errand, offer, fresh)).await,
+        };
+        match slot {
+            Ok(slot) => pinned(|| self.send(slot, errand, offer)).await,
+            Err(Lost::Slot(no_slot)) => no_slot.into(),
+            Err(Lost::Connection(failure)) => Attempt::Down(self.failed(failure)),
         }
     }
 
-    /// The rest of an attempt, once its slot is near, or open.
-    async fn attempt_now(
-        self: &Rc<Self>,
-        place: Place,
-        permit: Option<Permit>,
-        errand: &Errand<'_>,
-        offer: &Offer,
-        fresh: bool,
-    ) -> Attempt {
-        let (permit, connection) = match self.slot(place, permit, errand, fresh).await {
-            Ok(slot) => slot,
-            Err(Lost::Slot(no_slot)) => return no_slot.into(),
-            Err(Lost::Connection(failure)) => return Attempt::Down(self.failed(failure)),
-        };
+    /// The rest of an attempt, now that its slot is open.
+    async fn send(self: &Rc<Self>, (permit, connection): Slot, errand: &Errand<'_>, offer: &Offer) -> Attempt {
         errand.progress.sent();
         errand.trace.sent(Instant::now());
         let setup = self.setup();
@@ -264,30 +268,41 @@ impl Provider {
         future::or(pause, closed).await
     }
 
-    /// A permit and a connection to use it on, for a slot that is near, or open.
-    async fn slot(
+    /// A permit for a slot that is open already, and an idle connection to use it on; else a place to wait in.
+    fn open_slot(
         &self,
-        mut place: Place,
+        place: Place,
         permit: Option<Permit>,
         errand: &Errand<'_>,
-        fresh: bool,
-    ) -> Result<(Permit, Connection), Lost> {
-        if let Some(permit) = permit {
-            debug_assert!(!fresh, "who wants a fresh connection does not join with an idle one");
-            if let Some(connection) = self.setup().pool.take() {
-                return Ok((permit, connection));
+        offer: &Offer,
+    ) -> Result<Slot, Place> {
+        let Some(permit) = permit else { return Err(place) };
+        match self.setup().pool.take() {
+            Some(connection) => Ok((permit, connection)),
+            None => {
+                // It is gone meanwhile, and the slot waits for nobody. The permit first, so that our own grant does not count as
+                // ahead of us.
+                drop(permit);
+                Err(self.join_again(errand, offer))
             }
-            // The idle connection is gone meanwhile, and the slot waits for nobody.
-            place = place.give_back(permit, &self.scheduler);
-            errand.progress.queued_as(place.ticket());
         }
+    }
+
+    fn join_again(&self, errand: &Errand<'_>, offer: &Offer) -> Place {
+        let place = self.join(errand, offer, true, 0);
+        errand.progress.queued_as(place.ticket());
+        place
+    }
+
+    /// A permit and a connection to use it on, for a slot that is near.
+    async fn slot(&self, mut place: Place, errand: &Errand<'_>, offer: &Offer, fresh: bool) -> Result<Slot, Lost> {
         let mut lost = 0;
         while lost < MAX_LOST_CONNECTIONS {
             let idle = if fresh { None } else { self.setup().pool.take() };
             let connection = match idle {
                 Some(connection) => Ok(connection),
                 // On the heap: most requests find one that is idle, and need not have the room for this.
-                None => Box::pin(self.connect(&place)).await,
+                None => pinned(|| self.connect(&place)).await,
             };
             let mut connection = match connection {
                 Ok(connection) => connection,
@@ -304,8 +319,7 @@ impl Provider {
             if let Some(permit) = future::or(granted, spoiled).await {
                 return Ok((permit?, connection));
             }
-            place = place.lost_connection(&self.scheduler)?;
-            errand.progress.queued_as(place.ticket());
+            place = place.lost_connection()?.unwrap_or_else(|| self.join_again(errand, offer));
             if !connection.has_rested() {
                 lost += 1;
                 Timer::after(RECONNECT_PAUSE).await;
@@ -317,7 +331,7 @@ impl Provider {
     }
 
     /// A new connection, if it stands before the place is taken away.
-    async fn connect(&self, place: &Place) -> Result<Connection, Lost> {
+    async fn connect(&self, place: &Place) -> Result<Box<Connection>, Lost> {
         let connect = async {
             let connected = self.setup().connector.connect().await;
             self.down_until.set(connected.is_err().then(|| Instant::now() + DOWN));

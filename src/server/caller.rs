@@ -111,7 +111,8 @@ impl Caller {
 
     /// A whole JSON answer.
     pub async fn json(&mut self, status: u16, headers: &[(&str, &str)], body: &[u8]) -> Result<(), Gone> {
-        self.whole(status, "application/json", headers, body).await
+        self.queue(status, "application/json", headers, body);
+        self.flush().await
     }
 
     /// A whole answer of some other media type.
@@ -122,13 +123,7 @@ impl Caller {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> Result<(), Gone> {
-        let request_id = self.request_id.clone();
-        let fields = [("Content-Type", media_type), (self.dialect.request_id_header(), &request_id)];
-        let fields = fields.iter().chain(headers).map(|(name, value)| (*name, value.as_bytes()));
-        self.head(status, b"", fields, BodyLength::Length(body.len() as u64));
-        if !self.head_only {
-            self.out.extend_from_slice(body);
-        }
+        self.queue(status, media_type, headers, body);
         self.flush().await
     }
 
@@ -141,13 +136,28 @@ impl Caller {
 
     /// A refusal.
     pub async fn error(&mut self, error: &Error) -> Result<(), Gone> {
+        self.queue_error(error);
+        self.flush().await
+    }
+
+    fn queue_error(&mut self, error: &Error) {
         self.trace.failed(error.code());
         if error.closes_connection() {
             self.close_after();
         }
         let headers = error.headers();
         let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        self.json(error.status(), &headers, error.to_json(self.dialect).as_bytes()).await
+        self.queue(error.status(), "application/json", &headers, error.to_json(self.dialect).as_bytes());
+    }
+
+    fn queue(&mut self, status: u16, media_type: &str, headers: &[(&str, &str)], body: &[u8]) {
+        let request_id = self.request_id.clone();
+        let fields = [("Content-Type", media_type), (self.dialect.request_id_header(), &request_id)];
+        let fields = fields.iter().chain(headers).map(|(name, value)| (*name, value.as_bytes()));
+        self.head(status, b"", fields, BodyLength::Length(body.len() as u64));
+        if !self.head_only {
+            self.out.extend_from_slice(body);
+        }
     }
 
     /// Queues the head of a relayed answer; it goes out with the first bytes of the body. `length` is how the body comes; a

@@ -18,6 +18,7 @@ use super::budget::Body;
 use super::caller::{Caller, Gone};
 use super::client_address::Peer;
 use super::cors::Cors;
+use super::lifecycle::Watch;
 use super::reload::Front;
 use super::stream::Stream;
 use super::{Gateway, routes, tls};
@@ -33,11 +34,21 @@ pub async fn serve(front: Rc<Front>, stream: Stream, peer: Peer, _alive: Sender<
     let trace = Rc::new(Trace::new(peer.name().clone()));
     let Some(stream) = tls::secure(&gateway, stream, &trace).await else { return };
     let caller = Caller::new(stream.clone(), trace, gateway.config.write_timeout, gateway.draining.clone());
-    let mut connection = Connection { reader: Reader::new(stream), caller, front, gateway, peer, first: true };
+    let mut connection = Connection {
+        reader: Reader::new(stream),
+        caller,
+        draining: gateway.draining.watch(),
+        aborting: gateway.aborting.watch(),
+        front,
+        gateway,
+        peer,
+        first: true,
+    };
     let ending = loop {
-        let next = match contain(connection.one_request()).await {
+        // A panic stays inside the request that caused it.
+        let next = match AssertUnwindSafe(connection.one_request()).catch_unwind().await {
             Ok(next) => next,
-            Err(Panicked) => connection.after_panic().await,
+            Err(_) => connection.after_panic().await,
         };
         connection.is_over(next);
         match next {
@@ -67,6 +78,8 @@ enum Next {
 struct Connection {
     reader: Reader<Stream>,
     caller: Caller,
+    draining: Watch,
+    aborting: Watch,
     front: Rc<Front>,
     /// As it was when the current request came.
     gateway: Rc<Gateway>,
@@ -129,14 +142,14 @@ impl Connection {
         let filled = async {
             // An empty line before a request is none yet (RFC 9112 section 2.2).
             while matches!(self.reader.buffered(), b"" | b"\r" | b"\r\n") {
-                if !matches!(self.reader.fill().await, Ok(1..)) {
+                if !matches!(self.reader.fill_head().await, Ok(1..)) {
                     return false;
                 }
             }
             true
         };
         let going_down = async {
-            self.gateway.draining.begins().await;
+            (&mut self.draining).await;
             false
         };
         if within(patience, future::or(filled, going_down)).await == Some(true) {
@@ -144,7 +157,7 @@ impl Connection {
         }
         // What has come by now is still answered, though the reactor may not have seen it.
         self.reader.get_mut().look_first();
-        matches!(future::poll_once(self.reader.fill()).await, Some(Ok(1..)))
+        matches!(future::poll_once(self.reader.fill_head()).await, Some(Ok(1..)))
     }
 
     async fn head(&mut self) -> Result<Option<RequestHead>, Error> {
@@ -221,8 +234,7 @@ impl Connection {
         body: Body,
     ) -> Result<(), Gone> {
         let surplus = self.gateway.config.max_head_bytes;
-        // Boxed, so that a connection without a request does not hold the room for one.
-        let work = Box::pin(routes::answer(&self.gateway, route, client, head, body, &mut self.caller));
+        let work = routes::answer(&self.gateway, route, client, head, body, &mut self.caller, &mut self.aborting);
         let gone = async {
             hang_up(&mut self.reader, surplus).await;
             Err(Gone)
@@ -233,6 +245,9 @@ impl Connection {
 
     /// The caller still gets an answer, if it has not got part of one.
     async fn after_panic(&mut self) -> Next {
+        log::error(format_args!(
+            "a request's code panicked (see above); its caller got an error, nobody else was touched"
+        ));
         if self.caller.began() {
             self.caller.trace().failed(Error::Internal.code());
             self.caller.abort();
@@ -280,23 +295,11 @@ fn malformed(detail: String) -> Stopped {
 /// Ends when the caller's side of the connection does. What it sends meanwhile is kept, up to `surplus` bytes.
 async fn hang_up(reader: &mut Reader<Stream>, surplus: usize) {
     while reader.buffered().len() < surplus {
-        if !matches!(reader.fill().await, Ok(1..)) {
+        if !matches!(reader.fill_head().await, Ok(1..)) {
             return;
         }
     }
     future::pending().await
-}
-
-struct Panicked;
-
-/// A panic stays inside the request that caused it.
-async fn contain<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
-    AssertUnwindSafe(work).catch_unwind().await.map_err(|_| {
-        log::error(format_args!(
-            "a request's code panicked (see above); its caller got an error, nobody else was touched"
-        ));
-        Panicked
-    })
 }
 
 #[cfg(test)]

@@ -1,8 +1,11 @@
 //! Going down in two phases that everybody can wait for: first draining, then aborting.
 
 use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use async_channel::{Receiver, Sender};
+use futures_lite::Stream;
 
 /// Starts the phases; a phase begins when its sender is closed.
 pub struct Lifecycle {
@@ -42,5 +45,23 @@ impl Phase {
     /// Waits until it begins.
     pub async fn begins(&self) {
         let _ = self.0.recv().await;
+    }
+
+    /// The same for who waits again and again.
+    pub fn watch(&self) -> Watch {
+        Watch(Box::pin(self.0.clone()))
+    }
+}
+
+/// Waits until a phase begins, as often as it is asked. It stays listed between the waits: to be listed anew for each of its requests
+/// would cost a connection more than all its limits.
+#[derive(Debug)]
+pub struct Watch(Pin<Box<Receiver<Infallible>>>);
+
+impl Future for Watch {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.as_mut().poll_next(cx).map(|_ended| ())
     }
 }

@@ -1,22 +1,24 @@
 //! Sending a request on and relaying the answer as it comes: one write per read, the head together with the first bytes
 //! of the body, and never a tidy end for a body that broke off.
 
-use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use futures_lite::future;
+use pin_project_lite::pin_project;
 
 use super::Gateway;
 use super::budget::Body;
 use super::caller::{Caller, Gone};
 use super::heartbeat::{Form, keep_company};
+use super::lifecycle::Watch;
 use super::seam::Seam;
 use super::terms::{self, Wishes};
 use crate::dispatch::Dispatch;
 use crate::error::{self, Dialect, Error};
+use crate::heap::pinned;
 use crate::http1::{self, BodyLength, Framing, RequestHead};
 use crate::openai;
 use crate::provider::{Advice, Answer, Errand, Progress};
@@ -34,6 +36,7 @@ pub async fn forward(
     head: &RequestHead,
     body: Body,
     caller: &mut Caller,
+    abort: &mut Watch,
 ) -> Result<(), Gone> {
     let since = Instant::now();
     let Body { bytes: body, reserved } = body;
@@ -57,9 +60,8 @@ pub async fn forward(
         routing: gateway.config.routing,
         fallback: gateway.config.fallback,
     };
-    let mut abort = pin!(gateway.aborting.begins());
     // On the heap: each future around it would weigh its weight twice, for as long as a request waits.
-    let work = unless(abort.as_mut(), Box::pin(dispatch.run(&errand, body, peek)));
+    let work = unless(abort, pinned(|| dispatch.run(&errand, body, peek)));
     let outcome = keep_company(heartbeat, &errand.progress, caller, work).await?;
     trace.answered(Instant::now());
     drop(reserved);
@@ -67,16 +69,16 @@ pub async fn forward(
     match (outcome, form.filter(|_| caller.began())) {
         (Ok(answer), None) => {
             begin(&answer, caller);
-            Box::pin(relay_body(abort, answer, caller)).await
+            pinned(|| relay_body(abort, answer, caller)).await
         }
         (Err(error), None) => caller.error(&error).await,
-        (outcome, Some(form)) => Box::pin(relay_late(abort, outcome, form, caller)).await,
+        (outcome, Some(form)) => pinned(|| relay_late(abort, outcome, form, caller)).await,
     }
 }
 
 /// The answer to a caller whose own answer has begun with a heartbeat.
 async fn relay_late(
-    abort: Pin<&mut impl Future<Output = ()>>,
+    abort: &mut Watch,
     outcome: Result<Box<Answer>, Error>,
     form: Form,
     caller: &mut Caller,
@@ -98,7 +100,7 @@ async fn relay_late(
 }
 
 /// Queues an answer that is no stream as one event: an error under its own words, if they have the shape of one.
-async fn as_event(abort: Pin<&mut impl Future<Output = ()>>, mut answer: Box<Answer>, caller: &mut Caller) {
+async fn as_event(abort: &mut Watch, mut answer: Box<Answer>, caller: &mut Caller) {
     let (dialect, status, provider) = (caller.dialect(), answer.head.status, answer.provider().to_owned());
     let mut body = Vec::new();
     let read = unless(abort, async {
@@ -129,11 +131,7 @@ async fn as_event(abort: Pin<&mut impl Future<Output = ()>>, mut answer: Box<Ans
     caller.body(said.as_bytes());
 }
 
-async fn relay_body(
-    mut abort: Pin<&mut impl Future<Output = ()>>,
-    mut answer: Box<Answer>,
-    caller: &mut Caller,
-) -> Result<(), Gone> {
+async fn relay_body(abort: &mut Watch, mut answer: Box<Answer>, caller: &mut Caller) -> Result<(), Gone> {
     let mut payload = Vec::new();
     let mut seam = answer.is_event_stream().then(Seam::default);
     let mut waited = Ok(());
@@ -170,22 +168,34 @@ async fn relay_body(
             unshared = 0;
             future::yield_now().await;
         }
-        waited = unless(abort.as_mut(), answer.wait()).await;
+        waited = unless(abort, answer.wait()).await;
     }
 }
 
-/// Waits for the provider for as long as the gateway lets running requests go on. `abort` must not be asked again after it has
-/// cut something off.
-async fn unless<T>(
-    mut abort: Pin<&mut impl Future<Output = ()>>,
-    work: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
-    let mut work = pin!(work);
-    poll_fn(|cx| match work.as_mut().poll(cx) {
-        Poll::Pending => abort.as_mut().poll(cx).map(|()| Err(Error::ShuttingDown)),
-        done => done,
-    })
-    .await
+pin_project! {
+    /// See [`unless`].
+    struct Unless<'a, W> {
+        abort: &'a mut Watch,
+        #[pin]
+        work: W,
+    }
+}
+
+/// Waits for the provider for as long as the gateway lets running requests go on.
+fn unless<T, W: Future<Output = Result<T, Error>>>(abort: &mut Watch, work: W) -> Unless<'_, W> {
+    Unless { abort, work }
+}
+
+impl<T, W: Future<Output = Result<T, Error>>> Future for Unless<'_, W> {
+    type Output = Result<T, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        match this.work.poll(cx) {
+            Poll::Pending => Pin::new(&mut **this.abort).poll(cx).map(|()| Err(Error::ShuttingDown)),
+            done => done,
+        }
+    }
 }
 
 /// Queues the head: the provider's, less what belongs to its connection, plus what happened here.
@@ -198,27 +208,23 @@ fn begin(answer: &Answer, caller: &mut Caller) {
         Framing::Length(length) => BodyLength::Length(length),
         Framing::Chunked | Framing::UntilClose => BodyLength::Chunked,
     };
-    let queued_ms = answer.waited().as_millis().to_string();
+    let mut queued_ms = itoa::Buffer::new();
+    let queued_ms = queued_ms.format(answer.waited().as_millis());
     let request_id = caller.request_id().clone();
-    let mut ours = Vec::with_capacity(8);
-    ours.push(("x-limitrate-provider", answer.provider().as_bytes()));
-    ours.push(("x-limitrate-queued-ms", queued_ms.as_bytes()));
-    let mut unless_sent = |name, value: &'static str| {
-        if head.headers.get(name).is_none() {
-            ours.push((name, value.as_bytes()));
-        }
-    };
-    if answer.is_event_stream() {
-        // Keep proxies between us and the caller from collecting the stream.
-        unless_sent("cache-control", "no-cache");
-        unless_sent("x-accel-buffering", "no");
-    }
+    let missing = |name| head.headers.get(name).is_none();
+    // Keep proxies between us and the caller from collecting a stream.
+    let uncollected = |name| answer.is_event_stream() && missing(name);
     let id_header = caller.dialect().request_id_header();
-    if head.headers.get(id_header).is_none() {
-        ours.push((id_header, request_id.as_bytes()));
-    }
+    let ours = [
+        Some(("x-limitrate-provider", answer.provider())),
+        Some(("x-limitrate-queued-ms", queued_ms)),
+        uncollected("cache-control").then_some(("cache-control", "no-cache")),
+        uncollected("x-accel-buffering").then_some(("x-accel-buffering", "no")),
+        missing(id_header).then_some((id_header, &request_id)),
+    ];
     let advice = answer.advice.map(advice_headers).unwrap_or_default();
-    ours.extend(advice.iter().map(|(name, value)| (*name, value.as_bytes())));
+    let advice_fields = advice.iter().map(|(name, value)| (*name, value.as_str()));
+    let ours = ours.into_iter().flatten().chain(advice_fields).map(|(name, value)| (name, value.as_bytes()));
     let replaced: &[&str] = if answer.advice.is_some() { &ADVICE_HEADERS } else { &[] };
     let passed = http1::end_to_end(&head.headers).filter(|(name, _)| {
         !name.eq_ignore_ascii_case("content-length") && !replaced.iter().any(|ours| ours.eq_ignore_ascii_case(name))

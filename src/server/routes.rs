@@ -1,16 +1,19 @@
 //! What a request is for: one match on method and path, after the gateway's own authorization.
 
 use std::borrow::Cow;
+use std::pin::Pin;
 use std::rc::Rc;
 
 use super::Gateway;
 use super::budget::Body;
 use super::caller::{Caller, Gone};
 use super::cors::{self, Cors};
+use super::lifecycle::Watch;
 use super::proxy;
 use super::token::presents;
 use crate::admin;
 use crate::error::Error;
+use crate::heap::pinned;
 use crate::http1::RequestHead;
 use crate::openai;
 
@@ -77,13 +80,26 @@ pub fn route(gateway: &Gateway, head: &RequestHead, cors: &Cors) -> Result<Route
     Ok(route)
 }
 
-/// Answers a routed request.
-pub async fn answer(
+/// Answers a routed request. On the heap, so that a connection without a request does not hold the room for one.
+pub fn answer<'a>(
+    gateway: &'a Gateway,
+    route: Route,
+    address: &'a Rc<str>,
+    head: &'a RequestHead,
+    body: Body,
+    caller: &'a mut Caller,
+    abort: &'a mut Watch,
+) -> Pin<Box<dyn Future<Output = Result<(), Gone>> + 'a>> {
+    match route {
+        Route::Forward => pinned(|| proxy::forward(gateway, address, head, body, caller, abort)),
+        route => pinned(|| answer_ourselves(gateway, route, head, caller)),
+    }
+}
+
+async fn answer_ourselves(
     gateway: &Gateway,
     route: Route,
-    address: &Rc<str>,
     head: &RequestHead,
-    body: Body,
     caller: &mut Caller,
 ) -> Result<(), Gone> {
     let created = gateway.created;
@@ -111,7 +127,7 @@ pub async fn answer(
             Ok(model) => caller.json(200, &[], &openai::model_object(model, created)).await,
             Err(error) => caller.error(&error).await,
         },
-        Route::Forward => proxy::forward(gateway, address, head, body, caller).await,
+        Route::Forward => unreachable!("it is no answer of ours"),
     }
 }
 

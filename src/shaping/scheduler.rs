@@ -35,7 +35,7 @@ enum Message {
     Accepted { lane: usize, model: usize },
     Finished { id: u64, tokens: Option<u64> },
     Question(Question),
-    Reload(Rules),
+    Reload(Box<Rules>),
     Close,
 }
 
@@ -110,9 +110,8 @@ impl Scheduler {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         let (reply, turns) = word::between();
-        let place = Place { id, joining: joining.clone(), turns, mailbox: self.mailbox.clone(), hung_up: true };
         tell(&self.mailbox, Message::Join { id, joining, turns: reply });
-        place
+        Place { id, turns, mailbox: self.mailbox.clone(), hung_up: true }
     }
 
     /// The provider refused a request of this model for its rate; see [`Line::refused`].
@@ -157,7 +156,7 @@ impl Scheduler {
 
     /// Goes on under other rules; see [`Line::reload`].
     pub fn reload(&self, rules: Rules) {
-        tell(&self.mailbox, Message::Reload(rules));
+        tell(&self.mailbox, Message::Reload(Box::new(rules)));
     }
 
     /// Refuses everybody who waits and everybody who comes.
@@ -186,7 +185,6 @@ pub struct Ticket(u64);
 #[derive(Debug)]
 pub struct Place {
     id: u64,
-    joining: Joining,
     turns: Hearer<Turn>,
     mailbox: Sender<Message>,
     /// What a drop means.
@@ -208,13 +206,6 @@ impl Place {
             None => Some(Err(CLOSED)),
         };
         ending.transpose()
-    }
-
-    /// Back to the head of the line, since there is no connection to use the permit on.
-    pub fn give_back(self, unspent: Permit, scheduler: &Scheduler) -> Place {
-        // First, so that our own grant does not count as ahead of us.
-        drop(unspent);
-        scheduler.join(Joining { again: true, idle: 0, ..self.joining.clone() })
     }
 
     /// Leaves the line for a reason that is not the caller's.
@@ -246,15 +237,15 @@ impl Place {
         }
     }
 
-    /// Says that the connection was lost before the slot. The place in line stays; a permit that was granted at the
-    /// same moment goes back, and its holder is at the head again.
-    pub fn lost_connection(self, scheduler: &Scheduler) -> Result<Place, NoSlot> {
+    /// Says that the connection was lost before the slot. The place in line stays; none is left where a permit was granted at the
+    /// same moment: it has gone back, and who had it joins [again](Joining::again).
+    pub fn lost_connection(self) -> Result<Option<Place>, NoSlot> {
         match self.turns.heard().and_then(Turn::ending) {
-            Some(Ok(unspent)) => Ok(self.give_back(unspent, scheduler)),
+            Some(Ok(_unspent)) => Ok(None),
             Some(Err(no_slot)) => Err(no_slot),
             None => {
                 tell(&self.mailbox, Message::Ready { id: self.id, ready: false });
-                Ok(self)
+                Ok(Some(self))
             }
         }
     }
@@ -420,7 +411,7 @@ impl Desk {
             Message::Accepted { lane, model } => self.line.accepted(lane, model),
             Message::Finished { id, tokens } => self.line.finished(id, tokens),
             Message::Question(question) => self.questions.push(question),
-            Message::Reload(rules) => self.line.reload(rules, now),
+            Message::Reload(rules) => self.line.reload(*rules, now),
             Message::Close => self.line.close(),
         }
     }

@@ -40,7 +40,7 @@ pub struct Response {
 /// travel on with the [`Body`].
 pub async fn send(
     permit: Permit,
-    mut connection: Connection,
+    mut connection: Box<Connection>,
     pool: &Rc<Pool>,
     request: Outgoing,
     timeout: Duration,
@@ -91,7 +91,7 @@ impl Ending {
 /// A response body as it comes. Dropping it before its end closes the connection, which stops the provider.
 #[derive(Debug)]
 pub struct Body {
-    connection: Option<Connection>,
+    connection: Option<Box<Connection>>,
     decoder: BodyDecoder,
     /// Where the connection goes afterwards; `None` closes it.
     pool: Option<Rc<Pool>>,

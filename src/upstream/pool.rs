@@ -19,7 +19,7 @@ const MAX_AGE: Duration = Duration::from_secs(300);
 /// A fresh connection that stood longer than this before its request may be closed like an idle one.
 const REST: Duration = Duration::from_millis(200);
 
-/// A connection between or under requests.
+/// A connection between or under requests. It goes from hand to hand as a box.
 #[derive(Debug)]
 pub struct Connection {
     /// The stream and what was read from it ahead.
@@ -31,8 +31,8 @@ pub struct Connection {
 
 impl Connection {
     /// Wraps a stream that was just connected.
-    pub fn fresh(stream: Stream) -> Connection {
-        Connection { reader: Reader::new(Wire::new(stream)), reused: false, born: Instant::now() }
+    pub fn fresh(stream: Stream) -> Box<Connection> {
+        Box::new(Connection { reader: Reader::new(Wire::new(stream)), reused: false, born: Instant::now() })
     }
 
     /// Waits until the provider closes this idle connection, or says something nobody asked for: either way it is of
@@ -57,7 +57,7 @@ impl Connection {
 /// Idle connections, the oldest first.
 #[derive(Debug)]
 pub struct Pool {
-    idle: RefCell<VecDeque<(Instant, Connection)>>,
+    idle: RefCell<VecDeque<(Instant, Box<Connection>)>>,
     max_idle: usize,
     max_idle_time: Duration,
 }
@@ -69,7 +69,7 @@ impl Pool {
     }
 
     /// The connection used last, if it is still good.
-    pub fn take(&self) -> Option<Connection> {
+    pub fn take(&self) -> Option<Box<Connection>> {
         loop {
             let (since, mut connection) = self.idle.borrow_mut().pop_back()?;
             if self.keeps(since, connection.born, Instant::now()) && !connection.is_spoiled() {
@@ -79,7 +79,7 @@ impl Pool {
     }
 
     /// Takes a connection back whose last response is over.
-    pub fn put(&self, mut connection: Connection) {
+    pub fn put(&self, mut connection: Box<Connection>) {
         connection.reused = true;
         let mut idle = self.idle.borrow_mut();
         idle.push_back((Instant::now(), connection));
