@@ -82,19 +82,19 @@ impl Bench {
         started
     }
 
-    /// Measures each contestant in turn, and all of them again in each round. Who fails once is left out from then on.
-    fn rounds(
-        &mut self,
-        part: &str,
-        contestants: &mut Vec<Contestant>,
-        mut measure: impl FnMut(&mut Bench, &Contestant, usize) -> io::Result<()>,
-    ) {
+    /// Measures everybody in turn, and everybody again in each round. Who fails once is left out from then on. A program is started
+    /// anew each time: where in memory the kernel puts it decides up to a fifth of what it costs, and stays so until its end.
+    fn rounds(&mut self, part: &str, mut measure: impl FnMut(&mut Bench, &Contestant, usize) -> io::Result<()>) {
+        let mut entries = self.entries.clone();
         for round in 0..self.rounds {
-            contestants.retain(|contestant| match measure(self, contestant, round) {
-                Ok(()) => true,
-                Err(error) => {
-                    self.table.remark(part, &contestant.name, &error);
-                    false
+            entries.retain(|entry| {
+                let started = entry.start(&self.mock, &self.cores);
+                match started.and_then(|contestant| measure(self, &contestant, round)) {
+                    Ok(()) => true,
+                    Err(error) => {
+                        self.table.remark(part, &entry.name, &error);
+                        false
+                    }
                 }
             });
         }

@@ -12,10 +12,8 @@ const PACED_STREAMS: usize = 1000;
 const PACE_NANOS: u64 = 20_000_000;
 
 pub fn sse(bench: &mut Bench) -> io::Result<()> {
-    let mut contestants = bench.start("sse", |_| true);
-
     bench.mock.stream(2000, 0);
-    bench.rounds("sse", &mut contestants, |bench, contestant, round| {
+    bench.rounds("sse", |bench, contestant, round| {
         let mut driver = Driver::new(&contestant.address, FLAT_STREAMS, contestant.chat("fast", true, 1024))?;
         let (seen, spent) = load(bench, contestant, &mut driver, 300, 1000)?;
         let (name, table) = (&contestant.name, &mut bench.table);
@@ -32,7 +30,7 @@ pub fn sse(bench: &mut Bench) -> io::Result<()> {
 
     bench.mock.stream(u32::MAX, PACE_NANOS);
     let mut direct = [0.0; 2];
-    bench.rounds("sse", &mut contestants, |bench, contestant, round| {
+    bench.rounds("sse", |bench, contestant, round| {
         let mut driver = Driver::new(&contestant.address, PACED_STREAMS, contestant.chat("fast", true, 1024))?;
         let (mut seen, spent) = load(bench, contestant, &mut driver, 1000, 2000)?;
         let (name, table) = (&contestant.name, &mut bench.table);

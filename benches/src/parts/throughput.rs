@@ -11,9 +11,8 @@ const CONNECTIONS: usize = 64;
 const BODIES: [(usize, &str); 2] = [(1024, "1 KiB"), (100 * 1024, "100 KiB")];
 
 pub fn throughput(bench: &mut Bench) -> io::Result<()> {
-    let mut contestants = bench.start("throughput", |_| true);
     for (bytes, size) in BODIES {
-        bench.rounds("throughput", &mut contestants, |bench, contestant, round| {
+        bench.rounds("throughput", |bench, contestant, round| {
             let mut driver = Driver::new(&contestant.address, CONNECTIONS, contestant.chat("fast", false, bytes))?;
             let (seen, spent) = load(bench, contestant, &mut driver, 200, 1200)?;
             let (name, table) = (&contestant.name, &mut bench.table);
@@ -32,11 +31,10 @@ pub fn throughput(bench: &mut Bench) -> io::Result<()> {
 }
 
 pub fn latency(bench: &mut Bench) -> io::Result<()> {
-    let mut contestants = bench.start("latency", |_| true);
     for connections in [1, 8] {
         let mut direct = [0.0; 2];
         let goals = if connections == 8 { [Goal::AtMost(100.0), Goal::AtMost(1000.0)] } else { [Goal::None; 2] };
-        bench.rounds("latency", &mut contestants, |bench, contestant, round| {
+        bench.rounds("latency", |bench, contestant, round| {
             let mut driver = Driver::new(&contestant.address, connections, contestant.chat("fast", false, 1024))?;
             let (mut seen, _) = load(bench, contestant, &mut driver, 200, 800)?;
             let name = &contestant.name;
