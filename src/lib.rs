@@ -22,6 +22,7 @@
 //! | 0 | [`log`] | one line an event, on standard error |
 //! | 0 | [`deadline`] | work that may not take for ever; one timer for all who wait |
 //! | 0 | [`socket`] | bytes in and out of the kernel, without asking it in vain |
+//! | 0 | [`aside`] | computation of milliseconds, on a thread of its own |
 //! | 0 | [`heap`] | futures on the heap, made in their place |
 //! | 0 | [`edits`] | how far two words are apart |
 //! | 0 | [`stale_errors`] | what OpenSSL's calls leave behind for the next one |
@@ -34,6 +35,7 @@
 //! a Raspberry Pi three cores stay free.
 
 pub mod admin;
+pub mod aside;
 pub mod cli;
 pub mod config;
 pub mod deadline;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Rooms from the ground up. A room may name rooms of lower floors, and itself.
 const FLOORS: [&[&str]; 8] = [
-    &["deadline", "edits", "error", "heap", "log", "socket", "stale_errors"],
+    &["aside", "deadline", "edits", "error", "heap", "log", "socket", "stale_errors"],
     &["config"],
     &["http1", "openai", "shaping"],
     &["registry", "state", "telemetry", "upstream"],

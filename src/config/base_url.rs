@@ -15,6 +15,9 @@ pub(super) fn parse(text: &str) -> Result<BaseUrl, String> {
             format!("does not begin with http:// or https://; {EXAMPLE}")
         }
         ParseError::EmptyHost => format!("has no host; {EXAMPLE}"),
+        ParseError::IdnaError => {
+            "has a host that is not ASCII; write it as DNS knows it, e.g. xn--bcher-kva.example".into()
+        }
         other => format!("is no valid URL ({other}); {EXAMPLE}"),
     })?;
     let tls = match url.scheme() {

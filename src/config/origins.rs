@@ -39,6 +39,9 @@ fn origin(walk: &mut Walk<'_>, item: &Found<'_>) -> Option<String> {
     let problem = match serialized(&text.value) {
         Some(origin) if origin == text.value => return Some(origin),
         Some(origin) => format!("is not as browsers send it; write {origin}"),
+        None if !text.value.is_ascii() => {
+            "is not ASCII; write it as browsers send it, e.g. https://xn--bcher-kva.example".into()
+        }
         None => {
             let shown = text.shown;
             format!(
@@ -81,7 +84,8 @@ mod tests {
             ("http://localhost:3000", Some("http://localhost:3000")),
             ("http://[::1]:3000", Some("http://[::1]:3000")),
             ("http://user@host", Some("http://host")),
-            ("http://b\u{fc}cher.example", Some("http://xn--bcher-kva.example")),
+            ("http://xn--bcher-kva.example", Some("http://xn--bcher-kva.example")),
+            ("http://b\u{fc}cher.example", None),
             ("app://obsidian.md", Some("app://obsidian.md")),
             ("chrome-extension://abcdef", Some("chrome-extension://abcdef")),
             ("tauri://localhost", Some("tauri://localhost")),

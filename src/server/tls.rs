@@ -18,6 +18,7 @@ use openssl::ssl::{self, ErrorCode, Ssl, SslContext, SslStream};
 
 use super::stream::Stream;
 use super::{Gateway, dismiss};
+use crate::aside;
 use crate::deadline::within;
 use crate::error::Error;
 use crate::socket::Socket;
@@ -81,7 +82,7 @@ async fn greeting(context: &SslContext, mut socket: Socket<TcpStream>) -> Option
     }
     let feed = Feed { socket: socket.clone(), reads: 0 };
     let session = SslStream::new(Ssl::new(context).ok()?, feed).ok()?;
-    let session = smol::spawn(handshake(session)).await.ok()?;
+    let session = aside::spawn(handshake(session)).await.ok()?;
     Some(Greeting::Tls(Tls { socket, session: Rc::new(RefCell::new(session)) }))
 }
 

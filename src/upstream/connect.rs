@@ -21,6 +21,7 @@ use smol::lock::{OnceCell, Semaphore};
 use super::Failure;
 use super::stream::{Session, Stream};
 use super::tunnel;
+use crate::aside;
 use crate::config::{self, BaseUrl, Proxy};
 use crate::deadline::within;
 use crate::socket::Socket;
@@ -130,7 +131,7 @@ impl Connector {
         let context = self.context().await?;
         let host = self.base_url.host.clone();
         let tcp = into_socket(tcp);
-        let tls = smol::spawn(async move { Session::begin(&context, &host, tcp).await }).await;
+        let tls = aside::spawn(async move { Session::begin(&context, &host, tcp).await }).await;
         let tls = tls.inspect_err(|_| self.of_context(|context| retire(context, DOUBTED_CONTEXT_LASTS)))?;
         Ok(Stream::Tls(Box::new(tls)))
     }
@@ -143,7 +144,7 @@ impl Connector {
         });
         let connector = context.connector.get_or_try_init(|| {
             let roots = self.extra_roots.clone();
-            smol::spawn(async move { trusting(&roots) })
+            aside::spawn(async move { trusting(&roots) })
         });
         connector.await.cloned()
     }
