@@ -40,9 +40,12 @@ impl<W: Future> Future for Within<W> {
         if let Poll::Ready(done) = this.work.poll(cx) {
             return Poll::Ready(Some(done));
         }
-        // Most work is done at once, and then there is no limit to keep.
-        let late = this.late.get_or_insert_with(|| after(*this.limit));
-        Pin::new(late).poll(cx).map(|()| None)
+        let late = match this.late {
+            Some(late) => Pin::new(late).poll(cx),
+            // Most work is done at once, and then there is no limit to keep.
+            None => this.late.insert(after(*this.limit)).begin(cx),
+        };
+        late.map(|()| None)
     }
 }
 
@@ -96,6 +99,14 @@ impl Future for Sleep {
             self.wait = Wait::Unasked;
             return Poll::Ready(());
         }
+        self.begin(cx)
+    }
+}
+
+impl Sleep {
+    /// The first poll of one that lies ahead, without another look at the clock.
+    fn begin(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(at) = self.at else { return Poll::Pending };
         match CLOCK.with_borrow(Clone::clone) {
             Some(clock) => {
                 let key = clock.list(at, cx.waker());
