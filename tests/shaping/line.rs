@@ -180,7 +180,8 @@ impl World {
         (self.quick, self.prompt) = (true, true);
         self.send_all();
         while !self.waiting.is_empty() {
-            for id in self.in_flight.clone() {
+            // An end may let somebody go, whose end is awaited in turn.
+            while let Some(id) = self.in_flight.first().copied() {
                 self.finish(id);
             }
             if self.waiting.is_empty() {
