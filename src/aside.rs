@@ -2,42 +2,41 @@
 //!
 //! One thread, which begins with the first such work. It waits without the reactor, which is the serving thread's.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use futures_lite::future;
-use smol::{Executor, Task};
+use smol::Executor;
 
 static EXECUTOR: Executor<'static> = Executor::new();
-static THREAD: Once = Once::new();
+static IS_RUNNING: AtomicBool = AtomicBool::new(false);
 
-/// Does `work` there. Dropping the task gives it up; what it panics with, who awaits it panics with.
-pub fn spawn<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Task<T> {
-    THREAD.call_once(|| {
-        let thread = thread::Builder::new().name("limitrate-aside".into()).spawn(run);
-        thread.expect("the system has room for a second thread");
-    });
-    EXECUTOR.spawn(work)
+/// Does `work` there; here, where the system gives no second thread. Dropping the future gives the work up; a panic of the work is one
+/// of whoever awaits it.
+pub async fn aside<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    if is_running() { EXECUTOR.spawn(work).await } else { work.await }
 }
 
-fn run() {
-    loop {
-        let for_ever = || future::block_on(EXECUTOR.run(future::pending::<()>()));
-        // Other work goes on after a panic.
-        let _ = catch_unwind(AssertUnwindSafe(for_ever));
+fn is_running() -> bool {
+    if !IS_RUNNING.swap(true, Ordering::Relaxed) {
+        let run = || future::block_on(EXECUTOR.run(future::pending::<()>()));
+        let begun = thread::Builder::new().name("limitrate-aside".into()).spawn(run);
+        IS_RUNNING.store(begun.is_ok(), Ordering::Relaxed);
     }
+    IS_RUNNING.load(Ordering::Relaxed)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
     use super::*;
 
     #[test]
     fn a_panic_is_who_awaits_its_business_and_others_are_served_on() {
         let here = thread::current().id();
-        let failing = spawn(async { panic!("on purpose") });
+        let failing = aside(async { panic!("on purpose") });
         assert!(catch_unwind(AssertUnwindSafe(|| future::block_on::<()>(failing))).is_err());
-        assert_ne!(future::block_on(spawn(async { thread::current().id() })), here);
+        assert_ne!(future::block_on(aside(async { thread::current().id() })), here);
     }
 }

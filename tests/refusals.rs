@@ -145,6 +145,25 @@ fn bodies_that_wait_take_no_more_memory_together_than_is_set_aside() {
 }
 
 #[test]
+fn who_announces_a_long_body_and_sends_a_byte_of_it_takes_little_of_that_memory() {
+    let upstream = Upstream::start([Reply::ok()]);
+    let gateway = gateway(&upstream, "max_body_bytes: 1000000\nmax_buffered_bytes: 1000000", "");
+    let announcing: Vec<_> = (0..32)
+        .map(|_| {
+            let mut client = Client::connect(gateway.addr());
+            let head =
+                format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1000000\r\n\r\n");
+            client.send(head);
+            assert_eq!(client.read_response().status, 100, "it waits for the body now");
+            client.send("{");
+            client
+        })
+        .collect();
+    let body = format!("{BODY}{}", " ".repeat(100_000));
+    assert_eq!(post(gateway.addr(), CHAT, &body).status, 200, "beside {}", announcing.len());
+}
+
+#[test]
 fn a_body_at_the_limit_passes() {
     let upstream = Upstream::start([Reply::ok()]);
     let gateway = gateway(&upstream, "max_body_bytes: 1000", "");

@@ -12,9 +12,9 @@ use async_net::TcpStream;
 use async_net::unix::UnixStream;
 use futures_lite::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use serde::de::DeserializeOwned;
-use url::Url;
+use url::{ParseError, Url};
 
-use crate::config::{self, Secret};
+use crate::config::{self, ASCII_HOST, Secret};
 use crate::deadline::within;
 use crate::http1::{self, BodyDecoder, Reader};
 
@@ -56,7 +56,10 @@ impl Target {
         if let Some(path) = url.strip_prefix("unix:") {
             return Ok(Target { way: Way::Socket(path.into()), authority: "localhost".into(), token: None });
         }
-        let url = Url::parse(url).map_err(|error| format!("{error}; write e.g. {DEFAULT_URL}"))?;
+        let url = Url::parse(url).map_err(|error| match error {
+            ParseError::IdnaError if !url.is_ascii() => format!("its host is not ASCII; {ASCII_HOST}"),
+            other => format!("{other}; write e.g. {DEFAULT_URL}"),
+        })?;
         match (url.scheme(), url.host_str(), url.port_or_known_default()) {
             (scheme @ ("http" | "https"), Some(host), Some(port)) => {
                 let name = host.trim_matches(['[', ']']).to_owned();

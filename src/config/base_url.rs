@@ -8,6 +8,9 @@ use super::BaseUrl;
 
 const EXAMPLE: &str = "write e.g. https://api.example.com/v1";
 
+/// What to do about a host in another alphabet.
+pub const ASCII_HOST: &str = "write it as DNS knows it, e.g. xn--bcher-kva.example";
+
 /// Takes `text` apart; `Err` is the fault, as a sentence with its remedy.
 pub(super) fn parse(text: &str) -> Result<BaseUrl, String> {
     let url = Url::parse(text).map_err(|error| match error {
@@ -15,9 +18,8 @@ pub(super) fn parse(text: &str) -> Result<BaseUrl, String> {
             format!("does not begin with http:// or https://; {EXAMPLE}")
         }
         ParseError::EmptyHost => format!("has no host; {EXAMPLE}"),
-        ParseError::IdnaError => {
-            "has a host that is not ASCII; write it as DNS knows it, e.g. xn--bcher-kva.example".into()
-        }
+        ParseError::IdnaError if !text.is_ascii() => format!("has a host that is not ASCII; {ASCII_HOST}"),
+        ParseError::IdnaError => format!("is no valid URL (a character of its host is in no name); {EXAMPLE}"),
         other => format!("is no valid URL ({other}); {EXAMPLE}"),
     })?;
     let tls = match url.scheme() {
@@ -81,6 +83,7 @@ mod tests {
             ("ftp://secret/v1", "does not begin with http"),
             ("https://", "has no host"),
             ("https://secret host/", "no valid URL"),
+            ("https://s\u{e9}cret/", "not ASCII; write it as DNS knows it"),
             ("https://secret:99999/", "no valid URL (invalid port number)"),
             ("https://h:0/secret", "has port 0"),
             ("https://secret@h/", "user name or password"),

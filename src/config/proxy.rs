@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 
-use url::Url;
+use url::{ParseError, Url};
 
 use super::section::{Section, Walk};
 use super::tree::Kind;
@@ -103,7 +103,10 @@ fn parse(text: &str) -> Result<Proxy, String> {
     let text = text.trim();
     // curl and Go take a proxy without a scheme for http.
     let text = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let url = Url::parse(&text).map_err(|error| format!("is no valid URL ({error})"))?;
+    let url = Url::parse(&text).map_err(|error| match error {
+        ParseError::IdnaError if !text.is_ascii() => format!("has a host that is not ASCII; {}", super::ASCII_HOST),
+        other => format!("is no valid URL ({other})"),
+    })?;
     if url.scheme() != "http" {
         return Err("does not begin with http://, the only kind of proxy that is spoken (HTTP CONNECT)".into());
     }

@@ -11,8 +11,8 @@ use futures_lite::io::AsyncRead;
 /// Room offered to one read.
 const READ_CHUNK_BYTES: usize = 64 * 1024;
 
-/// The same where a request head is awaited: as much of a body as comes with it is moved twice.
-const HEAD_READ_BYTES: usize = 16 * 1024;
+/// The same where little is awaited, a request head or nothing: as much of a body as comes with it is moved twice.
+const LITTLE_READ_BYTES: usize = 16 * 1024;
 
 thread_local! {
     /// Where the reads of a thread go first, since nobody knows how much will come: a connection holds what has, and one that
@@ -23,14 +23,12 @@ thread_local! {
 /// What bytes come from.
 pub trait Source: AsyncRead + Unpin {
     /// Reads once, to the end of `out`, into the room that it has: nothing more is allocated.
-    fn poll_append(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<io::Result<usize>> {
-        poll_append_landed(self, cx, out)
-    }
+    fn poll_append(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<io::Result<usize>>;
 }
 
 /// [`Source::poll_append`] for what can only read into memory that was written before.
 pub fn poll_append_landed(
-    io: &mut (impl AsyncRead + Unpin + ?Sized),
+    io: &mut (impl AsyncRead + Unpin),
     cx: &mut Context<'_>,
     out: &mut Vec<u8>,
 ) -> Poll<io::Result<usize>> {
@@ -101,8 +99,8 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     /// The same where a request head comes next, or nothing.
-    pub async fn fill_head(&mut self) -> io::Result<usize> {
-        poll_fn(|cx| self.poll_fill(cx, HEAD_READ_BYTES)).await
+    pub async fn fill_little(&mut self) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_fill(cx, LITTLE_READ_BYTES)).await
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
@@ -148,7 +146,11 @@ pub(super) mod tests {
         }
     }
 
-    impl Source for Pieces {}
+    impl Source for Pieces {
+        fn poll_append(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+            poll_append_landed(self, cx, out)
+        }
+    }
 
     impl AsyncRead for Pieces {
         fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {

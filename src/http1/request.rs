@@ -88,7 +88,7 @@ pub async fn read_request_head<R: AsyncRead + Unpin>(
         if window.len() == max_head_bytes {
             return Err(ReadError::Refused(Error::HeadTooLarge { limit_bytes: max_head_bytes }));
         }
-        if reader.fill_head().await.map_err(ReadError::Io)? == 0 {
+        if reader.fill_little().await.map_err(ReadError::Io)? == 0 {
             return if reader.buffered().is_empty() { Ok(None) } else { Err(ReadError::Eof) };
         }
     }
@@ -789,6 +789,23 @@ mod tests {
         assert_eq!(many("1.0", 127).unwrap().headers.len(), 127);
         assert_eq!(many("1.0", 128), Err(Error::TooManyHeaders { limit: 128 }));
         assert_eq!(many("1.0", 500), Err(Error::TooManyHeaders { limit: 128 }));
+        // Heads with up to 32 fields are read by another way than those with more.
+        for count in [31, 32, 33, 34] {
+            let others: String = (0..count - 2).map(|i| format!("N{i}: {i}\r\n")).collect();
+            let head = |last: &str| parse(&format!("POST / HTTP/1.1\r\nContent-Length: 3\r\n{others}{last}\r\n"));
+            let taken = head("Host: h\r\n").unwrap();
+            assert_eq!((taken.headers.len(), taken.framing), (count - 1, Framing::Length(3)));
+            assert_eq!(taken.headers.iter().last().unwrap().1, format!("{}", count - 3).as_bytes());
+            for (last, says) in [
+                ("Content-Length: 3\r\nHost: h\r\n", "more than one Content-Length"),
+                ("Host: h\r\nHost: h\r\n", "more than one Host"),
+                ("Host: h\r\nBad name: x\r\n", "name and a colon"),
+                ("", "Host header is missing"),
+            ] {
+                let Err(Error::MalformedRequest { detail }) = head(last) else { panic!("{count} {last} was taken") };
+                assert!(detail.contains(says), "{count} {last}: {detail}");
+            }
+        }
         let name = "n".repeat(8_200);
         let error = parse(&format!("GET / HTTP/1.1\r\nHost: h\r\n{name}: 1\r\n\r\n"));
         assert_eq!(error, Err(Error::HeadTooLarge { limit_bytes: 8192 }));

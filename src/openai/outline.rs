@@ -20,16 +20,15 @@ const WORTH_AN_OUTLINE_BYTES: usize = 4 * 1024;
 const LIKELY_BYTES: usize = 512;
 const LIKELY_CUTS: usize = 8;
 
-/// So much is looked for an end and judged at a time: what the processor has at hand.
-const STEP_BYTES: usize = 8 * 1024;
+/// So much is looked for an end and judged at a time: what the processor has at hand. Small in tests, whose texts are short.
+const STEP_BYTES: usize = if cfg!(test) { 16 } else { 8 * 1024 };
 
 /// What is left of a document.
 #[derive(Debug)]
 pub struct Outline<'d> {
     json: Cow<'d, [u8]>,
     cuts: Cuts,
-    /// So is what was cut out.
-    is_ascii: bool,
+    cuts_are_ascii: bool,
 }
 
 /// In front of which byte of an outline something is missing, and how much is up to there.
@@ -42,13 +41,13 @@ impl<'d> Outline<'d> {
         let is_long = document.len() >= WORTH_AN_OUTLINE_BYTES;
         match is_long.then(|| Drawing::of(document)).flatten() {
             Some(drawing) => drawing.into(),
-            None => Outline { json: Cow::Borrowed(document), cuts: Vec::new(), is_ascii: true },
+            None => Outline { json: Cow::Borrowed(document), cuts: Vec::new(), cuts_are_ascii: true },
         }
     }
 
     /// Whether all of the document is ASCII.
     pub fn is_ascii(&self) -> bool {
-        self.is_ascii && self.json.is_ascii()
+        self.cuts_are_ascii && self.json.is_ascii()
     }
 
     /// What is left.
@@ -66,12 +65,12 @@ impl<'d> Outline<'d> {
 struct Drawing {
     json: Vec<u8>,
     cuts: Cuts,
-    is_ascii: bool,
+    cuts_are_ascii: bool,
 }
 
 impl From<Drawing> for Outline<'_> {
-    fn from(Drawing { json, cuts, is_ascii }: Drawing) -> Self {
-        Outline { json: Cow::Owned(json), cuts, is_ascii }
+    fn from(Drawing { json, cuts, cuts_are_ascii }: Drawing) -> Self {
+        Outline { json: Cow::Owned(json), cuts, cuts_are_ascii }
     }
 }
 
@@ -80,7 +79,7 @@ impl Drawing {
     fn of(document: &[u8]) -> Option<Drawing> {
         // Room for what is left of most.
         let json = Vec::with_capacity(document.len().min(LIKELY_BYTES));
-        let mut drawing = Drawing { json, cuts: Vec::with_capacity(LIKELY_CUTS), is_ascii: true };
+        let mut drawing = Drawing { json, cuts: Vec::with_capacity(LIKELY_CUTS), cuts_are_ascii: true };
         let mut at = 0;
         while let Some(quote) = memchr(b'"', &document[at..]) {
             let text = at + quote + 1;
@@ -128,7 +127,7 @@ impl Drawing {
         if bytes.len() < KEPT_BYTES + WORTH_A_CUT_BYTES || among.least < b' ' {
             return self.json.extend_from_slice(bytes);
         }
-        self.is_ascii &= among.greatest.is_ascii();
+        self.cuts_are_ascii &= among.greatest.is_ascii();
         let is_inside_a_character = |byte: &u8| byte & 0b1100_0000 == 0b1000_0000;
         let rest = bytes[KEPT_BYTES..].iter().position(|byte| !is_inside_a_character(byte)).unwrap_or_default();
         let (kept, cut) = bytes.split_at(KEPT_BYTES + rest);

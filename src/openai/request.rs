@@ -220,6 +220,8 @@ mod tests {
             (b"\xef\xbb\xbf{\"model\":\"m\"}", "byte order mark"),
             (b"{\"model\":\"m\",\"x\":\"\xff\"}", "not UTF-8 at byte 18"),
             (b"{\"model\":\"m\"}\xc3", "not UTF-8 at byte 13"),
+            (&[b"{\"model\":\"m\",\"x\":\"", &[b'y'; 5000][..], b"\xff\"}"].concat(), "not UTF-8 at byte 5018"),
+            (&[b"{\"model\":\"m\",\"x\":\"yyyy", &[b'\x80'; 5000][..], b"\"}"].concat(), "not UTF-8 at byte 22"),
             (
                 format!("{{\"model\":\"m\",\"x\":[\"{0}\\n{0}\",]}}", "y".repeat(3000)).as_bytes(),
                 "expected value at line 1 column 6024",

@@ -209,10 +209,11 @@ impl Provider {
             Ok(permit) => permit,
             Err(no_slot) => return no_slot.into(),
         };
+        debug_assert!(!(fresh && permit.is_some()), "who wants a fresh connection does not join with an idle one");
         // On the heap, both: who waits far from its slot has no need of the room for them.
         let slot = match self.open_slot(place, permit, errand, offer) {
             Ok(slot) => Ok(slot),
-            Err(place) => pinned(|| self.slot(place, errand, offer, fresh)).await,
+            Err(place) => pinned(|| self.wait_for_slot(place, errand, offer, fresh)).await,
         };
         match slot {
             Ok(slot) => pinned(|| self.send(slot, errand, offer)).await,
@@ -295,7 +296,13 @@ impl Provider {
     }
 
     /// A permit and a connection to use it on, for a slot that is near.
-    async fn slot(&self, mut place: Place, errand: &Errand<'_>, offer: &Offer, fresh: bool) -> Result<Slot, Lost> {
+    async fn wait_for_slot(
+        &self,
+        mut place: Place,
+        errand: &Errand<'_>,
+        offer: &Offer,
+        fresh: bool,
+    ) -> Result<Slot, Lost> {
         let mut lost = 0;
         while lost < MAX_LOST_CONNECTIONS {
             let idle = if fresh { None } else { self.setup().pool.take() };

@@ -111,8 +111,7 @@ impl Caller {
 
     /// A whole JSON answer.
     pub async fn json(&mut self, status: u16, headers: &[(&str, &str)], body: &[u8]) -> Result<(), Gone> {
-        self.queue(status, "application/json", headers, body);
-        self.flush().await
+        self.whole(status, "application/json", headers, body).await
     }
 
     /// A whole answer of some other media type.
@@ -140,6 +139,7 @@ impl Caller {
         self.flush().await
     }
 
+    /// Not inside of [`Caller::error`], which would hold all of this while it waits, and every connection the room for that.
     fn queue_error(&mut self, error: &Error) {
         self.trace.failed(error.code());
         if error.closes_connection() {

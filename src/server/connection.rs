@@ -46,9 +46,10 @@ pub async fn serve(front: Rc<Front>, stream: Stream, peer: Peer, _alive: Sender<
     };
     let ending = loop {
         // A panic stays inside the request that caused it.
-        let next = match AssertUnwindSafe(connection.one_request()).catch_unwind().await {
-            Ok(next) => next,
-            Err(_) => connection.after_panic().await,
+        let next = AssertUnwindSafe(connection.one_request()).catch_unwind().await.ok();
+        let next = match next {
+            Some(next) => next,
+            None => connection.after_panic().await,
         };
         connection.is_over(next);
         match next {
@@ -142,7 +143,7 @@ impl Connection {
         let filled = async {
             // An empty line before a request is none yet (RFC 9112 section 2.2).
             while matches!(self.reader.buffered(), b"" | b"\r" | b"\r\n") {
-                if !matches!(self.reader.fill_head().await, Ok(1..)) {
+                if !matches!(self.reader.fill_little().await, Ok(1..)) {
                     return false;
                 }
             }
@@ -157,7 +158,7 @@ impl Connection {
         }
         // What has come by now is still answered, though the reactor may not have seen it.
         self.reader.get_mut().look_first();
-        matches!(future::poll_once(self.reader.fill_head()).await, Some(Ok(1..)))
+        matches!(future::poll_once(self.reader.fill_little()).await, Some(Ok(1..)))
     }
 
     async fn head(&mut self) -> Result<Option<RequestHead>, Error> {
@@ -189,6 +190,7 @@ impl Connection {
         }
         let mut body = Body { bytes: Vec::new(), reserved: self.gateway.budget.reserve() };
         loop {
+            decoder.make_room(&self.reader, &mut body.bytes);
             let drained = decoder.drain(&mut self.reader, &mut body.bytes);
             let over = drained.map_err(|fault| malformed(fault.to_string()))?;
             if body.bytes.len() as u64 > limit_bytes {
@@ -295,7 +297,7 @@ fn malformed(detail: String) -> Stopped {
 /// Ends when the caller's side of the connection does. What it sends meanwhile is kept, up to `surplus` bytes.
 async fn hang_up(reader: &mut Reader<Stream>, surplus: usize) {
     while reader.buffered().len() < surplus {
-        if !matches!(reader.fill_head().await, Ok(1..)) {
+        if !matches!(reader.fill_little().await, Ok(1..)) {
             return;
         }
     }

@@ -12,6 +12,7 @@ use futures_lite::future;
 use super::caller::{Caller, Gone};
 use crate::deadline::until;
 use crate::error::Dialect;
+use crate::heap::pinned;
 use crate::http1::BodyLength;
 use crate::provider::{Progress, Whereabouts};
 
@@ -93,7 +94,7 @@ pub async fn keep_company<T>(
         }
         // The work goes on meanwhile: a caller that does not read must not keep a slot open. But a beat is never cut.
         // On the heap: most requests come without one.
-        let mut beat = Box::pin(heartbeat.beat(progress, caller));
+        let mut beat = pinned(|| heartbeat.beat(progress, caller));
         let done = future::or(async { Ok(work.as_mut().await) }, async { Err(beat.as_mut().await) }).await;
         match done {
             Ok(done) => {

@@ -65,3 +65,35 @@ impl Future for Watch {
         self.0.as_mut().poll_next(cx).map(|_ended| ())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::{block_on, poll_once};
+
+    use super::*;
+
+    #[test]
+    fn whoever_watches_hears_of_a_phase_whenever_it_asks() {
+        let (lifecycle, draining, aborting) = Lifecycle::new();
+        let mut watches = [draining.watch(), draining.watch()];
+        // Listed by one task, which asks no more; the other one never asked.
+        assert!(block_on(poll_once(&mut watches[0])).is_none());
+        lifecycle.drain();
+        for watch in watches.iter_mut().chain([&mut draining.watch()]) {
+            for _ in 0..2 {
+                assert!(block_on(poll_once(&mut *watch)).is_some(), "as often as it asks");
+            }
+        }
+        assert!(block_on(poll_once(&mut aborting.watch())).is_none(), "the other phase has not begun");
+    }
+
+    #[test]
+    fn who_waits_is_woken_by_whichever_task_asked_last() {
+        let (lifecycle, draining, _) = Lifecycle::new();
+        let mut watch = draining.watch();
+        assert!(block_on(poll_once(&mut watch)).is_none());
+        let waiting = std::thread::spawn(move || block_on(watch));
+        lifecycle.drain();
+        waiting.join().unwrap();
+    }
+}

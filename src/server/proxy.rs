@@ -3,7 +3,7 @@
 
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use futures_lite::future;
@@ -176,25 +176,29 @@ pin_project! {
     /// See [`unless`].
     struct Unless<'a, W> {
         abort: &'a mut Watch,
+        // None once it is over: what was cut off holds its place and its connection no longer.
         #[pin]
-        work: W,
+        work: Option<W>,
     }
 }
 
 /// Waits for the provider for as long as the gateway lets running requests go on.
 fn unless<T, W: Future<Output = Result<T, Error>>>(abort: &mut Watch, work: W) -> Unless<'_, W> {
-    Unless { abort, work }
+    Unless { abort, work: Some(work) }
 }
 
 impl<T, W: Future<Output = Result<T, Error>>> Future for Unless<'_, W> {
     type Output = Result<T, Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        match this.work.poll(cx) {
-            Poll::Pending => Pin::new(&mut **this.abort).poll(cx).map(|()| Err(Error::ShuttingDown)),
-            done => done,
-        }
+        let mut this = self.project();
+        let work = this.work.as_mut().as_pin_mut().expect("nobody asks for an outcome twice");
+        let outcome = match work.poll(cx) {
+            Poll::Pending => ready!(Pin::new(&mut **this.abort).poll(cx).map(|()| Err(Error::ShuttingDown))),
+            Poll::Ready(done) => done,
+        };
+        this.work.set(None);
+        Poll::Ready(outcome)
     }
 }
 

@@ -20,14 +20,21 @@ use crate::openai;
 /// Where a request goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
+    /// `POST /v1/...`, to a provider.
+    Forward,
+    /// Nowhere.
+    Ours(Ours),
+}
+
+/// What the gateway answers itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ours {
     /// A browser's question before a request of a page.
     Preflight,
     /// `GET /v1/models`
     Models,
     /// `GET /v1/models/{id}`, decoded.
     Model(String),
-    /// `POST /v1/...`
-    Forward,
     /// `GET /admin/health`
     Health,
     /// `GET /admin/stats`
@@ -47,7 +54,7 @@ pub enum Route {
 /// Decides from the head alone, so that a refusal comes before the body.
 pub fn route(gateway: &Gateway, head: &RequestHead, cors: &Cors) -> Result<Route, Error> {
     if cors.is_preflight(head) {
-        return Ok(Route::Preflight);
+        return Ok(Route::Ours(Ours::Preflight));
     }
     let (path, query) = head.target.split_once('?').unwrap_or((&head.target, ""));
     let path = path.split('#').next().unwrap_or_default();
@@ -55,29 +62,38 @@ pub fn route(gateway: &Gateway, head: &RequestHead, cors: &Cors) -> Result<Route
     if !matches!(path, "/admin/health" | "/admin" | "/admin/") {
         authorize(gateway, head)?;
     }
-    let (route, allow) = match path {
-        "/admin/health" => (Route::Health, "GET, HEAD"),
-        "/admin/stats" if asks_for_metrics(head) => (Route::Metrics, "GET, HEAD"),
-        "/admin/stats" => (Route::Stats, "GET, HEAD"),
-        "/admin/queue" => (Route::Queue(limit(query)), "GET, HEAD"),
-        "/admin/requests" => (Route::Requests(limit(query)), "GET, HEAD"),
-        "/admin/" => (Route::Page, "GET, HEAD"),
-        "/admin" => (Route::ToPage, "GET, HEAD"),
-        "/metrics" => (Route::Metrics, "GET, HEAD"),
-        "/v1/models" | "/v1/models/" => (Route::Models, "GET, HEAD"),
+    let route = Route::Ours(match path {
+        "/admin/health" => Ours::Health,
+        "/admin/stats" if asks_for_metrics(head) => Ours::Metrics,
+        "/admin/stats" => Ours::Stats,
+        "/admin/queue" => Ours::Queue(limit(query)),
+        "/admin/requests" => Ours::Requests(limit(query)),
+        "/admin/" => Ours::Page,
+        "/admin" => Ours::ToPage,
+        "/metrics" => Ours::Metrics,
+        "/v1/models" | "/v1/models/" => Ours::Models,
         _ => match path.strip_prefix("/v1/models/") {
-            Some(id) => (Route::Model(percent_decode(id).into_owned()), "GET, HEAD"),
-            None if path.len() > 4 && path.starts_with("/v1/") => (Route::Forward, "POST"),
+            Some(id) => Ours::Model(percent_decode(id).into_owned()),
+            None if path.len() > 4 && path.starts_with("/v1/") => return forwarded(path, head),
             None => return Err(Error::UnknownPath { path: path.into() }),
         },
-    };
-    if !allow.split(", ").any(|method| method == &*head.method) {
-        return Err(Error::MethodNotAllowed { method: head.method.to_string(), allow });
-    }
-    if route == Route::Forward && climbs(path) {
+    });
+    allowed("GET, HEAD", head).map(|()| route)
+}
+
+fn forwarded(path: &str, head: &RequestHead) -> Result<Route, Error> {
+    allowed("POST", head)?;
+    if climbs(path) {
         return Err(Error::UnknownPath { path: path.into() });
     }
-    Ok(route)
+    Ok(Route::Forward)
+}
+
+fn allowed(methods: &'static str, head: &RequestHead) -> Result<(), Error> {
+    if methods.split(", ").any(|method| method == &*head.method) {
+        return Ok(());
+    }
+    Err(Error::MethodNotAllowed { method: head.method.to_string(), allow: methods })
 }
 
 /// Answers a routed request. On the heap, so that a connection without a request does not hold the room for one.
@@ -92,42 +108,36 @@ pub fn answer<'a>(
 ) -> Pin<Box<dyn Future<Output = Result<(), Gone>> + 'a>> {
     match route {
         Route::Forward => pinned(|| proxy::forward(gateway, address, head, body, caller, abort)),
-        route => pinned(|| answer_ourselves(gateway, route, head, caller)),
+        Route::Ours(ours) => pinned(|| answer_ourselves(gateway, ours, head, caller)),
     }
 }
 
-async fn answer_ourselves(
-    gateway: &Gateway,
-    route: Route,
-    head: &RequestHead,
-    caller: &mut Caller,
-) -> Result<(), Gone> {
+async fn answer_ourselves(gateway: &Gateway, ours: Ours, head: &RequestHead, caller: &mut Caller) -> Result<(), Gone> {
     let created = gateway.created;
     let models = || gateway.registry.models();
-    match route {
-        Route::Preflight => caller.no_content(&cors::preflight_fields(head)).await,
-        Route::Health => caller.json(200, &[], &admin::health(gateway.started)).await,
-        Route::Stats => {
+    match ours {
+        Ours::Preflight => caller.no_content(&cors::preflight_fields(head)).await,
+        Ours::Health => caller.json(200, &[], &admin::health(gateway.started)).await,
+        Ours::Stats => {
             let stats = admin::stats(&gateway.config, &gateway.providers, &gateway.telemetry, gateway.started).await;
             caller.json(200, &VARIES, &stats).await
         }
-        Route::Metrics => {
+        Ours::Metrics => {
             let metrics = admin::metrics(&gateway.providers, &gateway.telemetry, gateway.started).await;
             caller.whole(200, admin::METRICS_TYPE, &VARIES, &metrics).await
         }
-        Route::Queue(limit) => {
+        Ours::Queue(limit) => {
             let queue = admin::queue(&gateway.providers, limit).await;
             caller.json(200, &[NO_STORE], &queue).await
         }
-        Route::Requests(limit) => caller.json(200, &[NO_STORE], &admin::requests(&gateway.telemetry, limit)).await,
-        Route::Page => caller.whole(200, "text/html; charset=utf-8", &admin::PAGE_HEADERS, admin::PAGE).await,
-        Route::ToPage => caller.whole(308, "text/plain", &[("Location", "admin/")], b"It is at /admin/\n").await,
-        Route::Models => caller.json(200, &[], &openai::model_list(models(), created)).await,
-        Route::Model(id) => match gateway.registry.get(&id) {
+        Ours::Requests(limit) => caller.json(200, &[NO_STORE], &admin::requests(&gateway.telemetry, limit)).await,
+        Ours::Page => caller.whole(200, "text/html; charset=utf-8", &admin::PAGE_HEADERS, admin::PAGE).await,
+        Ours::ToPage => caller.whole(308, "text/plain", &[("Location", "admin/")], b"It is at /admin/\n").await,
+        Ours::Models => caller.json(200, &[], &openai::model_list(models(), created)).await,
+        Ours::Model(id) => match gateway.registry.get(&id) {
             Ok(model) => caller.json(200, &[], &openai::model_object(model, created)).await,
             Err(error) => caller.error(&error).await,
         },
-        Route::Forward => unreachable!("it is no answer of ours"),
     }
 }
 

@@ -1,7 +1,7 @@
 //! TLS towards callers: the handshake, and the bytes of a session, on a connection that stays ours to watch.
 //!
 //! OpenSSL's own session, driven by the reactor: a read takes what has come, a write writes, and neither waits for the other.
-//! The handshake computes on the executor's own thread, since the thread that relays and grants must not wait for that; it
+//! The handshake computes on a thread of its own, since the thread that relays and grants must not wait for that; it
 //! may take as long as a request's head.
 
 use std::cell::RefCell;
@@ -18,7 +18,7 @@ use openssl::ssl::{self, ErrorCode, Ssl, SslContext, SslStream};
 
 use super::stream::Stream;
 use super::{Gateway, dismiss};
-use crate::aside;
+use crate::aside::aside;
 use crate::deadline::within;
 use crate::error::Error;
 use crate::socket::Socket;
@@ -82,7 +82,7 @@ async fn greeting(context: &SslContext, mut socket: Socket<TcpStream>) -> Option
     }
     let feed = Feed { socket: socket.clone(), reads: 0 };
     let session = SslStream::new(Ssl::new(context).ok()?, feed).ok()?;
-    let session = aside::spawn(handshake(session)).await.ok()?;
+    let session = aside(handshake(session)).await.ok()?;
     Some(Greeting::Tls(Tls { socket, session: Rc::new(RefCell::new(session)) }))
 }
 

@@ -241,7 +241,10 @@ impl Place {
     /// same moment: it has gone back, and who had it joins [again](Joining::again).
     pub fn lost_connection(self) -> Result<Option<Place>, NoSlot> {
         match self.turns.heard().and_then(Turn::ending) {
-            Some(Ok(_unspent)) => Ok(None),
+            Some(Ok(unspent)) => {
+                drop(unspent);
+                Ok(None)
+            }
             Some(Err(no_slot)) => Err(no_slot),
             None => {
                 tell(&self.mailbox, Message::Ready { id: self.id, ready: false });

@@ -2,7 +2,7 @@
 //!
 //! TLS is verified, with SNI, from TLS 1.2 on. A context holds the system's CA bundle, parsed: that costs twenty handshakes, and as
 //! much memory. So one is shared by all connections that trust the same, for a while. async-native-tls makes one for each
-//! connection and has no way around it: native-tls is used without it here. What computes does so on the executor's own thread,
+//! connection and has no way around it: native-tls is used without it here. What computes does so on a thread of its own,
 //! since the thread that relays streams must not wait for that.
 
 use std::cell::RefCell;
@@ -21,7 +21,7 @@ use smol::lock::{OnceCell, Semaphore};
 use super::Failure;
 use super::stream::{Session, Stream};
 use super::tunnel;
-use crate::aside;
+use crate::aside::aside;
 use crate::config::{self, BaseUrl, Proxy};
 use crate::deadline::within;
 use crate::socket::Socket;
@@ -131,7 +131,7 @@ impl Connector {
         let context = self.context().await?;
         let host = self.base_url.host.clone();
         let tcp = into_socket(tcp);
-        let tls = aside::spawn(async move { Session::begin(&context, &host, tcp).await }).await;
+        let tls = aside(async move { Session::begin(&context, &host, tcp).await }).await;
         let tls = tls.inspect_err(|_| self.of_context(|context| retire(context, DOUBTED_CONTEXT_LASTS)))?;
         Ok(Stream::Tls(Box::new(tls)))
     }
@@ -144,7 +144,7 @@ impl Connector {
         });
         let connector = context.connector.get_or_try_init(|| {
             let roots = self.extra_roots.clone();
-            aside::spawn(async move { trusting(&roots) })
+            aside(async move { trusting(&roots) })
         });
         connector.await.cloned()
     }
