@@ -624,6 +624,10 @@ fn repeated_refusals_stretch_the_cadence_where_it_may_adapt() {
         assert!((effective..effective + 5.0).contains(&now), "{now}");
         let requests = upstream.requests();
         let since_the_last_refusal = requests[5].arrived - requests[2].arrived;
-        assert!(since_the_last_refusal >= Duration::from_millis(250 + 2 * least_ms), "{since_the_last_refusal:?}");
+        // What was late may be followed a millisecond too soon.
+        assert!(
+            since_the_last_refusal >= Duration::from_millis(250 + 2 * (least_ms - 1)),
+            "{since_the_last_refusal:?}"
+        );
     }
 }
