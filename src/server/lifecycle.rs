@@ -53,8 +53,8 @@ impl Phase {
     }
 }
 
-/// Waits until a phase begins, as often as it is asked. It stays listed between the waits: to be listed anew for each of its requests
-/// would cost a connection more than all its limits.
+/// Waits until a phase begins, as often as it is asked. It stays listed between the waits: a connection is spared an allocation and
+/// an entry in a list for each of its requests.
 #[derive(Debug)]
 pub struct Watch(Pin<Box<Receiver<Infallible>>>);
 
