@@ -31,7 +31,7 @@
 //! names the providers, `dispatch` chooses one, `provider` waits for a permit of its scheduler and spends it on `upstream`, and `server`
 //! relays the answer as it comes.
 //!
-//! Everything but DNS look-ups, TLS handshakes and the writing of the log runs on one thread, on `LocalExecutor`s: no room needs a lock, and on
+//! Everything but DNS look-ups, TLS handshakes and the writing of the log runs on one thread, on `LocalExecutor`s: nobody waits for a lock, and on
 //! a Raspberry Pi three cores stay free.
 
 pub mod admin;

@@ -27,7 +27,7 @@ use ask::Target;
 
 const DEFAULT_CONFIG: &str = "config.yaml";
 
-/// File descriptors beside two per connection: standard streams, listener, reactor, idle connections.
+/// File descriptors beside two per connection: standard streams, listener, pollers, idle connections.
 const SPARE_FILES: u64 = 64;
 
 /// An OpenAI-compatible LLM gateway that queues instead of rejecting. Without a command it serves.

@@ -156,7 +156,7 @@ impl Connection {
         if within(patience, future::or(filled, going_down)).await == Some(true) {
             return true;
         }
-        // What has come by now is still answered, though the reactor may not have seen it.
+        // What has come by now is still answered, known of or not.
         self.reader.get_mut().look_first();
         matches!(future::poll_once(self.reader.fill_little()).await, Some(Ok(1..)))
     }
@@ -316,6 +316,7 @@ mod tests {
     use crate::registry::Registry;
     use crate::server::budget::Budget;
     use crate::server::lifecycle::Lifecycle;
+    use crate::socket::{Socket, with_watched_sockets};
 
     /// A gateway that knows a model and has no provider for it: asking for that model panics.
     fn broken_gateway() -> (Rc<Front>, Lifecycle) {
@@ -341,7 +342,7 @@ mod tests {
     fn answer_of(front: &Rc<Front>, request: String) -> String {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut caller = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let stream = Stream::Tcp(async_io::Async::new(listener.accept().unwrap().0).unwrap().into());
+        let stream = Stream::Tcp(Socket::new(listener.accept().unwrap().0).unwrap());
         let asking = std::thread::spawn(move || {
             caller.write_all(request.as_bytes()).unwrap();
             let mut answer = String::new();
@@ -349,7 +350,7 @@ mod tests {
             answer
         });
         let (alive, _open) = async_channel::bounded(1);
-        smol::block_on(serve(front.clone(), stream, Peer::new(None), alive));
+        smol::block_on(with_watched_sockets(serve(front.clone(), stream, Peer::new(None), alive))).unwrap();
         asking.join().unwrap()
     }
 

@@ -145,6 +145,7 @@ mod tests {
     use crate::deadline::within;
     use crate::server::lifecycle::Lifecycle;
     use crate::server::stream::Stream;
+    use crate::socket::{Socket, with_watched_sockets};
     use crate::telemetry::Trace;
 
     #[test]
@@ -184,7 +185,7 @@ mod tests {
     fn who_does_not_read_its_heartbeats_holds_up_nobodys_work() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let _unread = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let stream = Stream::Tcp(async_io::Async::new(listener.accept().unwrap().0).unwrap().into());
+        let stream = Stream::Tcp(Socket::new(listener.accept().unwrap().0).unwrap());
         let trace = Rc::new(Trace::new("127.0.0.1".into()));
         let mut caller = Caller::new(stream, trace, Duration::from_secs(60), Lifecycle::new().1);
         // More than the system takes before somebody reads.
@@ -197,7 +198,7 @@ mod tests {
         };
         let progress = Progress::default();
         let told = within(AT_LEAST * 20, keep_company(Some(heartbeat), &progress, &mut caller, work));
-        assert_eq!(smol::block_on(told), None, "a beat that was begun is not cut off");
+        assert_eq!(smol::block_on(with_watched_sockets(told)).unwrap(), None, "a beat that was begun is not cut off");
         assert!(done.get(), "the work waits for the caller");
     }
 }

@@ -20,6 +20,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockop
 use super::client_address::Peer;
 use super::stream::Stream;
 use crate::config::{Server, Socket};
+use crate::socket;
 
 /// Connections that the kernel keeps for us until we accept them.
 const BACKLOG: i32 = 1024;
@@ -195,12 +196,12 @@ impl Listener {
 fn accept_tcp(listener: &TcpListener) -> io::Result<(Stream, Peer)> {
     let (stream, peer) = listener.accept()?;
     let _ = stream.set_nodelay(true);
-    Ok((Stream::Tcp(Async::new(stream)?.into()), Peer::new(Some(peer.ip()))))
+    Ok((Stream::Tcp(socket::Socket::new(stream)?), Peer::new(Some(peer.ip()))))
 }
 
 fn accept_unix(listener: &UnixListener) -> io::Result<(Stream, Peer)> {
     let (stream, _) = listener.accept()?;
-    Ok((Stream::Unix(Async::new(stream)?.into()), Peer::new(None)))
+    Ok((Stream::Unix(socket::Socket::new(stream)?), Peer::new(None)))
 }
 
 fn listen_on_port(host: &str, port: u16) -> io::Result<Listener> {

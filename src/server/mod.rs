@@ -47,6 +47,7 @@ use crate::log;
 use crate::provider::Provider;
 use crate::registry::Registry;
 use crate::shaping::lane::Past;
+use crate::socket::with_watched_sockets;
 use crate::telemetry::{Telemetry, Trace};
 use budget::Budget;
 use caller::Caller;
@@ -194,7 +195,7 @@ impl Server {
             Ok(())
         };
         // On the heap: what runs it would hold it several times over.
-        with_one_timer(turns.run(Box::pin(work))).await
+        with_watched_sockets(with_one_timer(turns.run(Box::pin(work)))).await?
     }
 }
 

@@ -28,7 +28,7 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// The next read looks for what has come, whatever the reactor says.
+    /// The next read looks for what has come, whether it is known or not.
     pub fn look_first(&mut self) {
         match self {
             Stream::Tcp(tcp) => tcp.look_first(),

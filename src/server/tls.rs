@@ -1,6 +1,6 @@
 //! TLS towards callers: the handshake, and the bytes of a session, on a connection that stays ours to watch.
 //!
-//! OpenSSL's own session, driven by the reactor: a read takes what has come, a write writes, and neither waits for the other.
+//! OpenSSL's own session, driven as its socket gets ready: a read takes what has come, a write writes, and neither waits for the other.
 //! The handshake computes on a thread of its own, since the thread that relays and grants must not wait for that; it
 //! may take as long as a request's head.
 
@@ -92,7 +92,7 @@ async fn handshake(mut session: SslStream<Feed>) -> io::Result<SslStream<Feed>> 
         stale_errors::forget();
         let Err(error) = session.accept() else { return Ok(session) };
         match error.code() {
-            ErrorCode::WANT_READ => poll_fn(|cx| session.get_mut().socket.poll_readable(cx)).await?,
+            ErrorCode::WANT_READ => poll_fn(|cx| session.get_mut().socket.poll_readable(cx)).await,
             ErrorCode::WANT_WRITE => poll_fn(|cx| session.get_ref().socket.poll_writable(cx)).await?,
             _ => return Err(into_io(error)),
         }
@@ -100,7 +100,7 @@ async fn handshake(mut session: SslStream<Feed>) -> io::Result<SslStream<Feed>> 
 }
 
 impl Tls {
-    /// The next read looks for what has come, whatever the reactor says.
+    /// The next read looks for what has come, whether it is known or not.
     pub fn look_first(&self) {
         self.session.borrow_mut().get_mut().socket.look_first();
     }
@@ -140,7 +140,7 @@ impl Tls {
                 Err(error) => error,
             };
             match error.code() {
-                ErrorCode::WANT_READ => ready!(session.get_mut().socket.poll_readable(cx))?,
+                ErrorCode::WANT_READ => ready!(session.get_mut().socket.poll_readable(cx)),
                 ErrorCode::WANT_WRITE => ready!(session.get_ref().socket.poll_writable(cx))?,
                 ErrorCode::ZERO_RETURN => return Poll::Ready(Ok(0)),
                 _ => return Poll::Ready(Err(into_io(error))),
@@ -176,7 +176,7 @@ struct Feed {
 impl Read for Feed {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if self.reads == READS_AT_ONCE {
-            self.socket.ask_first();
+            self.socket.wait_a_turn();
             return Err(io::ErrorKind::WouldBlock.into());
         }
         self.reads += 1;
@@ -198,24 +198,24 @@ impl Write for Feed {
 mod tests {
     use std::net::TcpListener;
 
-    use async_io::Async;
     use futures_lite::future::{block_on, poll_once};
 
     use super::*;
+    use crate::socket::with_watched_sockets;
 
     #[test]
     fn who_has_read_often_enough_gives_the_thread_back_though_there_is_more() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut caller = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let socket = Async::new(listener.accept().unwrap().0).unwrap().into();
+        let socket = Socket::new(listener.accept().unwrap().0).unwrap();
         let mut feed = Feed { socket, reads: 0 };
         caller.write_all(&[7; 200]).unwrap();
-        block_on(poll_fn(|cx| feed.socket.poll_peek(cx, &mut [0]))).unwrap();
+        smol::block_on(with_watched_sockets(poll_fn(|cx| feed.socket.poll_peek(cx, &mut [0])))).unwrap().unwrap();
         // As OpenSSL does: never more than it needs, so that no read tells that it was the last.
         let reads = std::iter::repeat_with(|| feed.read(&mut [0])).take_while(|read| matches!(read, Ok(1))).count();
         assert_eq!(reads, READS_AT_ONCE as usize);
         assert!(block_on(poll_once(poll_fn(|cx| feed.socket.poll_readable(cx)))).is_none(), "others have their turn");
-        block_on(poll_fn(|cx| feed.socket.poll_readable(cx))).unwrap();
+        block_on(poll_fn(|cx| feed.socket.poll_readable(cx)));
         feed.reads = 0;
         assert_eq!(feed.read(&mut [0; 200]).unwrap(), 200 - reads);
     }

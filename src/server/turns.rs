@@ -1,9 +1,9 @@
-//! Whose turn it is on the thread: providers' schedulers come before everything else, and the reactor is asked often
-//! enough for their timers. (async-io lets any thread that waits ask it; then the wake comes from there.)
+//! Whose turn it is on the thread: providers' schedulers come before everything else, and clock and sockets are looked at often
+//! enough for them.
 //!
-//! A `LocalExecutor` on its own runs its tasks in the order in which they were woken, and up to 200 of them before the
-//! reactor is asked anything. With one provider loaded by many connections, the slot of another one would open late by
-//! all that is ready at that moment, twice: when its timer rings, and when its scheduler runs. Knows nothing of what the
+//! A `LocalExecutor` on its own runs its tasks in the order in which they were woken, and up to 200 of them before it lets
+//! anybody look. With one provider loaded by many connections, the slot of another one would open late by
+//! all that is ready at that moment, twice: when its time has come, and when its scheduler runs. Knows nothing of what the
 //! tasks do.
 
 use std::future::{Future, poll_fn};
@@ -16,9 +16,8 @@ use smol::LocalExecutor;
 /// So many other tasks run at most before an urgent one: the more messages a scheduler finds at once, the less each costs.
 const TASKS_BETWEEN_URGENT: usize = 8;
 
-/// So often urgent tasks have their turn at most before the reactor is asked what has come and which timers have rung. Each look
-/// is a few system calls, a fifth of a look for a request; but where none comes for 50 us and more, async-io's own thread
-/// asks in our place (`main_loop` of its `driver.rs`), and then every event costs two switches between threads, for seconds at times.
+/// So often urgent tasks have their turn at most before those outside are let in who look which waits are over
+/// (`deadline::with_one_timer`) and what has come (`socket::with_watched_sockets`): a reading of the clock and a system call.
 const TURNS_BETWEEN_LOOKS: usize = 2;
 
 /// The tasks of one thread.
@@ -63,7 +62,7 @@ impl Turns {
     /// Waits until a task is ready, or may be.
     ///
     /// Runs none that woke it: while one executor waits beside the other in here, a task of this one that wakes one of
-    /// that one would wake the thread as well, and the reactor would be asked in vain before the next wait.
+    /// that one would wake the thread as well, which would look in vain before the next wait.
     async fn something_to_do(&self) {
         let mut ticks = pin!(future::or(self.urgent.tick(), self.others.tick()));
         let mut is_asleep = false;
@@ -121,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reactor_is_asked_although_there_is_always_something_to_do() {
+    fn others_may_look_although_there_is_always_something_to_do() {
         let turns = Turns::default();
         let ran = Rc::new(Cell::new(0));
         for _ in 0..100 {

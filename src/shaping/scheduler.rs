@@ -14,7 +14,6 @@ use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_channel::{Receiver, Sender, WeakSender};
-use async_io::Timer;
 use futures_lite::future;
 
 use super::books::{Ask, BooksMemory, Scope};
@@ -24,6 +23,7 @@ use super::limiter::Now;
 use super::line::{Decision, Estimate, Line, Refusal, Snapshot, Waiting};
 use super::terms::{Joining, Rules, Terms};
 use super::word::{self, Hearer, Teller};
+use crate::deadline::until;
 
 enum Message {
     Join { id: u64, joining: Joining, turns: Teller<Turn> },
@@ -342,7 +342,7 @@ async fn run(mut desk: Desk, messages: Receiver<Message>) {
         let message = match wake {
             Some(at) => {
                 future::or(async { Some(messages.recv().await) }, async {
-                    Timer::at(at).await;
+                    until(at).await;
                     None
                 })
                 .await

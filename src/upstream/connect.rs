@@ -7,13 +7,11 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::{self, IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_io::Async;
-use async_net::TcpStream;
 use futures_lite::future::{self, BoxedLocal};
 use native_tls::{Certificate, Protocol, TlsConnector};
 use smol::lock::{OnceCell, Semaphore};
@@ -92,13 +90,15 @@ impl Connector {
             self.addresses.replace(None);
         });
         let tcp = tcp.map_err(|error| format!("cannot connect to {}: {error}", self.next_hop()))?;
-        let _ = tcp.set_nodelay(true);
+        let _ = tcp.get_ref().set_nodelay(true);
         let tcp = match &self.proxy {
             None => tcp,
             Some(proxy) => tunnel::open(tcp, proxy, &self.target()).await?,
         };
+        let tcp = tcp.into_inner().and_then(Socket::new);
+        let tcp = tcp.map_err(|error| format!("cannot use the connection to {}: {error}", self.next_hop()))?;
         if !self.base_url.tls {
-            return Ok(Stream::Plain(into_socket(tcp)));
+            return Ok(Stream::Plain(tcp));
         }
         let tls = self.shake_hands(tcp).await;
         tls.map_err(|error| format!("TLS handshake with {} failed: {}", self.target(), last_of_stack(&error)))
@@ -127,10 +127,9 @@ impl Connector {
         Ok(addresses)
     }
 
-    async fn shake_hands(&self, tcp: TcpStream) -> Result<Stream, native_tls::Error> {
+    async fn shake_hands(&self, tcp: Socket<TcpStream>) -> Result<Stream, native_tls::Error> {
         let context = self.context().await?;
         let host = self.base_url.host.clone();
-        let tcp = into_socket(tcp);
         let tls = aside(async move { Session::begin(&context, &host, tcp).await }).await;
         let tls = tls.inspect_err(|_| self.of_context(|context| retire(context, DOUBTED_CONTEXT_LASTS)))?;
         Ok(Stream::Tls(Box::new(tls)))
@@ -192,10 +191,6 @@ fn trusting(roots: &[Certificate]) -> Result<TlsConnector, native_tls::Error> {
     builder.build()
 }
 
-fn into_socket(tcp: TcpStream) -> Socket<net::TcpStream> {
-    Arc::<Async<net::TcpStream>>::from(tcp).into()
-}
-
 /// RFC 8305 section 4: addresses of both families in turn, beginning with the family that the resolver prefers.
 fn alternate_families(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let v6_first = found.first().is_some_and(SocketAddr::is_ipv6);
@@ -211,11 +206,14 @@ fn alternate_families(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
     }
 }
 
+/// A connection in the making.
+type Attempt = BoxedLocal<io::Result<Async<TcpStream>>>;
+
 /// The first connection that stands. An address that fails gives way to the next at once, one that is silent shares
 /// with the next after a moment. The error is the last one.
-fn connect_any(mut addresses: Vec<SocketAddr>) -> BoxedLocal<io::Result<TcpStream>> {
+fn connect_any(mut addresses: Vec<SocketAddr>) -> Attempt {
     Box::pin(async move {
-        let mut attempt: BoxedLocal<io::Result<TcpStream>> = Box::pin(TcpStream::connect(addresses.remove(0)));
+        let mut attempt: Attempt = Box::pin(Async::<TcpStream>::connect(addresses.remove(0)));
         if addresses.is_empty() {
             return attempt.await;
         }
@@ -227,10 +225,7 @@ fn connect_any(mut addresses: Vec<SocketAddr>) -> BoxedLocal<io::Result<TcpStrea
     })
 }
 
-async fn first_success(
-    mut one: BoxedLocal<io::Result<TcpStream>>,
-    mut other: BoxedLocal<io::Result<TcpStream>>,
-) -> io::Result<TcpStream> {
+async fn first_success(mut one: Attempt, mut other: Attempt) -> io::Result<Async<TcpStream>> {
     let (result, rest) = future::or(async { ((&mut one).await, true) }, async { ((&mut other).await, false) }).await;
     match result {
         Ok(tcp) => Ok(tcp),
@@ -288,7 +283,7 @@ mod tests {
         let (_bound, dead) = dead_address();
         let living = listener.local_addr().unwrap();
         let tcp = smol::block_on(connect_any(vec![dead, living])).unwrap();
-        assert_eq!(tcp.peer_addr().unwrap(), living);
+        assert_eq!(tcp.get_ref().peer_addr().unwrap(), living);
         assert!(smol::block_on(connect_any(vec![dead])).is_err());
     }
 
@@ -298,7 +293,7 @@ mod tests {
         let full = TcpListener::bind("127.0.0.1:0").unwrap();
         let silent = full.local_addr().unwrap();
         rustix::net::listen(&full, 0).unwrap();
-        let fill = || std::net::TcpStream::connect_timeout(&silent, Duration::from_millis(200)).ok();
+        let fill = || TcpStream::connect_timeout(&silent, Duration::from_millis(200)).ok();
         let _filled: Vec<_> = std::iter::from_fn(fill).collect();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let living = listener.local_addr().unwrap();
@@ -308,7 +303,7 @@ mod tests {
         for addresses in [vec![silent, living], vec![silent, dead, living]] {
             let start = Instant::now();
             let tcp = smol::block_on(connect_any(addresses)).unwrap();
-            assert_eq!(tcp.peer_addr().unwrap(), living);
+            assert_eq!(tcp.get_ref().peer_addr().unwrap(), living);
             let took = start.elapsed();
             assert!((NEXT_ADDRESS_AFTER..Duration::from_secs(10)).contains(&took), "{took:?}");
         }

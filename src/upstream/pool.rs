@@ -46,10 +46,9 @@ impl Connection {
         self.reused || self.born.elapsed() > REST
     }
 
-    /// Whether it is of no use any more. Looks for itself: a send on a connection that is closed costs a slot, and the
-    /// reactor may not have heard of it yet.
+    /// Whether it is of no use any more, as far as is known: what the provider did a moment ago is still to be heard of, as is
+    /// what is on its way.
     fn is_spoiled(&mut self) -> bool {
-        self.reader.get_mut().look_first();
         pin!(self.spoiled()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 }

@@ -25,14 +25,6 @@ pub enum Stream {
 const RECORD_BYTES: usize = 16 * 1024;
 
 impl Stream {
-    /// The next read looks for what has come, whatever the reactor says.
-    pub fn look_first(&mut self) {
-        match self {
-            Stream::Plain(tcp) => tcp.look_first(),
-            Stream::Tls(tls) => tls.0.get_mut().tcp.look_first(),
-        }
-    }
-
     /// Writes some of two pieces as one: what begins in one segment is read at once on the other side.
     pub fn poll_write_both(&mut self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> Poll<io::Result<usize>> {
         match self {
@@ -126,7 +118,7 @@ struct Transport {
 
 impl Transport {
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.waits_for_room { self.tcp.poll_writable(cx) } else { self.tcp.poll_readable(cx) }
+        if self.waits_for_room { self.tcp.poll_writable(cx) } else { self.tcp.poll_readable(cx).map(Ok) }
     }
 }
 

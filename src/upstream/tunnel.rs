@@ -1,13 +1,15 @@
 //! A way through an HTTP proxy: CONNECT (RFC 9110 section 9.3.6), after which the connection is the provider's.
 
-use async_net::TcpStream;
+use std::net::TcpStream;
+
+use async_io::Async;
 use futures_lite::AsyncWriteExt;
 
 use crate::config::Proxy;
 use crate::http1::{self, Reader};
 
 /// Asks the proxy at the other end of `tcp` for a tunnel to `target`, a `host:port`. `Err` says why there is none.
-pub(super) async fn open(tcp: TcpStream, proxy: &Proxy, target: &str) -> Result<TcpStream, String> {
+pub(super) async fn open(tcp: Async<TcpStream>, proxy: &Proxy, target: &str) -> Result<Async<TcpStream>, String> {
     let mut reader = Reader::new(tcp);
     let mut request = Vec::new();
     let credential =

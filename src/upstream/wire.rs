@@ -46,11 +46,6 @@ impl Wire {
         Wire { stream, sending: None }
     }
 
-    /// The next read looks for what has come, whatever the reactor says.
-    pub fn look_first(&mut self) {
-        self.stream.look_first();
-    }
-
     /// Hands over a request; reading sends it.
     pub fn send(&mut self, permit: Permit, request: Outgoing) {
         self.sending = Some(Sending { request, written: 0, permit: Some(permit), sent: None, broken: false });

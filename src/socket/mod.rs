@@ -1,8 +1,9 @@
 //! A connected socket on which no system call is spent to find out that nothing has come.
 //!
-//! A read that brought less than it had room for has emptied the socket; the next one asks the reactor first, which costs a
-//! call of the kernel only where nobody has asked since the last event. One that waits and is given up stays asked for.
+//! A read that brought less than it had room for has emptied the socket; the next one waits until [`readiness`] has news of it.
 //! OpenSSL reads no more than it needs of a record, so that under TLS one read in vain is left. Knows no protocol.
+
+mod readiness;
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::TcpStream;
@@ -10,26 +11,56 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use async_io::Async;
 use rustix::buffer::spare_capacity;
 use rustix::net::{RecvFlags, recv};
 
+use readiness::Registration;
+pub use readiness::with_watched_sockets;
+
 /// A stream socket. Clones are the same one, and each reads as if the others did not: one of them should.
 #[derive(Debug)]
-pub struct Socket<T> {
-    io: Arc<Async<T>>,
-    /// The last read took all there was.
-    drained: bool,
+pub struct Socket<T: AsFd> {
+    io: Arc<Registered<T>>,
+    before: Before,
 }
 
-impl<T> Socket<T> {
-    /// The socket itself.
-    pub fn get_ref(&self) -> &T {
-        self.io.get_ref()
+/// What the next read waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    Nothing,
+    /// The last read took all there was.
+    News,
+    /// There may be more, but it is others' turn.
+    Turn,
+}
+
+#[derive(Debug)]
+struct Registered<T: AsFd> {
+    io: T,
+    registration: Registration,
+}
+
+impl<T: AsFd> Drop for Registered<T> {
+    fn drop(&mut self) {
+        self.registration.end(self.io.as_fd());
     }
 }
 
-impl<T> Socket<T>
+impl<T: AsFd> Socket<T> {
+    /// One that is connected. Who waits on it is woken by [`with_watched_sockets`] on this thread and nowhere else.
+    pub fn new(io: T) -> io::Result<Socket<T>> {
+        rustix::io::ioctl_fionbio(&io, true)?;
+        let registration = Registration::new(io.as_fd())?;
+        Ok(Socket { io: Arc::new(Registered { io, registration }), before: Before::Nothing })
+    }
+
+    /// The socket itself.
+    pub fn get_ref(&self) -> &T {
+        &self.io.io
+    }
+}
+
+impl<T: AsFd> Socket<T>
 where
     for<'a> &'a T: Read + Write,
 {
@@ -44,7 +75,7 @@ where
         mut read: impl FnMut(&mut Self) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         loop {
-            ready!(self.poll_readable(cx))?;
+            ready!(self.poll_readable(cx));
             match read(self) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 read => return Poll::Ready(read),
@@ -53,22 +84,28 @@ where
     }
 
     /// Waits until a read may bring something.
-    pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.drained {
-            ready!(self.io.poll_readable(cx))?;
-            self.drained = false;
+    pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.before {
+            Before::Nothing => {}
+            Before::News => ready!(self.io.registration.poll_readable(cx)),
+            Before::Turn => {
+                self.before = Before::Nothing;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
         }
-        Poll::Ready(Ok(()))
+        self.before = Before::Nothing;
+        Poll::Ready(())
     }
 
-    /// The next read asks the reactor first, whatever there is: who has read enough for once gives the thread back so.
-    pub fn ask_first(&mut self) {
-        self.drained = true;
+    /// The next read waits its turn, whatever there is: who has read enough for once gives the thread back so.
+    pub fn wait_a_turn(&mut self) {
+        self.before = Before::Turn;
     }
 
-    /// The next read looks for itself: the reactor may not have seen yet what has come.
+    /// The next read looks for itself: what has come may not be known yet.
     pub fn look_first(&mut self) {
-        self.drained = false;
+        self.before = Before::Nothing;
     }
 
     /// Writes what the kernel takes.
@@ -88,7 +125,7 @@ where
 
     /// Waits until a write may take something.
     pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.io.poll_writable(cx)
+        self.io.registration.poll_writable(self.as_fd(), cx)
     }
 
     /// Reads what has come, for who waits in its own way: `WouldBlock` where nothing has.
@@ -97,7 +134,7 @@ where
     }
 
     fn read_with(&mut self, room: usize, mut read: impl FnMut(&T) -> io::Result<usize>) -> io::Result<usize> {
-        if self.drained {
+        if self.before != Before::Nothing {
             return Err(ErrorKind::WouldBlock.into());
         }
         loop {
@@ -105,11 +142,15 @@ where
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Ok(read) => {
                     // An end can be read again and again.
-                    self.drained = (1..room).contains(&read);
+                    if (1..room).contains(&read) {
+                        self.before = Before::News;
+                    }
                     return Ok(read);
                 }
                 Err(error) => {
-                    self.drained = error.kind() == ErrorKind::WouldBlock;
+                    if error.kind() == ErrorKind::WouldBlock {
+                        self.before = Before::News;
+                    }
                     return Err(error);
                 }
             }
@@ -147,9 +188,9 @@ impl Socket<TcpStream> {
     /// Waits for what a read would bring, and leaves it to be read.
     pub fn poll_peek(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
-            ready!(self.poll_readable(cx))?;
+            ready!(self.poll_readable(cx));
             match self.get_ref().peek(buf) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.drained = true,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.before = Before::News,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 peeked => return Poll::Ready(peeked),
             }
@@ -157,34 +198,24 @@ impl Socket<TcpStream> {
     }
 }
 
-impl<T> Clone for Socket<T> {
+impl<T: AsFd> Clone for Socket<T> {
     fn clone(&self) -> Self {
-        Socket { io: self.io.clone(), drained: self.drained }
-    }
-}
-
-impl<T> From<Async<T>> for Socket<T> {
-    fn from(io: Async<T>) -> Self {
-        Arc::new(io).into()
-    }
-}
-
-impl<T> From<Arc<Async<T>>> for Socket<T> {
-    fn from(io: Arc<Async<T>>) -> Self {
-        Socket { io, drained: false }
+        Socket { io: self.io.clone(), before: self.before }
     }
 }
 
 impl<T: AsFd> AsFd for Socket<T> {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.io.get_ref().as_fd()
+        self.get_ref().as_fd()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::net::{Shutdown, TcpListener};
     use std::os::unix::net::UnixStream;
+    use std::thread;
 
     use futures_lite::future::{block_on, poll_once};
 
@@ -192,17 +223,33 @@ mod tests {
 
     fn pair() -> (Socket<UnixStream>, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (Async::new(ours).unwrap().into(), theirs)
+        (Socket::new(ours).unwrap(), theirs)
     }
 
-    fn read(socket: &mut Socket<UnixStream>, room: usize) -> Option<Vec<u8>> {
+    fn tcp_pair() -> (Socket<TcpStream>, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (Socket::new(listener.accept().unwrap().0).unwrap(), theirs)
+    }
+
+    fn watched<T>(work: impl Future<Output = T>) -> T {
+        smol::block_on(with_watched_sockets(work)).unwrap()
+    }
+
+    fn read<T: AsFd>(socket: &mut Socket<T>, room: usize) -> Option<Vec<u8>>
+    where
+        for<'a> &'a T: Read + Write,
+    {
         let mut buf = vec![0; room];
         let read = block_on(poll_once(poll_fn(|cx| socket.poll_read(cx, &mut buf))))?.unwrap();
         Some(buf[..read].to_vec())
     }
 
-    fn wait(socket: &mut Socket<UnixStream>) {
-        block_on(poll_fn(|cx| socket.poll_readable(cx))).unwrap();
+    fn wait<T: AsFd>(socket: &mut Socket<T>)
+    where
+        for<'a> &'a T: Read + Write,
+    {
+        watched(poll_fn(|cx| socket.poll_readable(cx)));
     }
 
     #[test]
@@ -212,7 +259,7 @@ mod tests {
             peer.write_all(&[round; 3]).unwrap();
             wait(&mut socket);
             assert_eq!(read(&mut socket, 8).unwrap(), [round; 3]);
-            // Here before anybody asks the reactor.
+            // Here before anybody waits.
             peer.write_all(&[round; 2]).unwrap();
             wait(&mut socket);
             assert_eq!(read(&mut socket, 2).unwrap(), [round; 2]);
@@ -225,6 +272,27 @@ mod tests {
         assert_eq!(read(&mut socket, 8).unwrap(), b"", "the end stays");
     }
 
+    /// The kernel tells of both at once, and of an end only once.
+    #[test]
+    fn an_end_that_came_with_the_last_bytes_is_seen_after_them() {
+        fn check<T: AsFd>(mut socket: Socket<T>, mut peer: impl Write, end: impl FnOnce())
+        where
+            for<'a> &'a T: Read + Write,
+        {
+            assert_eq!(read(&mut socket, 8), None);
+            peer.write_all(b"last").unwrap();
+            end();
+            wait(&mut socket);
+            assert_eq!(read(&mut socket, 8).unwrap(), b"last");
+            wait(&mut socket);
+            assert_eq!(read(&mut socket, 8).unwrap(), b"");
+        }
+        let (socket, peer) = pair();
+        check(socket, &peer, || peer.shutdown(Shutdown::Write).unwrap());
+        let (socket, peer) = tcp_pair();
+        check(socket, &peer, || peer.shutdown(Shutdown::Write).unwrap());
+    }
+
     #[test]
     fn what_is_appended_fills_the_room_there_is_and_no_more() {
         let (mut socket, mut peer) = pair();
@@ -232,8 +300,7 @@ mod tests {
         let mut out = Vec::with_capacity(4);
         out.push(b'>');
         let append = |socket: &mut Socket<UnixStream>, out: &mut Vec<u8>| {
-            wait(socket);
-            block_on(poll_fn(|cx| socket.poll_append(cx, out))).unwrap()
+            watched(poll_fn(|cx| socket.poll_append(cx, out))).unwrap()
         };
         assert_eq!((append(&mut socket, &mut out), &*out, out.capacity()), (3, &b">abc"[..], 4));
         out.reserve_exact(8);
@@ -250,38 +317,59 @@ mod tests {
         assert_eq!(socket.read(&mut [0; 4]).unwrap(), 3);
         peer.write_all(b"d").unwrap();
         let error = socket.read(&mut [0; 4]).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::WouldBlock, "the reactor was not asked");
+        assert_eq!(error.kind(), ErrorKind::WouldBlock, "nobody has looked");
         wait(&mut socket);
         assert_eq!(socket.read(&mut [0; 4]).unwrap(), 1);
     }
 
     #[test]
-    fn who_asks_first_gives_the_thread_back_and_who_looks_first_sees_what_is_there() {
+    fn who_waits_a_turn_goes_on_without_news_and_who_looks_first_without_a_wait() {
         let (mut socket, mut peer) = pair();
-        peer.write_all(b"ab").unwrap();
-        socket.ask_first();
-        assert_eq!(read(&mut socket, 1), None, "there is something, but the reactor has its say");
+        peer.write_all(b"abc").unwrap();
         wait(&mut socket);
-        assert_eq!(read(&mut socket, 8).unwrap(), b"ab");
+        assert_eq!(read(&mut socket, 1).unwrap(), b"a");
+        socket.wait_a_turn();
+        assert_eq!(socket.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+        assert_eq!(read(&mut socket, 1), None, "there is something, but others have their turn");
+        socket.wait_a_turn();
+        wait(&mut socket);
+        assert_eq!(read(&mut socket, 8).unwrap(), b"bc");
         drop(peer);
         socket.look_first();
-        assert_eq!(read(&mut socket, 8).unwrap(), b"", "the end is seen without the reactor");
+        assert_eq!(read(&mut socket, 8).unwrap(), b"", "the end is seen before anybody was told of it");
     }
 
     #[test]
-    fn a_full_socket_waits_for_room() {
+    fn a_full_socket_waits_for_room_again_and_again() {
         let (socket, mut peer) = pair();
         let mut sent = 0;
-        while let Some(written) = block_on(poll_once(poll_fn(|cx| socket.poll_write(cx, &[7; 9999])))) {
-            sent += written.unwrap();
+        for _ in 0..3 {
+            while let Some(written) = block_on(poll_once(poll_fn(|cx| socket.poll_write(cx, &[7; 9999])))) {
+                sent += written.unwrap();
+            }
+            let reading = thread::spawn(move || {
+                peer.read_exact(&mut vec![0; sent]).unwrap();
+                peer
+            });
+            sent = watched(poll_fn(|cx| socket.poll_write(cx, b"more"))).unwrap();
+            peer = reading.join().unwrap();
         }
-        let reading = std::thread::spawn(move || {
-            let mut received = Vec::new();
-            peer.read_to_end(&mut received).unwrap();
-            received.len()
+    }
+
+    #[test]
+    fn who_waits_on_another_thread_is_woken_by_this_one() {
+        let (mut socket, mut peer) = pair();
+        let (told, waits) = async_channel::bounded(1);
+        let waiting = thread::spawn(move || {
+            // It waits before there is anything.
+            let first = block_on(poll_once(poll_fn(|cx| socket.poll_read(cx, &mut [0]))));
+            told.send_blocking(first.is_none()).unwrap();
+            block_on(poll_fn(|cx| socket.poll_read(cx, &mut [0]))).unwrap();
+            told.send_blocking(true).unwrap();
         });
-        sent += block_on(poll_fn(|cx| socket.poll_write(cx, b"more"))).unwrap();
-        drop(socket);
-        assert_eq!(reading.join().unwrap(), sent);
+        assert!(waits.recv_blocking().unwrap());
+        peer.write_all(b"x").unwrap();
+        assert_eq!(watched(waits.recv()), Ok(true));
+        waiting.join().unwrap();
     }
 }
