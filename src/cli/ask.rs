@@ -12,9 +12,9 @@ use async_net::TcpStream;
 use async_net::unix::UnixStream;
 use futures_lite::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use serde::de::DeserializeOwned;
-use url::{ParseError, Url};
+use url::Url;
 
-use crate::config::{self, ASCII_HOST, Secret};
+use crate::config::{self, Secret, url_fault};
 use crate::deadline::within;
 use crate::http1::{self, BodyDecoder, Reader};
 
@@ -56,10 +56,7 @@ impl Target {
         if let Some(path) = url.strip_prefix("unix:") {
             return Ok(Target { way: Way::Socket(path.into()), authority: "localhost".into(), token: None });
         }
-        let url = Url::parse(url).map_err(|error| match error {
-            ParseError::IdnaError if !url.is_ascii() => format!("its host is not ASCII; {ASCII_HOST}"),
-            other => format!("{other}; write e.g. {DEFAULT_URL}"),
-        })?;
+        let url = Url::parse(url).map_err(|error| format!("it {}; write e.g. {DEFAULT_URL}", url_fault(url, error)))?;
         match (url.scheme(), url.host_str(), url.port_or_known_default()) {
             (scheme @ ("http" | "https"), Some(host), Some(port)) => {
                 let name = host.trim_matches(['[', ']']).to_owned();
@@ -178,9 +175,10 @@ mod tests {
         ] {
             assert_eq!(Target::of_url(url).map(|place| place.url()).as_deref(), Ok(reached));
         }
-        for url in ["127.0.0.1:8080", "gateway", "ftp://gateway", "http://", ""] {
+        for url in ["127.0.0.1:8080", "gateway", "ftp://gateway", "http://", "http://a b/", "http://bücher/", ""] {
             let error = Target::of_url(url).expect_err(url);
             assert!(error.contains("http://127.0.0.1:8080"), "{url}: {error}");
+            assert!(!error.contains("international"), "{url}: {error}");
         }
     }
 

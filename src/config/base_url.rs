@@ -8,8 +8,16 @@ use super::BaseUrl;
 
 const EXAMPLE: &str = "write e.g. https://api.example.com/v1";
 
-/// What to do about a host in another alphabet.
-pub const ASCII_HOST: &str = "write it as DNS knows it, e.g. xn--bcher-kva.example";
+/// Why a text is no URL, as what a sentence about it says.
+pub fn url_fault(text: &str, error: ParseError) -> String {
+    match error {
+        ParseError::IdnaError if !text.is_ascii() => {
+            "has a host that is not ASCII (DNS has other names for those, like xn--bcher-kva.example)".into()
+        }
+        ParseError::IdnaError => "is no valid URL (a character of its host is in no name)".into(),
+        other => format!("is no valid URL ({other})"),
+    }
+}
 
 /// Takes `text` apart; `Err` is the fault, as a sentence with its remedy.
 pub(super) fn parse(text: &str) -> Result<BaseUrl, String> {
@@ -18,9 +26,7 @@ pub(super) fn parse(text: &str) -> Result<BaseUrl, String> {
             format!("does not begin with http:// or https://; {EXAMPLE}")
         }
         ParseError::EmptyHost => format!("has no host; {EXAMPLE}"),
-        ParseError::IdnaError if !text.is_ascii() => format!("has a host that is not ASCII; {ASCII_HOST}"),
-        ParseError::IdnaError => format!("is no valid URL (a character of its host is in no name); {EXAMPLE}"),
-        other => format!("is no valid URL ({other}); {EXAMPLE}"),
+        other => format!("{}; {EXAMPLE}", url_fault(text, other)),
     })?;
     let tls = match url.scheme() {
         "http" => false,
@@ -83,7 +89,10 @@ mod tests {
             ("ftp://secret/v1", "does not begin with http"),
             ("https://", "has no host"),
             ("https://secret host/", "no valid URL"),
-            ("https://s\u{e9}cret/", "not ASCII; write it as DNS knows it"),
+            (
+                "https://s\u{e9}cret/",
+                "not ASCII (DNS has other names for those, like xn--bcher-kva.example); write e.g. https://",
+            ),
             ("https://secret:99999/", "no valid URL (invalid port number)"),
             ("https://h:0/secret", "has port 0"),
             ("https://secret@h/", "user name or password"),

@@ -42,7 +42,7 @@ use std::time::Duration;
 
 use crate::log;
 
-pub use base_url::ASCII_HOST;
+pub use base_url::url_fault;
 pub use faults::Faults;
 pub use network::{Network, TrustedProxies};
 pub use origins::Origins;

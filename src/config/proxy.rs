@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 
-use url::{ParseError, Url};
+use url::Url;
 
 use super::section::{Section, Walk};
 use super::tree::Kind;
@@ -103,10 +103,7 @@ fn parse(text: &str) -> Result<Proxy, String> {
     let text = text.trim();
     // curl and Go take a proxy without a scheme for http.
     let text = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let url = Url::parse(&text).map_err(|error| match error {
-        ParseError::IdnaError if !text.is_ascii() => format!("has a host that is not ASCII; {}", super::ASCII_HOST),
-        other => format!("is no valid URL ({other})"),
-    })?;
+    let url = Url::parse(&text).map_err(|error| base_url::url_fault(&text, error))?;
     if url.scheme() != "http" {
         return Err("does not begin with http://, the only kind of proxy that is spoken (HTTP CONNECT)".into());
     }
@@ -154,6 +151,8 @@ mod tests {
             ("https://secret@p:1", "HTTP CONNECT"),
             ("http://p:1/secret", "behind its port"),
             ("http://:secret@", "no valid URL"),
+            ("http://b\u{fc}cher:1", "like xn--bcher-kva.example"),
+            ("http://a b:1", "a character of its host is in no name"),
             ("http://p:0", "port 0"),
             ("", "no valid URL"),
         ] {
