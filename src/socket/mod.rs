@@ -1,6 +1,8 @@
 //! A connected socket on which no system call is spent to find out that nothing has come.
 //!
-//! A read that brought less than it had room for has emptied the socket; the next one waits until [`readiness`] has news of it.
+//! A read that brought less than it had room for has emptied the socket; the next one waits until [`readiness`] has news of it. (Not so
+//! where a peer sends urgent data, or descriptors over a unix socket. Nobody does who speaks HTTP; whoever did would wait for what it
+//! sends next.)
 //! OpenSSL reads no more than it needs of a record, so that under TLS one read in vain is left. Knows no protocol.
 
 mod readiness;
@@ -17,7 +19,8 @@ use rustix::net::{RecvFlags, recv};
 use readiness::Registration;
 pub use readiness::with_watched_sockets;
 
-/// A stream socket. Clones are the same one, and each reads as if the others did not: one of them should.
+/// A stream socket. Clones are the same one, and each reads as if the others did not: one of them should, as one task at a time should
+/// wait in each direction.
 #[derive(Debug)]
 pub struct Socket<T: AsFd> {
     io: Arc<Registered<T>>,
@@ -141,8 +144,8 @@ where
             match read(self.get_ref()) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Ok(read) => {
-                    // An end can be read again and again.
-                    if (1..room).contains(&read) {
+                    // An end can be read again and again, and may stand behind these bytes without being told again.
+                    if (1..room).contains(&read) && !self.io.registration.has_ended() {
                         self.before = Before::News;
                     }
                     return Ok(read);
@@ -216,6 +219,7 @@ mod tests {
     use std::net::{Shutdown, TcpListener};
     use std::os::unix::net::UnixStream;
     use std::thread;
+    use std::time::Duration;
 
     use futures_lite::future::{block_on, poll_once};
 
@@ -291,6 +295,18 @@ mod tests {
         check(socket, &peer, || peer.shutdown(Shutdown::Write).unwrap());
         let (socket, peer) = tcp_pair();
         check(socket, &peer, || peer.shutdown(Shutdown::Write).unwrap());
+    }
+
+    #[test]
+    fn a_reset_is_seen_after_what_came_before_it() {
+        let (mut socket, mut peer) = tcp_pair();
+        peer.write_all(b"last").unwrap();
+        wait(&mut socket);
+        rustix::net::sockopt::set_socket_linger(&peer, Some(Duration::ZERO)).unwrap();
+        drop(peer);
+        assert_eq!(read(&mut socket, 8).unwrap(), b"last");
+        let reset = watched(poll_fn(|cx| socket.poll_read(cx, &mut [0; 8])));
+        assert_eq!(reset.unwrap_err().kind(), ErrorKind::ConnectionReset);
     }
 
     #[test]

@@ -21,8 +21,8 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::time::Timespec;
 
-/// So many events one look brings at most.
-const EVENTS_PER_LOOK: usize = 64;
+/// So many events one look brings at most: what is not among them, nobody knows of until the next.
+const EVENTS_PER_LOOK: usize = 256;
 
 /// So often sockets alone are looked at, while there is news of them; then async-io's reactor has its say: new callers, new
 /// connections, signals. Its own thread asks it where nobody has for 50 us (`main_loop` of its `driver.rs`): then it is that thread that
@@ -38,22 +38,23 @@ thread_local! {
     static POLLER: RefCell<Option<Arc<Poller>>> = const { RefCell::new(None) };
 }
 
-/// The sockets of one thread. Behind locks, which nobody ever waits for long: a TLS handshake computes on another thread.
+/// The sockets of one thread. Behind locks for the sake of TLS handshakes, which wait on another thread.
 #[derive(Debug)]
 struct Poller {
     epoll: Async<OwnedFd>,
     /// By descriptor.
-    registered: Mutex<Vec<Option<Arc<Mutex<State>>>>>,
+    registered: Mutex<Vec<Option<Arc<State>>>>,
+    /// Somebody looks.
+    watched: AtomicBool,
 }
 
 /// What the kernel has told of one socket, and who waits to hear it.
 #[derive(Debug, Default)]
 struct State {
-    /// Of input there is what there is, and the end or an error: no more news will come.
-    ended: bool,
-    asks_for_room: bool,
-    input: Direction,
-    room: Direction,
+    ended: AtomicBool,
+    asks_for_room: AtomicBool,
+    input: Mutex<Direction>,
+    room: Mutex<Direction>,
 }
 
 #[derive(Debug, Default)]
@@ -75,17 +76,19 @@ impl Direction {
         Poll::Pending
     }
 
+    /// There is news, for whom this returns.
     fn tell(&mut self) -> Option<Waker> {
         self.news = true;
         self.waiting.take()
     }
 }
 
-/// A socket's place among those of the thread that it was made on: that thread wakes whoever waits, on whichever one.
+/// A socket's place among those of the thread that it was made on: that thread wakes who waits, on whichever one. In each direction
+/// that is the one who asked last.
 #[derive(Debug)]
 pub(super) struct Registration {
     poller: Arc<Poller>,
-    state: Arc<Mutex<State>>,
+    state: Arc<State>,
 }
 
 impl Registration {
@@ -94,34 +97,36 @@ impl Registration {
         let poller = Poller::of_this_thread()?;
         let state = Arc::default();
         epoll::add(&poller.epoll, socket, key(socket), EventFlags::IN | EventFlags::RDHUP | EventFlags::ET)?;
-        // Events come out by this thread's hand only.
-        poller.enter(socket, Some(Arc::clone(&state)));
+        // In time: no other thread looks.
+        poller.set(socket, Some(Arc::clone(&state)));
         Ok(Registration { poller, state })
     }
 
     /// Waits until something has come since the last time.
     pub fn poll_readable(&self, cx: &Context<'_>) -> Poll<()> {
-        let mut state = lock(&self.state);
-        if state.ended { Poll::Ready(()) } else { state.input.poll(cx) }
+        lock(&self.state.input).poll(cx)
+    }
+
+    /// Whether the end has come, or an error: behind the last bytes, and no news is to follow.
+    pub fn has_ended(&self) -> bool {
+        self.state.ended.load(Ordering::Relaxed)
     }
 
     /// Waits until there is room since the last time.
     pub fn poll_writable(&self, socket: BorrowedFd<'_>, cx: &Context<'_>) -> Poll<io::Result<()>> {
-        let mut state = lock(&self.state);
-        if !state.asks_for_room {
+        if !self.state.asks_for_room.swap(true, Ordering::Relaxed) {
             // Few sockets are ever full. To change what is asked for brings what is true by now.
             let events = EventFlags::IN | EventFlags::RDHUP | EventFlags::OUT | EventFlags::ET;
             epoll::modify(&self.poller.epoll, socket, key(socket), events)?;
-            state.asks_for_room = true;
         }
-        state.room.poll(cx).map(Ok)
+        lock(&self.state.room).poll(cx).map(Ok)
     }
 
     /// Takes the socket out.
     pub fn end(&self, socket: BorrowedFd<'_>) {
         // It was put in by that number, and nobody can have taken it out.
         let _ = epoll::delete(&self.poller.epoll, socket);
-        self.poller.enter(socket, None);
+        self.poller.set(socket, None);
     }
 }
 
@@ -139,12 +144,13 @@ impl Poller {
             Some(poller) => Ok(poller.clone()),
             None => {
                 let epoll = Async::new_nonblocking(epoll::create(CreateFlags::CLOEXEC)?)?;
-                Ok(poller.insert(Arc::new(Poller { epoll, registered: Mutex::default() })).clone())
+                let new = Poller { epoll, registered: Mutex::default(), watched: AtomicBool::default() };
+                Ok(poller.insert(Arc::new(new)).clone())
             }
         })
     }
 
-    fn enter(&self, socket: BorrowedFd<'_>, state: Option<Arc<Mutex<State>>>) {
+    fn set(&self, socket: BorrowedFd<'_>, state: Option<Arc<State>>) {
         let (mut registered, index) = (lock(&self.registered), index(socket));
         if registered.len() <= index {
             registered.resize(index + 1, None);
@@ -163,15 +169,16 @@ impl Poller {
         for event in &*events {
             // Copies: the kernel packs them.
             let (index, flags) = (event.data.u64() as usize, event.flags);
-            // A socket may be gone by now. If another one has its number, that one looks in vain once.
+            // Another thread may have taken it out meanwhile; its number is not another one's before this thread goes on.
             let Some(Some(state)) = registered.get(index) else { continue };
-            let mut state = lock(state);
-            state.ended |= flags.intersects(END);
+            if flags.intersects(END) {
+                state.ended.store(true, Ordering::Relaxed);
+            }
             if flags.intersects(END.union(EventFlags::IN)) {
-                woken.extend(state.input.tell());
+                woken.extend(lock(&state.input).tell());
             }
             if flags.intersects(END.union(EventFlags::OUT)) {
-                woken.extend(state.room.tell());
+                woken.extend(lock(&state.room).tell());
             }
         }
         drop(registered);
@@ -181,19 +188,26 @@ impl Poller {
     }
 }
 
-/// Does `work`, and wakes those who wait for this thread's sockets meanwhile.
+/// Does `work`, and wakes those who wait for this thread's sockets meanwhile. An error says that this is done already, or that the
+/// kernel has no room for it.
 pub async fn with_watched_sockets<T>(work: impl Future<Output = T>) -> io::Result<T> {
-    let poller = Poller::of_this_thread()?;
+    let watching = Watching::begin()?;
+    let poller = &watching.0;
     let alarm = Arc::new(Alarm::default());
     let waker = Waker::from(alarm.clone());
     let mut work = pin!(work);
     let mut woken = Vec::new();
-    // The reactor was asked to wake us for news.
+    // The reactor was asked to end the sleep when there is news.
     let mut asked = false;
     poll_fn(|cx| {
-        alarm.is_answered_by(cx.waker());
-        let mut told = std::mem::take(&mut asked) && poller.epoll.poll_readable(cx)?.is_ready();
-        let mut alone = false;
+        alarm.is_off(cx.waker());
+        let mut quiet = false;
+        if std::mem::take(&mut asked) {
+            // Whatever ended the sleep, the news comes first: a connection that was closed meanwhile is not to be used.
+            quiet = poller.look(&mut woken)? <= 1;
+            // So that the reactor's own word for it is not taken for more.
+            let _ = poller.epoll.poll_readable(cx)?;
+        }
         let mut looks = 0;
         loop {
             if alarm.has_rung()
@@ -201,10 +215,9 @@ pub async fn with_watched_sockets<T>(work: impl Future<Output = T>) -> io::Resul
             {
                 return Poll::Ready(Ok(done));
             }
-            // Seldom has more come while the one event was seen to that ended the sleep.
-            let came = if alone { 0 } else { poller.look(&mut woken)? };
-            alone = std::mem::take(&mut told) && came == 1;
-            if came > 0 || alarm.rings() {
+            // Seldom has more come while a single event was seen to.
+            let more = !std::mem::take(&mut quiet) && poller.look(&mut woken)? > 0;
+            if more || alarm.rings() {
                 looks += 1;
                 if looks < LOOKS_PER_REACTOR {
                     continue;
@@ -219,6 +232,26 @@ pub async fn with_watched_sockets<T>(work: impl Future<Output = T>) -> io::Resul
         }
     })
     .await
+}
+
+/// That a thread looks at its sockets.
+struct Watching(Arc<Poller>);
+
+impl Watching {
+    fn begin() -> io::Result<Watching> {
+        let poller = Poller::of_this_thread()?;
+        // The reactor wakes but one who waits for the epoll.
+        if poller.watched.swap(true, Ordering::Relaxed) {
+            return Err(io::Error::other("the sockets of this thread are watched already: one server to a thread"));
+        }
+        Ok(Watching(poller))
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.0.watched.store(false, Ordering::Relaxed);
+    }
 }
 
 /// Wakes a thread, but only while that sleeps: who is awake asks before it goes to sleep.
@@ -237,7 +270,8 @@ impl Default for Alarm {
 }
 
 impl Alarm {
-    fn is_answered_by(&self, sleeper: &Waker) {
+    /// The thread is awake, and to be woken so once it sleeps.
+    fn is_off(&self, sleeper: &Waker) {
         self.asleep.store(false, Ordering::SeqCst);
         lock(&self.sleeper).clone_from(sleeper);
     }
@@ -279,6 +313,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::io::{Read, Write};
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
@@ -324,9 +359,73 @@ mod tests {
                 assert_eq!(byte(&mut socket).await, round);
             }
         };
-        smol::block_on(with_watched_sockets(rounds)).unwrap();
+        let mut polls = 0;
+        let mut watched = Box::pin(with_watched_sockets(rounds));
+        let counted = poll_fn(|cx| {
+            polls += 1;
+            watched.as_mut().poll(cx)
+        });
+        smol::block_on(counted).unwrap();
+        assert!(polls <= 200 * 5, "it did not sleep: {polls}");
+        drop(watched);
         drop(socket);
         echo.join().unwrap();
+    }
+
+    #[test]
+    fn who_rings_as_the_thread_falls_asleep_is_heard() {
+        let (there, asked) = async_channel::bounded(1);
+        let (back, answered) = async_channel::bounded(1);
+        let other = thread::spawn(move || {
+            while let Ok(number) = asked.recv_blocking() {
+                back.send_blocking(number).unwrap();
+            }
+        });
+        let rounds = async move {
+            for round in 0..5_000 {
+                there.send(round).await.unwrap();
+                assert_eq!(answered.recv().await, Ok(round));
+            }
+        };
+        smol::block_on(with_watched_sockets(rounds)).unwrap();
+        other.join().unwrap();
+    }
+
+    #[test]
+    fn what_ended_the_sleep_is_known_before_anything_is_done() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut socket = Socket::new(ours).unwrap();
+        let known = Cell::new(None);
+        let inside = RefCell::new(Waker::noop().clone());
+        let work = poll_fn(|cx| {
+            inside.replace(cx.waker().clone());
+            let read = socket.poll_read(&mut Context::from_waker(Waker::noop()), &mut [0; 8]);
+            known.set(Some(read.is_ready()));
+            Poll::<()>::Pending
+        });
+        let outside = Arc::new(Count::default());
+        let waker = Waker::from(outside.clone());
+        let cx = &mut Context::from_waker(&waker);
+        let mut watched = pin!(with_watched_sockets(work));
+        assert!(watched.as_mut().poll(cx).is_pending());
+        assert_eq!(known.take(), Some(false));
+        theirs.write_all(b"x").unwrap();
+        // Until the reactor knows. It was asked to.
+        smol::block_on(async {
+            while outside.0.load(Ordering::SeqCst) == 0 {
+                future::yield_now().await;
+            }
+        });
+        inside.borrow().wake_by_ref();
+        assert!(watched.as_mut().poll(cx).is_pending());
+        assert_eq!(known.take(), Some(true));
+    }
+
+    #[test]
+    fn a_thread_has_one_who_watches_its_sockets() {
+        let twice = with_watched_sockets(with_watched_sockets(future::ready(())));
+        assert!(smol::block_on(twice).unwrap().is_err());
+        smol::block_on(with_watched_sockets(future::ready(()))).unwrap();
     }
 
     #[test]
@@ -373,8 +472,8 @@ mod tests {
 
     #[test]
     fn a_socket_that_is_gone_holds_no_place() {
-        let (ours, _theirs) = UnixStream::pair().unwrap();
-        // The same connection under another number: its close would not take the first one out.
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        // The same connection under another number: with that open, the close of the first one does not take it out.
         let other = ours.try_clone().unwrap();
         let socket = Socket::new(ours).unwrap();
         let place = index(socket.as_fd());
@@ -382,6 +481,8 @@ mod tests {
         assert!(lock(&poller.registered)[place].is_some());
         drop(socket);
         assert!(lock(&poller.registered)[place].is_none());
+        theirs.write_all(b"x").unwrap();
+        assert_eq!(poller.look(&mut Vec::new()).unwrap(), 0);
         drop(other);
     }
 }

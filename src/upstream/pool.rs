@@ -1,7 +1,7 @@
 //! Idle connections to one provider, kept for the next request.
 //!
 //! A connection comes here only at the proven end of a response body, and leaves only if the provider has neither closed it
-//! nor sent anything on it meanwhile.
+//! nor sent anything on it meanwhile, as far as is known.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
