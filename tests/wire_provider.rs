@@ -9,8 +9,9 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use support::{
-    Client, Ended, Ending, Gate, Gateway, Gone, PATIENCE, Process, Reply, Response, UNSHAPED, Upstream, post,
+    Client, Ended, Ending, Gate, Gateway, Gone, PATIENCE, Process, Reply, Response, UNSHAPED, Upstream, get, post,
     provider_at, provider_yaml, spaced, sse,
 };
 
@@ -307,6 +308,49 @@ fn a_connection_closed_between_two_requests_is_not_used() {
         assert_eq!(upstream.requests().len(), n + 1);
     }
     assert_eq!(upstream.connections(), 20);
+}
+
+/// What comes while it is stopped comes at once when it goes on: the end of the connection, and what there is to use it for, a
+/// new caller or an open slot.
+#[test]
+fn a_connection_closed_while_the_gateway_was_stopped_costs_no_slot() {
+    const SLOT: Duration = Duration::from_millis(400);
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+    for in_line in [false, true] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let limit = if in_line { spaced(SLOT.as_millis() as u64) } else { UNSHAPED.to_owned() };
+        let provider = provider_yaml("p", listener.local_addr().unwrap(), &["m"], &limit, "");
+        let process = Process::serve(&Process::config("", &provider));
+        let mut client = Client::connect(process.addr());
+        client.post_json(CHAT, BODY);
+        let mut first = listener.accept().unwrap().0;
+        read_request(&mut first);
+        let slot = Instant::now() + SLOT;
+        first.write_all(answer).unwrap();
+        assert_ok(&mut client, "{}", "the first answer");
+
+        let ask = || {
+            let mut newcomer = Client::connect(process.addr());
+            newcomer.post_json(CHAT, BODY);
+            newcomer
+        };
+        let before = in_line.then(ask);
+        if in_line {
+            process.wait_queued(1);
+        }
+        process.stop();
+        drop(first);
+        let mut newcomer = before.unwrap_or_else(ask);
+        thread::sleep(slot.saturating_duration_since(Instant::now()));
+        process.signal(Signal::CONT);
+
+        let mut second = listener.accept().unwrap().0;
+        read_request(&mut second);
+        second.write_all(answer).unwrap();
+        assert_ok(&mut newcomer, "{}", "the second answer");
+        let stats = get(process.addr(), "/admin/stats").json();
+        assert_eq!(stats["providers"][0]["sent"], 2, "in line: {in_line}");
+    }
 }
 
 #[test]

@@ -32,8 +32,18 @@ pub fn poll_append_landed(
     cx: &mut Context<'_>,
     out: &mut Vec<u8>,
 ) -> Poll<io::Result<usize>> {
+    poll_land(io, cx, out.capacity() - out.len(), out)
+}
+
+/// Reads once, `room` bytes at most, to the end of `out`.
+fn poll_land(
+    io: &mut (impl AsyncRead + Unpin),
+    cx: &mut Context<'_>,
+    room: usize,
+    out: &mut Vec<u8>,
+) -> Poll<io::Result<usize>> {
     LANDING.with_borrow_mut(|landing| {
-        let room = landing.len().min(out.capacity() - out.len());
+        let room = landing.len().min(room);
         let n = ready!(Pin::new(io).poll_read(cx, &mut landing[..room]))?;
         out.extend_from_slice(&landing[..n]);
         Poll::Ready(Ok(n))
@@ -104,13 +114,9 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
-        LANDING.with_borrow_mut(|landing| {
-            let n = ready!(Pin::new(&mut self.io).poll_read(cx, &mut landing[..room]))?;
-            self.buf.drain(..self.start);
-            self.start = 0;
-            self.buf.extend_from_slice(&landing[..n]);
-            Poll::Ready(Ok(n))
-        })
+        self.buf.drain(..self.start);
+        self.start = 0;
+        poll_land(&mut self.io, cx, room, &mut self.buf)
     }
 }
 

@@ -323,7 +323,8 @@ impl Provider {
                 connection.spoiled().await;
                 None
             };
-            if let Some(permit) = future::or(granted, spoiled).await {
+            // A slot on a connection that is known to be closed would be lost.
+            if let Some(permit) = future::or(spoiled, granted).await {
                 return Ok((permit?, connection));
             }
             place = place.lost_connection()?.unwrap_or_else(|| self.join_again(errand, offer));

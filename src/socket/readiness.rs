@@ -215,9 +215,9 @@ pub async fn with_watched_sockets<T>(work: impl Future<Output = T>) -> io::Resul
             {
                 return Poll::Ready(Ok(done));
             }
-            // Seldom has more come while a single event was seen to.
-            let more = !std::mem::take(&mut quiet) && poller.look(&mut woken)? > 0;
-            if more || alarm.rings() {
+            // Seldom has more come while a single event was seen to, and then the reactor says so.
+            let sleeps = std::mem::take(&mut quiet) && !alarm.rings();
+            if !sleeps && poller.look(&mut woken)? > 0 || alarm.rings() {
                 looks += 1;
                 if looks < LOOKS_PER_REACTOR {
                     continue;

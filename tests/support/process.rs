@@ -121,6 +121,25 @@ impl Process {
         kill_process(Pid::from_child(&self.child), signal).expect("signal the gateway");
     }
 
+    /// Stops it in its sleep, until SIGCONT.
+    pub fn stop(&self) {
+        self.wait_state('S');
+        self.signal(Signal::STOP);
+        self.wait_state('T');
+    }
+
+    /// Waits until its first thread is in this state (proc_pid_stat(5)).
+    fn wait_state(&self, state: char) {
+        let stat = format!("/proc/{}/stat", self.id());
+        let deadline = Instant::now() + PATIENCE;
+        // Behind the name, which is in brackets.
+        let is = |stat: String| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(state));
+        while !fs::read_to_string(&stat).is_ok_and(is) {
+            assert!(Instant::now() < deadline, "not in state {state}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Waits for a line on standard error.
     pub fn wait_log(&self, part: &str) -> String {
         let mut seen = Vec::new();
