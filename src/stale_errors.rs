@@ -25,4 +25,13 @@ mod tests {
         forget();
         assert!(ErrorStack::get().errors().is_empty());
     }
+
+    /// Not so in an OpenSSL that was built without threads, where nothing else is any thread's own either.
+    #[test]
+    fn each_thread_has_its_own() {
+        PKey::private_key_from_pem(b"no key").unwrap_err().put();
+        let seen_there = std::thread::spawn(|| ErrorStack::get().errors().len()).join().unwrap();
+        assert_eq!(seen_there, 0);
+        assert!(!ErrorStack::get().errors().is_empty(), "it is still here");
+    }
 }
