@@ -16,7 +16,7 @@ use std::task::{Context, Poll, ready};
 use rustix::buffer::spare_capacity;
 use rustix::net::{RecvFlags, recv};
 
-use readiness::Registration;
+use readiness::Registered;
 pub use readiness::with_watched_sockets;
 
 /// A stream socket. Clones are the same one, and each reads as if the others did not: one of them should, as one task at a time should
@@ -37,29 +37,16 @@ enum Before {
     Turn,
 }
 
-#[derive(Debug)]
-struct Registered<T: AsFd> {
-    io: T,
-    registration: Registration,
-}
-
-impl<T: AsFd> Drop for Registered<T> {
-    fn drop(&mut self) {
-        self.registration.end(self.io.as_fd());
-    }
-}
-
 impl<T: AsFd> Socket<T> {
     /// One that is connected. Who waits on it is woken by [`with_watched_sockets`] on this thread and nowhere else.
     pub fn new(io: T) -> io::Result<Socket<T>> {
         rustix::io::ioctl_fionbio(&io, true)?;
-        let registration = Registration::new(io.as_fd())?;
-        Ok(Socket { io: Arc::new(Registered { io, registration }), before: Before::Nothing })
+        Ok(Socket { io: Arc::new(Registered::new(io)?), before: Before::Nothing })
     }
 
     /// The socket itself.
     pub fn get_ref(&self) -> &T {
-        &self.io.io
+        self.io.get_ref()
     }
 }
 
@@ -70,6 +57,13 @@ where
     /// Reads what has come; 0 is the end.
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         self.poll_with(cx, |socket| socket.read(buf))
+    }
+
+    /// Reads what has come to the end of `out`, into the room that it has; 0 is the end.
+    pub fn poll_append(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+        self.poll_with(cx, |socket| {
+            socket.read_with(out.capacity() - out.len(), |io| Ok(recv(io, spare_capacity(out), RecvFlags::empty())?.0))
+        })
     }
 
     fn poll_with(
@@ -90,7 +84,7 @@ where
     pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self.before {
             Before::Nothing => {}
-            Before::News => ready!(self.io.registration.poll_readable(cx)),
+            Before::News => ready!(self.io.poll_readable(cx)),
             Before::Turn => {
                 self.before = Before::Nothing;
                 cx.waker().wake_by_ref();
@@ -128,7 +122,7 @@ where
 
     /// Waits until a write may take something.
     pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.io.registration.poll_writable(self.as_fd(), cx)
+        self.io.poll_writable(cx)
     }
 
     /// Reads what has come, for who waits in its own way: `WouldBlock` where nothing has.
@@ -145,7 +139,7 @@ where
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Ok(read) => {
                     // An end can be read again and again, and may stand behind these bytes without being told again.
-                    if (1..room).contains(&read) && !self.io.registration.has_ended() {
+                    if (1..room).contains(&read) && !self.io.has_ended() {
                         self.before = Before::News;
                     }
                     return Ok(read);
@@ -175,29 +169,11 @@ where
     }
 }
 
-impl<T: AsFd> Socket<T>
-where
-    for<'a> &'a T: Read + Write,
-{
-    /// Reads what has come to the end of `out`, into the room that it has; 0 is the end.
-    pub fn poll_append(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<io::Result<usize>> {
-        self.poll_with(cx, |socket| {
-            socket.read_with(out.capacity() - out.len(), |io| Ok(recv(io, spare_capacity(out), RecvFlags::empty())?.0))
-        })
-    }
-}
-
 impl Socket<TcpStream> {
     /// Waits for what a read would bring, and leaves it to be read.
     pub fn poll_peek(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.poll_readable(cx));
-            match self.get_ref().peek(buf) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.before = Before::News,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                peeked => return Poll::Ready(peeked),
-            }
-        }
+        // Without room, nothing counts as a short read: what was seen is still there.
+        self.poll_with(cx, |socket| socket.read_with(0, |io| io.peek(buf)))
     }
 }
 

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -83,23 +83,29 @@ impl Direction {
     }
 }
 
-/// A socket's place among those of the thread that it was made on: that thread wakes who waits, on whichever one. In each direction
-/// that is the one who asked last.
+/// A socket that is registered with the poller of the thread that it was made on: that thread wakes who waits, on whichever one. In
+/// each direction that is the one who asked last.
 #[derive(Debug)]
-pub(super) struct Registration {
+pub(super) struct Registered<T: AsFd> {
+    io: T,
     poller: Arc<Poller>,
     state: Arc<State>,
 }
 
-impl Registration {
-    /// Registers a non-blocking socket, which is to be taken out again before it is closed.
-    pub fn new(socket: BorrowedFd<'_>) -> io::Result<Registration> {
+impl<T: AsFd> Registered<T> {
+    /// `io` is non-blocking.
+    pub fn new(io: T) -> io::Result<Registered<T>> {
         let poller = Poller::of_this_thread()?;
-        let state = Arc::default();
+        let (socket, state) = (io.as_fd(), Arc::default());
         epoll::add(&poller.epoll, socket, key(socket), EventFlags::IN | EventFlags::RDHUP | EventFlags::ET)?;
         // In time: no other thread looks.
         poller.set(socket, Some(Arc::clone(&state)));
-        Ok(Registration { poller, state })
+        Ok(Registered { io, poller, state })
+    }
+
+    /// The socket itself.
+    pub fn get_ref(&self) -> &T {
+        &self.io
     }
 
     /// Waits until something has come since the last time.
@@ -113,20 +119,22 @@ impl Registration {
     }
 
     /// Waits until there is room since the last time.
-    pub fn poll_writable(&self, socket: BorrowedFd<'_>, cx: &Context<'_>) -> Poll<io::Result<()>> {
+    pub fn poll_writable(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
         if !self.state.asks_for_room.swap(true, Ordering::Relaxed) {
             // Few sockets are ever full. To change what is asked for brings what is true by now.
             let events = EventFlags::IN | EventFlags::RDHUP | EventFlags::OUT | EventFlags::ET;
-            epoll::modify(&self.poller.epoll, socket, key(socket), events)?;
+            epoll::modify(&self.poller.epoll, &self.io, key(self.io.as_fd()), events)?;
         }
         lock(&self.state.room).poll(cx).map(Ok)
     }
+}
 
-    /// Takes the socket out.
-    pub fn end(&self, socket: BorrowedFd<'_>) {
+impl<T: AsFd> Drop for Registered<T> {
+    /// Before the socket is closed: its number is another one's then.
+    fn drop(&mut self) {
         // It was put in by that number, and nobody can have taken it out.
-        let _ = epoll::delete(&self.poller.epoll, socket);
-        self.poller.set(socket, None);
+        let _ = epoll::delete(&self.poller.epoll, &self.io);
+        self.poller.set(self.io.as_fd(), None);
     }
 }
 
@@ -315,7 +323,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use std::cell::Cell;
     use std::io::{Read, Write};
-    use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
     use std::sync::atomic::AtomicUsize;
     use std::thread;
