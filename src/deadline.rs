@@ -87,7 +87,9 @@ impl Future for Sleep {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let Some(at) = self.at else { return Poll::Pending };
         match &mut self.wait {
-            Wait::Listed(clock, key) if clock.still_waits(*key, cx.waker()) => return Poll::Pending,
+            Wait::Listed(clock, key) if clock.still_waits(*key, cx.waker()) => {
+                return Poll::Pending;
+            }
             Wait::Alone(timer) => {
                 if Pin::new(timer).poll(cx).is_pending() {
                     return Poll::Pending;
@@ -172,10 +174,13 @@ impl Clock {
             loop {
                 self.wake_until(Instant::now());
                 let first = self.first();
-                if let Some(first) = first.filter(|first| timer.as_ref().is_none_or(|(_, set_to)| first < set_to)) {
+                if let Some(first) =
+                    first.filter(|first| timer.as_ref().is_none_or(|(_, set_to)| first < set_to))
+                {
                     timer = Some((Timer::at(first), first));
                 }
-                let rings = timer.as_mut().is_some_and(|(timer, _)| Pin::new(timer).poll(cx).is_ready());
+                let rings =
+                    timer.as_mut().is_some_and(|(timer, _)| Pin::new(timer).poll(cx).is_ready());
                 if !rings {
                     return Poll::Pending;
                 }
@@ -233,7 +238,9 @@ mod tests {
             assert_eq!(within(limit, future::ready(1)).await, Some(1));
             assert_eq!(within(limit, future::pending::<()>()).await, None);
             assert_eq!(within(Duration::MAX, future::ready(1)).await, Some(1));
-            assert!(future::poll_once(within(Duration::MAX, future::pending::<()>())).await.is_none());
+            assert!(
+                future::poll_once(within(Duration::MAX, future::pending::<()>())).await.is_none()
+            );
         };
         smol::block_on(all());
         smol::block_on(with_one_timer(with_one_timer(all())));
@@ -243,7 +250,8 @@ mod tests {
     fn everybody_is_woken_in_time_whoever_asked_first_and_nobody_before() {
         let start = Instant::now();
         let executor = smol::LocalExecutor::new();
-        let waits: Vec<_> = [9, 3, 7, 1, 5, 3].into_iter().map(|ticks| start + TICK * ticks).collect();
+        let waits: Vec<_> =
+            [9, 3, 7, 1, 5, 3].into_iter().map(|ticks| start + TICK * ticks).collect();
         let tasks: Vec<_> = waits
             .iter()
             .map(|at| {

@@ -44,7 +44,12 @@ struct Candidate<'g> {
 
 impl<'g> Dispatch<'g> {
     /// Has a request done. The body's `model` says by whom.
-    pub async fn run(&self, errand: &Errand<'_>, body: Vec<u8>, peek: Peek) -> Result<Box<Answer>, Error> {
+    pub async fn run(
+        &self,
+        errand: &Errand<'_>,
+        body: Vec<u8>,
+        peek: Peek,
+    ) -> Result<Box<Answer>, Error> {
         let tokens = peek.estimated_tokens(&body);
         let mut candidates = self.candidates(&peek.model)?;
         let mut payload = Payload { body: Rc::new(body), model: peek.model, span: peek.model_span };
@@ -52,7 +57,8 @@ impl<'g> Dispatch<'g> {
         loop {
             let (at, elsewhere) = self.choose(&candidates, errand, tokens).await;
             choices += 1;
-            let elsewhere = elsewhere.map(|wait| if choices < MAX_CHOICES { wait } else { Duration::MAX });
+            let elsewhere =
+                elsewhere.map(|wait| if choices < MAX_CHOICES { wait } else { Duration::MAX });
             let Candidate { provider, model, upstream, attempts } = candidates[at];
             errand.trace.goes_to(provider.name(), provider.setup().model_id(model));
             let offer = Offer {
@@ -63,7 +69,9 @@ impl<'g> Dispatch<'g> {
                 fallback: self.fallback && candidates.len() > 1,
             };
             match provider.exchange(errand, offer).await {
-                Exchanged::Unable(_) if self.fallback && candidates.len() > 1 => drop(candidates.remove(at)),
+                Exchanged::Unable(_) if self.fallback && candidates.len() > 1 => {
+                    drop(candidates.remove(at))
+                }
                 Exchanged::Final(outcome) | Exchanged::Unable(outcome) => return outcome,
                 Exchanged::Moved { attempts } => candidates[at].attempts = attempts,
             }
@@ -78,8 +86,9 @@ impl<'g> Dispatch<'g> {
             let model = provider.setup().model(id)?;
             Some(Candidate { provider, model, upstream, attempts: 0 })
         };
-        let candidates =
-            routes.filter_map(|route| candidate(&self.providers[route.provider], route.id, route.upstream));
+        let candidates = routes.filter_map(|route| {
+            candidate(&self.providers[route.provider], route.id, route.upstream)
+        });
         Ok(candidates.collect())
     }
 
@@ -104,7 +113,9 @@ impl<'g> Dispatch<'g> {
         match ranked[..] {
             [] => (0, None),
             [(.., at)] => (at, None),
-            [(.., at), (_, second, _), ..] => (at, Some(if second.waits_for_an_end { UNKNOWN } else { second.wait })),
+            [(.., at), (_, second, _), ..] => {
+                (at, Some(if second.waits_for_an_end { UNKNOWN } else { second.wait }))
+            }
         }
     }
 }

@@ -21,9 +21,14 @@ mod tests {
 
     #[test]
     fn distances() {
-        for (a, b, expected) in
-            [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("rpm", "rmp", 2), ("é", "e", 1), ("x", "x", 0)]
-        {
+        for (a, b, expected) in [
+            ("", "", 0),
+            ("abc", "", 3),
+            ("kitten", "sitting", 3),
+            ("rpm", "rmp", 2),
+            ("é", "e", 1),
+            ("x", "x", 0),
+        ] {
             let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
             assert_eq!(edits(&a, &b), expected);
             assert_eq!(edits(&b, &a), expected);

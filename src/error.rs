@@ -32,7 +32,9 @@ impl Dialect {
     /// That of a request with this target: Anthropic's for `/v1/messages` and everything below it.
     pub fn of(target: &str) -> Dialect {
         match target.strip_prefix("/v1/messages") {
-            Some(rest) if rest.is_empty() || rest.starts_with(['/', '?', '#']) => Dialect::Anthropic,
+            Some(rest) if rest.is_empty() || rest.starts_with(['/', '?', '#']) => {
+                Dialect::Anthropic
+            }
             _ => Dialect::OpenAi,
         }
     }
@@ -363,11 +365,17 @@ impl Error {
         let message = self.message();
         let body = match dialect {
             Dialect::OpenAi => Body::OpenAi {
-                error: OpenAiError { message, kind: self.kind(), param: self.param(), code: self.code() },
+                error: OpenAiError {
+                    message,
+                    kind: self.kind(),
+                    param: self.param(),
+                    code: self.code(),
+                },
             },
-            Dialect::Anthropic => {
-                Body::Anthropic { kind: "error", error: AnthropicError { kind: self.anthropic_kind(), message } }
-            }
+            Dialect::Anthropic => Body::Anthropic {
+                kind: "error",
+                error: AnthropicError { kind: self.anthropic_kind(), message },
+            },
         };
         serde_json::to_string(&body).expect("a struct of strings has a JSON form")
     }
@@ -432,7 +440,9 @@ impl Error {
             Error::TooManyHeaders { .. } => (431, INVALID, "too_many_headers"),
             Error::UnsupportedVersion => (505, INVALID, "unsupported_version"),
             Error::UnknownMethod { .. } => (501, INVALID, "unknown_method"),
-            Error::UnsupportedTransferEncoding { .. } => (501, INVALID, "unsupported_transfer_encoding"),
+            Error::UnsupportedTransferEncoding { .. } => {
+                (501, INVALID, "unsupported_transfer_encoding")
+            }
             Error::BodyTooLarge { .. } => (413, INVALID, "body_too_large"),
             Error::RequestTimeout { .. } => (408, INVALID, "request_timeout"),
             Error::InvalidJson { .. } => (400, INVALID, "invalid_json"),
@@ -562,8 +572,11 @@ fn clip(detail: &str) -> String {
 /// caller's choice would forge a line, so control characters are replaced.
 fn printable(text: &str, limit: usize) -> String {
     let mut chars = text.chars();
-    let mut out: String =
-        chars.by_ref().take(limit).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect();
+    let mut out: String = chars
+        .by_ref()
+        .take(limit)
+        .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
+        .collect();
     if chars.next().is_some() {
         out.push('…');
     }
@@ -587,7 +600,11 @@ mod tests {
             (Duration::from_nanos(1_000_000_001), "2"),
             (Duration::from_secs(60), "60"),
         ] {
-            assert_eq!(queue_full(wait).headers(), [("Retry-After", header.to_owned())], "{wait:?}");
+            assert_eq!(
+                queue_full(wait).headers(),
+                [("Retry-After", header.to_owned())],
+                "{wait:?}"
+            );
         }
         assert_eq!(queue_full(Duration::MAX).headers()[0].1, u64::MAX.to_string());
     }
@@ -595,7 +612,10 @@ mod tests {
     #[test]
     fn past_sixty_seconds_the_retry_is_forbidden() {
         let headers = queue_full(Duration::from_millis(60_001)).headers();
-        assert_eq!(headers, [("Retry-After", "61".to_owned()), ("x-should-retry", "false".to_owned())]);
+        assert_eq!(
+            headers,
+            [("Retry-After", "61".to_owned()), ("x-should-retry", "false".to_owned())]
+        );
     }
 
     #[test]
@@ -610,18 +630,33 @@ mod tests {
         for (dialect, lines) in [(Dialect::OpenAi, 2), (Dialect::Anthropic, 3)] {
             let json: serde_json::Value = serde_json::from_str(&error.to_json(dialect)).unwrap();
             assert_eq!(json["error"]["message"], message, "the quote is escaped");
-            assert_eq!(error.to_sse_event(dialect).lines().count(), lines, "one data line and a blank one");
+            assert_eq!(
+                error.to_sse_event(dialect).lines().count(),
+                lines,
+                "one data line and a blank one"
+            );
         }
     }
 
     #[test]
     fn the_path_tells_the_dialect() {
-        for target in ["/v1/messages", "/v1/messages/", "/v1/messages?beta=true", "/v1/messages/count_tokens?a=/b"] {
+        for target in [
+            "/v1/messages",
+            "/v1/messages/",
+            "/v1/messages?beta=true",
+            "/v1/messages/count_tokens?a=/b",
+        ] {
             assert_eq!(Dialect::of(target), Dialect::Anthropic, "{target}");
         }
-        for target in
-            ["/v1/messagesx", "/v1/message", "/v1", "*", "", "/v1/chat/completions?/v1/messages", "/x/v1/messages"]
-        {
+        for target in [
+            "/v1/messagesx",
+            "/v1/message",
+            "/v1",
+            "*",
+            "",
+            "/v1/chat/completions?/v1/messages",
+            "/x/v1/messages",
+        ] {
             assert_eq!(Dialect::of(target), Dialect::OpenAi, "{target}");
         }
     }
@@ -635,14 +670,23 @@ mod tests {
 
     #[test]
     fn suggestions_are_named() {
-        let error = Error::ModelNotFound { model: "gpt4".into(), nearest: vec!["gpt-4".into(), "gpt-4o".into()] };
+        let error = Error::ModelNotFound {
+            model: "gpt4".into(),
+            nearest: vec!["gpt-4".into(), "gpt-4o".into()],
+        };
         assert!(error.message().contains("Did you mean `gpt-4` or `gpt-4o`?"), "{error}");
     }
 
     #[test]
     fn durations_read_to_a_tenth() {
-        for (millis, text) in [(0, "0 s"), (40, "0 s"), (50, "0.1 s"), (1500, "1.5 s"), (1960, "2 s"), (90_000, "90 s")]
-        {
+        for (millis, text) in [
+            (0, "0 s"),
+            (40, "0 s"),
+            (50, "0.1 s"),
+            (1500, "1.5 s"),
+            (1960, "2 s"),
+            (90_000, "90 s"),
+        ] {
             assert_eq!(seconds(Duration::from_millis(millis)), text);
         }
     }

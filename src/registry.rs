@@ -96,7 +96,11 @@ impl Registry {
     /// [`Error::ModelNotFound`] with the names that look most like it.
     pub fn resolve(&self, model: &str) -> Result<impl Iterator<Item = Route<'_>>, Error> {
         let (_, targets) = self.find(model)?;
-        Ok(targets.iter().map(|target| Route { provider: target.provider, id: &target.id, upstream: &target.upstream }))
+        Ok(targets.iter().map(|target| Route {
+            provider: target.provider,
+            id: &target.id,
+            upstream: &target.upstream,
+        }))
     }
 
     /// What `GET /v1/models/{id}` shows: any name that [`resolve`](Self::resolve) takes.
@@ -119,8 +123,14 @@ impl Registry {
     }
 
     fn find(&self, model: &str) -> Result<(&str, &[Target]), Error> {
-        let found = self.targets.get_key_value(model).map(|(name, targets)| (name.as_str(), targets.as_slice()));
-        found.ok_or_else(|| Error::ModelNotFound { model: model.to_owned(), nearest: self.nearest(model) })
+        let found = self
+            .targets
+            .get_key_value(model)
+            .map(|(name, targets)| (name.as_str(), targets.as_slice()));
+        found.ok_or_else(|| Error::ModelNotFound {
+            model: model.to_owned(),
+            nearest: self.nearest(model),
+        })
     }
 
     fn nearest(&self, asked: &str) -> Vec<String> {
@@ -128,8 +138,11 @@ impl Registry {
             return Vec::new();
         }
         let asked = asked.to_lowercase();
-        let mut near: Vec<(usize, &String)> =
-            self.listed.iter().filter_map(|name| Some((likeness(&asked, &name.to_lowercase())?, name))).collect();
+        let mut near: Vec<(usize, &String)> = self
+            .listed
+            .iter()
+            .filter_map(|name| Some((likeness(&asked, &name.to_lowercase())?, name)))
+            .collect();
         near.sort_by_key(|(distance, _)| *distance);
         near.into_iter().take(NEAREST_LIMIT).map(|(_, name)| name.clone()).collect()
     }
@@ -173,7 +186,12 @@ mod tests {
             proxy: None,
             models: models.collect(),
             rate_limit: RateLimit {
-                pace: Pace { mode: Mode::Spaced, rpm: Some(60.0), interval: Duration::from_secs(1), capacity: 1 },
+                pace: Pace {
+                    mode: Mode::Spaced,
+                    rpm: Some(60.0),
+                    interval: Duration::from_secs(1),
+                    capacity: 1,
+                },
                 budget: Budget {
                     window: None,
                     window_margin: Duration::ZERO,
@@ -196,7 +214,9 @@ mod tests {
     }
 
     fn registry(providers: &[(&str, &[&str])]) -> Registry {
-        Registry::new(&providers.iter().map(|(name, models)| provider(name, models)).collect::<Vec<_>>())
+        Registry::new(
+            &providers.iter().map(|(name, models)| provider(name, models)).collect::<Vec<_>>(),
+        )
     }
 
     fn listed(registry: &Registry) -> Vec<(&str, &str)> {
@@ -230,11 +250,25 @@ mod tests {
             ("a/b/c", 2, "a/b/c", "a/b/c"),
             ("x/a/b/c", 2, "a/b/c", "a/b/c"),
         ] {
-            assert_eq!(registry.resolve(asked).unwrap().next(), Some(Route { provider, id, upstream }), "{asked}");
+            assert_eq!(
+                registry.resolve(asked).unwrap().next(),
+                Some(Route { provider, id, upstream }),
+                "{asked}"
+            );
             let owner = ["nim", "z-ai", "x"][provider];
             assert_eq!(registry.get(asked), Ok(Model { id: asked, owned_by: owner }), "{asked}");
         }
-        for asked in ["", "/", "nim/", "/both", "x/both", "meta/llama-3.1-8b", "nim/nim/fast", "Both", "both "] {
+        for asked in [
+            "",
+            "/",
+            "nim/",
+            "/both",
+            "x/both",
+            "meta/llama-3.1-8b",
+            "nim/nim/fast",
+            "Both",
+            "both ",
+        ] {
             let refused = registry.resolve(asked).map(drop);
             assert!(matches!(refused, Err(Error::ModelNotFound { .. })), "{asked}");
             assert_eq!(registry.get(asked).map(drop), refused, "{asked}");
@@ -243,8 +277,11 @@ mod tests {
 
     #[test]
     fn the_list_names_each_once_and_shared_ones_by_provider_too() {
-        let registry =
-            registry(&[("p", &["a", "both", "alias=x"]), ("q", &["both", "b"]), ("r", &["b", "q/b", "c", "c"])]);
+        let registry = registry(&[
+            ("p", &["a", "both", "alias=x"]),
+            ("q", &["both", "b"]),
+            ("r", &["b", "q/b", "c", "c"]),
+        ]);
         assert_eq!(
             listed(&registry),
             [
@@ -272,7 +309,16 @@ mod tests {
     fn look_alikes() {
         let registry = registry(&[(
             "p",
-            &["gpt-4o-mini", "gpt-4o", "gpt-4.1", "z-ai/glm-5.1", "deepseek-chat", "Qwen3-8B", "o1", "é"],
+            &[
+                "gpt-4o-mini",
+                "gpt-4o",
+                "gpt-4.1",
+                "z-ai/glm-5.1",
+                "deepseek-chat",
+                "Qwen3-8B",
+                "o1",
+                "é",
+            ],
         )]);
         for (asked, names) in [
             ("gpt4o", &["gpt-4o"][..]),

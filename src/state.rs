@@ -82,7 +82,12 @@ impl State {
         memory: BooksMemory,
     ) {
         let models = models.into_iter().map(str::to_owned).zip(memory.models).collect();
-        let lane = Lane { key: fingerprint.to_owned(), learned: memory.learned, shared: memory.shared, models };
+        let lane = Lane {
+            key: fingerprint.to_owned(),
+            learned: memory.learned,
+            shared: memory.shared,
+            models,
+        };
         self.providers.entry(provider.to_owned()).or_default().push(lane);
     }
 
@@ -97,7 +102,8 @@ impl State {
         let lanes = self.providers.get_mut(provider)?;
         let index = lanes.iter().position(|lane| lane.key == fingerprint)?;
         let mut lane = lanes.remove(index);
-        let models = models.into_iter().map(|model| lane.models.remove(model).unwrap_or_default()).collect();
+        let models =
+            models.into_iter().map(|model| lane.models.remove(model).unwrap_or_default()).collect();
         Some(BooksMemory { shared: lane.shared, models, learned: lane.learned })
     }
 
@@ -124,7 +130,9 @@ impl State {
             return Err(Unknown::Damaged { reason: "is not a regular file".to_owned() });
         }
         let mut json = Vec::new();
-        File::open(path).and_then(|file| file.take(LIMIT_BYTES + 1).read_to_end(&mut json)).map_err(damaged)?;
+        File::open(path)
+            .and_then(|file| file.take(LIMIT_BYTES + 1).read_to_end(&mut json))
+            .map_err(damaged)?;
         if json.len() as u64 > LIMIT_BYTES {
             return Err(Unknown::Damaged { reason: format!("is larger than {LIMIT_BYTES} bytes") });
         }
@@ -138,9 +146,11 @@ impl State {
         struct Version {
             version: u64,
         }
-        let Version { version } = serde_json::from_slice(json).map_err(|error| damaged_at(&error))?;
+        let Version { version } =
+            serde_json::from_slice(json).map_err(|error| damaged_at(&error))?;
         if version != VERSION {
-            let reason = format!("is of version {version}, and this limitrate reads version {VERSION}");
+            let reason =
+                format!("is of version {version}, and this limitrate reads version {VERSION}");
             return Err(Unknown::Damaged { reason });
         }
         serde_json::from_slice(json).map_err(|error| damaged_at(&error))
@@ -187,14 +197,22 @@ impl State {
 /// have the same one that it says nothing about the key. `none` where there is no key.
 pub fn fingerprint(key: Option<&str>) -> String {
     let Some(key) = key else { return "none".to_owned() };
-    let hash = key.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let hash = key
+        .bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     format!("{:04x}", (hash >> 16) ^ (hash & 0xffff))
 }
 
 /// Without the parser's words, which quote the file.
 fn damaged_at(error: &serde_json::Error) -> Unknown {
-    let what = if error.is_eof() { "ends too early" } else { "says something that limitrate does not write" };
-    Unknown::Damaged { reason: format!("{what} (line {}, column {})", error.line(), error.column()) }
+    let what = if error.is_eof() {
+        "ends too early"
+    } else {
+        "says something that limitrate does not write"
+    };
+    Unknown::Damaged {
+        reason: format!("{what} (line {}, column {})", error.line(), error.column()),
+    }
 }
 
 fn invalid(what: &str) -> io::Error {
@@ -240,7 +258,8 @@ mod tests {
     fn the_format_stands() {
         let mut state = State::new(at(5), false);
         let mut memory = books(8, &[0]);
-        memory.learned = Some(serde_json::from_value(json!({"rate_ppm": 500_000, "quiet_in_ms": 9})).unwrap());
+        memory.learned =
+            Some(serde_json::from_value(json!({"rate_ppm": 500_000, "quiet_in_ms": 9})).unwrap());
         state.push("groq", "1f2e", ["m"], memory);
         let file = json!({
             "version": 1,
@@ -262,7 +281,10 @@ mod tests {
         let mut state = sample();
         let two = fingerprint(Some("sk-2"));
         let found = state.take("groq", &two, ["b", "new", "a"]).unwrap();
-        assert_eq!(found, BooksMemory { models: vec![memory(6), Memory::default(), memory(5)], ..books(4, &[]) });
+        assert_eq!(
+            found,
+            BooksMemory { models: vec![memory(6), Memory::default(), memory(5)], ..books(4, &[]) }
+        );
         assert_eq!(state.take("groq", &two, ["a"]), None, "it is taken once");
         assert_eq!(state.take("groq", "none", ["a"]), None);
         assert_eq!(state.take("unknown", "none", ["a"]), None);
@@ -281,7 +303,9 @@ mod tests {
     #[test]
     fn fingerprints_are_stable_and_short() {
         // FNV-1a's own vectors, folded: 811c9dc5, e40c292c, bf9cf968.
-        for (key, want) in [(None, "none"), (Some(""), "1cd9"), (Some("a"), "cd20"), (Some("foobar"), "46f4")] {
+        for (key, want) in
+            [(None, "none"), (Some(""), "1cd9"), (Some("a"), "cd20"), (Some("foobar"), "46f4")]
+        {
             assert_eq!(fingerprint(key), want, "{key:?}");
         }
     }
@@ -324,7 +348,10 @@ mod tests {
             ("/providers/groq/0/models/a", json!({"cadence": {"missing_ns": 1}})),
         ] {
             let reason = with(pointer, value);
-            assert!(reason.starts_with(strange) && !reason.contains("secret"), "{pointer}: {reason}");
+            assert!(
+                reason.starts_with(strange) && !reason.contains("secret"),
+                "{pointer}: {reason}"
+            );
         }
         let later = with("/version", json!(2));
         assert_eq!(later, "is of version 2, and this limitrate reads version 1");

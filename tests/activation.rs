@@ -44,9 +44,14 @@ fn the_given_port_is_served_on_and_a_reload_keeps_it() {
     let file = config_file(&upstream);
     let ours = listener.try_clone().expect("a second descriptor");
     let mut process = Process::serve_given(&file, ACTIVATE, &[], given(listener));
-    assert!(process.said().ends_with(&format!(" at http://{address}/v1 (given by systemd)")), "{}", process.said());
+    assert!(
+        process.said().ends_with(&format!(" at http://{address}/v1 (given by systemd)")),
+        "{}",
+        process.said()
+    );
     assert_eq!(post(address, CHAT, BODY).status, 200);
-    let moved = fs::read_to_string(&file).expect("the configuration").replace("127.0.0.1\n", "127.0.0.2\n");
+    let moved =
+        fs::read_to_string(&file).expect("the configuration").replace("127.0.0.1\n", "127.0.0.2\n");
     fs::write(&file, moved).expect("write the configuration");
     process.signal(Signal::HUP);
     process.wait_log("reloaded: server is changed");
@@ -70,7 +75,11 @@ fn a_given_unix_socket_is_served_on_and_its_file_stays() {
     let path = folder.strip_prefix(&here).unwrap_or(folder).join("given");
     let listener = UnixListener::bind(&path).expect("make a socket");
     let mut process = Process::serve_given(&file, ACTIVATE, &[], given(listener));
-    assert!(process.said().ends_with(&format!(" at unix:{} (given by systemd)", path.display())), "{}", process.said());
+    assert!(
+        process.said().ends_with(&format!(" at unix:{} (given by systemd)", path.display())),
+        "{}",
+        process.said()
+    );
     let mut client = Client::connect_unix(&path);
     client.post_json(CHAT, BODY);
     assert_eq!(client.read_response().status, 200);
@@ -93,10 +102,15 @@ fn sockets_that_were_given_to_another_process_are_none_of_ours() {
 #[test]
 fn several_are_served_on_at_once() {
     let upstream = Upstream::answering(|_, _| Reply::ok());
-    let text = format!("server:\n  port: 1\nproviders:\n{}", provider_yaml("p", upstream.addr(), &["m"], UNSHAPED, ""));
+    let text = format!(
+        "server:\n  port: 1\nproviders:\n{}",
+        provider_yaml("p", upstream.addr(), &["m"], UNSHAPED, "")
+    );
     let listeners = [listener(), listener(), listener()];
-    let addresses = listeners.each_ref().map(|listener| listener.local_addr().expect("it is bound"));
-    let server = Server::adopt(&parse(&text), Vec::from(listeners.map(OwnedFd::from))).expect("listeners");
+    let addresses =
+        listeners.each_ref().map(|listener| listener.local_addr().expect("it is bound"));
+    let server =
+        Server::adopt(&parse(&text), Vec::from(listeners.map(OwnedFd::from))).expect("listeners");
     assert_eq!(server.places(), addresses.map(Place::Http));
     let (stop, stopped) = async_channel::bounded(1);
     let serving = std::thread::spawn(move || smol::block_on(server.run(stopped)));
@@ -109,10 +123,12 @@ fn several_are_served_on_at_once() {
 
 #[test]
 fn what_is_no_listener_is_refused() {
-    let providers = "providers: [{name: p, base_url: 'http://x/v1', models: [m], rate_limit: {rpm: 1}}]";
+    let providers =
+        "providers: [{name: p, base_url: 'http://x/v1', models: [m], rate_limit: {rpm: 1}}]";
     let udp = UdpSocket::bind("127.0.0.1:0").expect("bind a loopback port");
     let listener = listener();
-    let connected = std::net::TcpStream::connect(listener.local_addr().expect("it is bound")).expect("connect");
+    let connected =
+        std::net::TcpStream::connect(listener.local_addr().expect("it is bound")).expect("connect");
     let file = fs::File::open("Cargo.toml").expect("it is there");
     for (socket, words) in [
         (OwnedFd::from(udp), "no stream socket"),

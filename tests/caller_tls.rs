@@ -17,8 +17,8 @@ use openssl::rsa::Rsa;
 use openssl::ssl::{ShutdownState, SslConnector, SslMethod, SslStream, SslVersion};
 use rustix::process::Signal;
 use support::{
-    Client, Ended, Ending, Gate, Gateway, Identity, PATIENCE, Process, Reply, UNSHAPED, Upstream, localhost, post,
-    provider_yaml, spaced, sse,
+    Client, Ended, Ending, Gate, Gateway, Identity, PATIENCE, Process, Reply, UNSHAPED, Upstream,
+    localhost, post, provider_yaml, spaced, sse,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -44,7 +44,8 @@ fn session_in(
 }
 
 fn session(authority: &Identity, addr: SocketAddr) -> SslStream<TcpStream> {
-    session_in(SslVersion::TLS1_3, authority, addr).unwrap_or_else(|error| panic!("no session: {error}"))
+    session_in(SslVersion::TLS1_3, authority, addr)
+        .unwrap_or_else(|error| panic!("no session: {error}"))
 }
 
 fn connect(authority: &Identity, addr: SocketAddr) -> Client {
@@ -71,20 +72,24 @@ fn requests_are_served_in_tls_1_2_and_1_3_and_no_older_one() {
     let authority = Identity::authority();
     let gateway = gateway(&authority, &upstream, "", UNSHAPED);
     for version in BOTH {
-        let mut client = Client::over_tls(session_in(version, &authority, gateway.addr()).expect("a session"));
+        let mut client =
+            Client::over_tls(session_in(version, &authority, gateway.addr()).expect("a session"));
         for _ in 0..3 {
             client.post_json(CHAT, BODY);
             assert_eq!(client.read_response().status, 200, "{version:?}");
         }
     }
-    let refused = session_in(SslVersion::TLS1_1, &authority, gateway.addr()).expect_err("too old").to_string();
+    let refused = session_in(SslVersion::TLS1_1, &authority, gateway.addr())
+        .expect_err("too old")
+        .to_string();
     assert!(refused.contains("protocol version"), "{refused}");
 }
 
 #[test]
 fn keys_in_every_form_serve_and_the_whole_chain_is_sent() {
     let upstream = Upstream::answering(|_, _| Reply::ok());
-    let (root, provider) = (Identity::authority(), provider_yaml("p", upstream.addr(), &["m"], UNSHAPED, ""));
+    let (root, provider) =
+        (Identity::authority(), provider_yaml("p", upstream.addr(), &["m"], UNSHAPED, ""));
     let middle = root.delegate();
     let identity = middle.issue(&localhost(), 1);
     let ec: EcKey<_> = identity.key.ec_key().unwrap();
@@ -113,7 +118,10 @@ fn plain_http_is_told_in_plain_http_that_this_is_no_place_for_it() {
     let response = post(gateway.addr(), CHAT, BODY);
     assert_eq!((response.status, response.code().as_str()), (400, "plain_http"));
     assert!(response.error()["message"].as_str().unwrap().contains("https://"), "{response:?}");
-    assert_eq!((response.header("connection").as_deref(), response.ended), (Some("close"), Ended::Clean));
+    assert_eq!(
+        (response.header("connection").as_deref(), response.ended),
+        (Some("close"), Ended::Clean)
+    );
     assert!(upstream.requests().is_empty());
 }
 
@@ -165,7 +173,11 @@ fn who_hangs_up_in_line_is_gone_however_it_does_it() {
             hang_up(&mut leaver);
             wait_stats(&authority, gateway.addr(), "queued_ahead", 0);
             gone += 1;
-            assert_eq!(stats(&authority, gateway.addr())["cancelled_in_queue"], gone, "{name} in {version:?}");
+            assert_eq!(
+                stats(&authority, gateway.addr())["cancelled_in_queue"],
+                gone,
+                "{name} in {version:?}"
+            );
         }
     }
 }
@@ -222,7 +234,8 @@ fn long_bodies_arrive_whole_both_ways_however_slowly_they_are_read() {
     let gateway = gateway(&authority, &upstream, "", UNSHAPED);
     let body = format!(r#"{{"model":"m","x":"{}"}}"#, "0123456".repeat(300_000));
     for version in BOTH {
-        let mut client = Client::over_tls(session_in(version, &authority, gateway.addr()).expect("a session"));
+        let mut client =
+            Client::over_tls(session_in(version, &authority, gateway.addr()).expect("a session"));
         client.post_json(CHAT, &body);
         upstream.wait_requests(1, PATIENCE);
         assert!(client.read_response().body == answer, "{version:?}");
@@ -233,7 +246,8 @@ fn long_bodies_arrive_whole_both_ways_however_slowly_they_are_read() {
 #[test]
 fn a_tidy_end_is_said() {
     let gate = Gate::open();
-    let upstream = Upstream::answering(move |_, _| Reply::stream(vec![b"all of it".to_vec()], &gate));
+    let upstream =
+        Upstream::answering(move |_, _| Reply::stream(vec![b"all of it".to_vec()], &gate));
     let authority = Identity::authority();
     let gateway = gateway(&authority, &upstream, "keep_alive_seconds: 0.1", UNSHAPED);
     let ask = |text: &str| {
@@ -269,10 +283,15 @@ fn the_end_of_a_broken_answer_is_not_said() {
         for version in BOTH {
             // HTTP/1.0 has nothing but the end to tell a whole answer by.
             for http in ["HTTP/1.1", "HTTP/1.0"] {
-                let mut session = session_in(version, &authority, gateway.addr()).expect("a session");
+                let mut session =
+                    session_in(version, &authority, gateway.addr()).expect("a session");
                 session.write_all(request("x").replace("HTTP/1.1", http).as_bytes()).unwrap();
                 let (answer, said) = to_the_end(&mut session);
-                assert!(!said, "{ending:?} {http} {version:?}: {:?}", String::from_utf8_lossy(&answer));
+                assert!(
+                    !said,
+                    "{ending:?} {http} {version:?}: {:?}",
+                    String::from_utf8_lossy(&answer)
+                );
             }
         }
     }
@@ -303,7 +322,12 @@ fn who_does_not_shake_hands_is_closed_and_keeps_nobody_waiting() {
 fn who_has_not_shaken_hands_does_not_hold_up_the_end() {
     let upstream = Upstream::answering(|_, _| Reply::ok());
     let authority = Identity::authority();
-    let gateway = gateway(&authority, &upstream, "header_timeout_seconds: 3600\ndrain_seconds: 3600", UNSHAPED);
+    let gateway = gateway(
+        &authority,
+        &upstream,
+        "header_timeout_seconds: 3600\ndrain_seconds: 3600",
+        UNSHAPED,
+    );
     let _silent = Client::connect(gateway.addr());
     let mut beginning = Client::connect(gateway.addr());
     beginning.send(b"\x16\x03\x01");
@@ -343,7 +367,11 @@ fn a_reload_takes_the_new_certificate_though_the_file_is_the_same_and_no_faulty_
     let tls = old.issue(&localhost(), 1).tls();
     let file = Process::file("config.yaml", &file_text(&format!("  {tls}\n"), &upstream));
     let process = Process::serve(&file);
-    assert!(process.said().contains(&format!("at https://{}/v1", process.addr())), "{}", process.said());
+    assert!(
+        process.said().contains(&format!("at https://{}/v1", process.addr())),
+        "{}",
+        process.said()
+    );
     let mut connected = connect(&old, process.addr());
     let reload = |part: &str| {
         process.signal(Signal::HUP);
@@ -381,15 +409,22 @@ fn health_and_top_ask_in_tls_where_the_file_says_so() {
     let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = probe.local_addr().unwrap().port();
     drop(probe);
-    let text = file_text(&format!("  {tls}\n"), &upstream).replace("port: 0", &format!("port: {port}"));
+    let text =
+        file_text(&format!("  {tls}\n"), &upstream).replace("port: 0", &format!("port: {port}"));
     let file = Process::file("config.yaml", &text);
     let _process = Process::serve(&file);
     let said = |command: &str, place: &str, value: &str| {
         let output = Process::run(&[command, place, value]);
-        (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+        )
     };
     let (code, words) = said("health", "--config", file.to_str().unwrap());
-    assert!(code == Some(0) && words.starts_with(&format!("https://127.0.0.1:{port} is well")), "{words}");
+    assert!(
+        code == Some(0) && words.starts_with(&format!("https://127.0.0.1:{port} is well")),
+        "{words}"
+    );
     let (code, screen) = said("top", "--config", file.to_str().unwrap());
     assert!(code == Some(0) && screen.contains("\np "), "{screen}");
     // A URL may lead anywhere: there the certificate counts.
@@ -406,8 +441,15 @@ fn an_expired_certificate_is_warned_of() {
         let file = Process::file("config.yaml", &file_text(&format!("  {tls}\n"), &upstream));
         let output = Process::run(&["check", "--config", file.to_str().unwrap()]);
         let said = String::from_utf8(output.stdout).unwrap();
-        assert!(output.status.success() && said.contains("tls        1.2 and 1.3, certificate until "), "{said}");
-        assert_eq!(said.contains("warning: the certificate in server.tls is not valid"), warned, "{said}");
+        assert!(
+            output.status.success() && said.contains("tls        1.2 and 1.3, certificate until "),
+            "{said}"
+        );
+        assert_eq!(
+            said.contains("warning: the certificate in server.tls is not valid"),
+            warned,
+            "{said}"
+        );
     }
 }
 

@@ -6,7 +6,8 @@ mod support;
 
 use serde_json::Value;
 use support::{
-    Client, ClosedPort, Gateway, PATIENCE, Reply, Response, UNSHAPED, Upstream, post, post_with, provider_yaml, spaced,
+    Client, ClosedPort, Gateway, PATIENCE, Reply, Response, UNSHAPED, Upstream, post, post_with,
+    provider_yaml, spaced,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -28,8 +29,10 @@ struct Pair {
 /// `a` answers with `replies`, under this limit and with further lines of its entry; `b` takes everything at once.
 fn pair(server: &str, replies: impl IntoIterator<Item = Reply>, limit: &str, extras: &str) -> Pair {
     let (a, b) = (Upstream::start(replies), Upstream::start([Reply::ok()]));
-    let entries =
-        [provider_yaml("a", a.addr(), &["m"], limit, extras), provider_yaml("b", b.addr(), &["m"], UNSHAPED, "")];
+    let entries = [
+        provider_yaml("a", a.addr(), &["m"], limit, extras),
+        provider_yaml("b", b.addr(), &["m"], UNSHAPED, ""),
+    ];
     let gateway = Gateway::start_with(server, &entries.concat(), &[]);
     Pair { a, b, gateway }
 }
@@ -37,8 +40,10 @@ fn pair(server: &str, replies: impl IntoIterator<Item = Reply>, limit: &str, ext
 /// Two providers that answer everything, under these limits.
 fn shaped(server: &str, limits: [&str; 2]) -> Pair {
     let (a, b) = (Upstream::start([Reply::ok()]), Upstream::start([Reply::ok()]));
-    let entries =
-        [provider_yaml("a", a.addr(), &["m"], limits[0], ""), provider_yaml("b", b.addr(), &["m"], limits[1], "")];
+    let entries = [
+        provider_yaml("a", a.addr(), &["m"], limits[0], ""),
+        provider_yaml("b", b.addr(), &["m"], limits[1], ""),
+    ];
     let gateway = Gateway::start_with(server, &entries.concat(), &[]);
     Pair { a, b, gateway }
 }
@@ -57,7 +62,9 @@ fn provider(response: &Response) -> String {
 
 fn queued(gateway: &Gateway) -> [u64; 2] {
     let stats = gateway.stats();
-    [0, 1].map(|provider: usize| stats["providers"][provider]["queued_ahead"].as_u64().expect("a number"))
+    [0, 1].map(|provider: usize| {
+        stats["providers"][provider]["queued_ahead"].as_u64().expect("a number")
+    })
 }
 
 /// Polls until so many wait at each provider.
@@ -124,7 +131,8 @@ fn earliest_asks_who_would_refuse_last() {
 
 #[test]
 fn earliest_looks_at_the_callers_own_patience() {
-    let Pair { a: _a, b: _b, gateway } = shaped(EARLIEST, [&spaced(NEVER_MS), &spaced(2 * NEVER_MS)]);
+    let Pair { a: _a, b: _b, gateway } =
+        shaped(EARLIEST, [&spaced(NEVER_MS), &spaced(2 * NEVER_MS)]);
     for _ in 0..2 {
         assert_eq!(post(gateway.addr(), CHAT, BODY).status, 200);
     }
@@ -147,7 +155,8 @@ fn earliest_leaves_a_provider_that_answers_429_for_the_other_at_once() {
 #[test]
 fn those_who_wait_for_a_provider_that_pauses_go_to_the_other() {
     let gate = support::Gate::closed();
-    let pause = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 250\r\nContent-Length: 2\r\n\r\n{}";
+    let pause =
+        b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 250\r\nContent-Length: 2\r\n\r\n{}";
     let a = Upstream::start([Reply::pieces(&[pause], &gate, support::Ending::Complete)]);
     let b = Upstream::start([Reply::ok()]);
     let retry = "retry: {attempts: 3}";
@@ -209,8 +218,12 @@ fn it_falls_back_from_a_provider_that_fails_to_the_end_of_its_attempts() {
 
 #[test]
 fn it_falls_back_from_a_spent_quota_and_from_a_pause_that_is_too_long() {
-    for refusal in [Reply::Json(429, SPENT.to_owned()), Reply::TooMany(vec![("Retry-After", "3000".to_owned())])] {
-        let Pair { a, b, gateway } = pair(FALLBACK, [refusal.clone()], UNSHAPED, "retry: {attempts: 5}");
+    for refusal in [
+        Reply::Json(429, SPENT.to_owned()),
+        Reply::TooMany(vec![("Retry-After", "3000".to_owned())]),
+    ] {
+        let Pair { a, b, gateway } =
+            pair(FALLBACK, [refusal.clone()], UNSHAPED, "retry: {attempts: 5}");
         assert_eq!(provider(&post(gateway.addr(), CHAT, BODY)), "b", "{refusal:?}");
         assert_eq!([a.requests().len(), b.requests().len()], [1, 1], "{refusal:?}");
     }
@@ -220,7 +233,8 @@ fn it_falls_back_from_a_spent_quota_and_from_a_pause_that_is_too_long() {
 fn an_answer_that_is_the_callers_own_fault_is_no_reason_to_move_on() {
     for status in [400, 401, 404, 422] {
         let answer = Reply::Json(status, "{}".to_owned());
-        let Pair { a: _a, b, gateway } = pair("routing: earliest\nfallback: true", [answer], UNSHAPED, "");
+        let Pair { a: _a, b, gateway } =
+            pair("routing: earliest\nfallback: true", [answer], UNSHAPED, "");
         assert_eq!(post(gateway.addr(), CHAT, BODY).status, status);
         assert!(b.requests().is_empty(), "{status}");
     }
@@ -229,7 +243,9 @@ fn an_answer_that_is_the_callers_own_fault_is_no_reason_to_move_on() {
 #[test]
 fn a_request_whose_connection_breaks_after_the_send_is_not_done_twice() {
     for server in [FALLBACK, "routing: earliest\nfallback: true"] {
-        for (reply, status) in [(Reply::CloseBeforeAnswer, 502), (Reply::Reset, 502), (Reply::Stall, 504)] {
+        for (reply, status) in
+            [(Reply::CloseBeforeAnswer, 502), (Reply::Reset, 502), (Reply::Stall, 504)]
+        {
             let extras = "retry: {attempts: 3}\nrequest_timeout_seconds: 0.3";
             let Pair { a, b, gateway } = pair(server, [reply.clone()], UNSHAPED, extras);
             assert_eq!(post(gateway.addr(), CHAT, BODY).status, status, "{reply:?}");
@@ -251,8 +267,10 @@ fn only_the_model_changes_in_a_body_that_moves_on() {
         provider_yaml("c", c.addr(), &["m"], UNSHAPED, ""),
     ];
     let gateway = Gateway::start_with(FALLBACK, &entries.concat(), &[]);
-    let (before, after) =
-        ("{ \"x\":1E400, \"model\" :\t", " ,\n\"messages\":[\"\\u00e9\",{\"model\":\"m\"}],\"z\":-0.0} ");
+    let (before, after) = (
+        "{ \"x\":1E400, \"model\" :\t",
+        " ,\n\"messages\":[\"\\u00e9\",{\"model\":\"m\"}],\"z\":-0.0} ",
+    );
     let body = |model: &str| format!("{before}\"{model}\"{after}");
     assert_eq!(provider(&post(gateway.addr(), CHAT, body("m"))), "c");
     let sent = [&a, &b, &c].map(|upstream| upstream.requests()[0].text());
@@ -262,7 +280,9 @@ fn only_the_model_changes_in_a_body_that_moves_on() {
 #[test]
 fn a_provider_that_is_asked_for_by_name_does_it_or_nobody() {
     for server in [FALLBACK, "routing: earliest\nfallback: true"] {
-        for (reply, status) in [(Reply::Json(503, "{}".to_owned()), 503), (Reply::Json(429, SPENT.to_owned()), 429)] {
+        for (reply, status) in
+            [(Reply::Json(503, "{}".to_owned()), 503), (Reply::Json(429, SPENT.to_owned()), 429)]
+        {
             let Pair { a, b, gateway } = pair(server, [reply], UNSHAPED, "");
             assert_eq!(post(gateway.addr(), CHAT, r#"{"model":"a/m"}"#).status, status, "{server}");
             assert_eq!([a.requests().len(), b.requests().len()], [1, 0], "{server}");
@@ -274,7 +294,11 @@ fn a_provider_that_is_asked_for_by_name_does_it_or_nobody() {
         ];
         let gateway = Gateway::start_with(server, &entries.concat(), &[]);
         for _ in 0..2 {
-            assert_eq!(post(gateway.addr(), CHAT, r#"{"model":"a/m"}"#).code(), "upstream_unreachable", "{server}");
+            assert_eq!(
+                post(gateway.addr(), CHAT, r#"{"model":"a/m"}"#).code(),
+                "upstream_unreachable",
+                "{server}"
+            );
         }
         assert!(b.requests().is_empty(), "{server}");
     }
@@ -292,7 +316,9 @@ fn a_provider_that_is_asked_for_by_name_does_it_or_nobody() {
 #[test]
 fn without_fallback_the_refusal_is_passed_on() {
     for server in ["", EARLIEST] {
-        for (reply, status) in [(Reply::Json(503, "{}".to_owned()), 503), (Reply::Json(429, SPENT.to_owned()), 429)] {
+        for (reply, status) in
+            [(Reply::Json(503, "{}".to_owned()), 503), (Reply::Json(429, SPENT.to_owned()), 429)]
+        {
             let Pair { a: _a, b, gateway } = pair(server, [reply], UNSHAPED, "");
             assert_eq!(post(gateway.addr(), CHAT, BODY).status, status, "{server}");
             assert!(b.requests().is_empty(), "{server}");
@@ -305,8 +331,10 @@ fn without_fallback_the_refusal_is_passed_on() {
     assert!(b.requests().is_empty());
 
     let (closed, b) = (ClosedPort::new(), Upstream::start([Reply::ok()]));
-    let entries =
-        [provider_yaml("a", closed.addr(), &["m"], UNSHAPED, ""), provider_yaml("b", b.addr(), &["m"], UNSHAPED, "")];
+    let entries = [
+        provider_yaml("a", closed.addr(), &["m"], UNSHAPED, ""),
+        provider_yaml("b", b.addr(), &["m"], UNSHAPED, ""),
+    ];
     let gateway = Gateway::start(&entries.concat());
     assert_eq!(post(gateway.addr(), CHAT, BODY).code(), "upstream_unreachable");
     assert!(b.requests().is_empty());
@@ -322,7 +350,11 @@ fn when_nobody_can_the_last_refusal_is_the_answer() {
     for server in [FALLBACK, "routing: earliest\nfallback: true"] {
         let gateway = Gateway::start_with(server, &entries.concat(), &[]);
         let refused = post(gateway.addr(), CHAT, BODY);
-        assert_eq!((refused.status, refused.code().as_str()), (502, "upstream_unreachable"), "{server}");
+        assert_eq!(
+            (refused.status, refused.code().as_str()),
+            (502, "upstream_unreachable"),
+            "{server}"
+        );
         assert!(refused.text().contains("`b`"), "{server}: {refused:?}");
     }
     // With the provider's own words, where there are any.

@@ -26,11 +26,21 @@ fn outcome(output: &Output) -> (Option<i32>, String, String) {
 
 /// A configuration with a provider of each mode.
 fn every_mode() -> String {
-    let at = |name, models: &[&str], limit| provider_at(name, "http://127.0.0.1:1/v1", models, limit, "");
+    let at = |name, models: &[&str], limit| {
+        provider_at(name, "http://127.0.0.1:1/v1", models, limit, "")
+    };
     let text = [
-        at("even", &["m", "{id: fast, upstream: meta/m}"], "{mode: spaced, rpm: 40, max_wait_seconds: 90}"),
+        at(
+            "even",
+            &["m", "{id: fast, upstream: meta/m}"],
+            "{mode: spaced, rpm: 40, max_wait_seconds: 90}",
+        ),
         at("bursty", &["m", "n"], "{mode: burst, rpm: 120, capacity: 10}"),
-        at("counted", &["{id: o, rate_limit: {rpd: 5}}"], "{mode: window, rpm: 30, rpd: 900, day_resets_at: rolling}"),
+        at(
+            "counted",
+            &["{id: o, rate_limit: {rpd: 5}}"],
+            "{mode: window, rpm: 30, rpd: 900, day_resets_at: rolling}",
+        ),
     ]
     .concat();
     Process::config("", &text).to_str().expect("the build directory is UTF-8").to_owned()
@@ -57,7 +67,8 @@ impl Serving {
     /// The address in the first line.
     fn addr(&self) -> SocketAddr {
         let addr = self.printed.split("http://").nth(1).and_then(|rest| rest.split("/v1").next());
-        addr.and_then(|addr| addr.parse().ok()).unwrap_or_else(|| panic!("no address in {:?}", self.printed))
+        addr.and_then(|addr| addr.parse().ok())
+            .unwrap_or_else(|| panic!("no address in {:?}", self.printed))
     }
 
     /// Ends it in order: exit code, standard output, standard error.
@@ -85,7 +96,9 @@ fn version_and_help_go_to_standard_output() {
         let version = format!("limitrate {}\n", env!("CARGO_PKG_VERSION"));
         assert_eq!(outcome(&Process::run(&[option])), (Some(0), version, String::new()));
     }
-    for arguments in [&["--help"][..], &["check", "--help"], &["demo", "--help"], &["health", "--help"]] {
+    for arguments in
+        [&["--help"][..], &["check", "--help"], &["demo", "--help"], &["health", "--help"]]
+    {
         let (code, out, err) = outcome(&Process::run(arguments));
         assert_eq!((code, err.as_str()), (Some(0), ""), "{arguments:?}");
         assert!(out.contains("Usage: limitrate"), "{out}");
@@ -126,7 +139,8 @@ fn a_missing_configuration_exits_with_2_and_says_what_to_do() {
 fn a_faulty_configuration_exits_with_2_and_names_file_line_and_key() {
     let file = Process::config("prot: 1\n", &providers());
     let file = file.to_str().expect("the build directory is UTF-8");
-    for arguments in [&["--config", file][..], &["check", "--config", file], &["-c", file, "check"]] {
+    for arguments in [&["--config", file][..], &["check", "--config", file], &["-c", file, "check"]]
+    {
         let (code, out, err) = outcome(&Process::run(arguments));
         assert_eq!((code, out.as_str()), (Some(2), ""), "{arguments:?}");
         for word in ["config.yaml", "4", "prot", "port"] {
@@ -190,9 +204,11 @@ fn check_tells_what_callers_and_keys_share_and_shows_no_token() {
     let server = "routing: earliest\nfallback: true\nheartbeat_after_seconds: 5\n\
                   clients: [{name: chat, token: t-secret, priority: high, max_queue: 20}]\n";
     let keys = "api_keys: [sk-secret-1, sk-secret-2, sk-secret-3]";
-    let providers = provider_at("shared", "http://127.0.0.1:1/v1", &["m"], "{mode: window, rpm: 30}", keys);
+    let providers =
+        provider_at("shared", "http://127.0.0.1:1/v1", &["m"], "{mode: window, rpm: 30}", keys);
     let file = Process::config(server, &providers);
-    let (code, out, err) = outcome(&Process::run(&["check", "--config", file.to_str().expect("the path is UTF-8")]));
+    let (code, out, err) =
+        outcome(&Process::run(&["check", "--config", file.to_str().expect("the path is UTF-8")]));
     assert_eq!((code, err.as_str()), (Some(0), ""));
     let (_, rest) = out.split_once('\n').expect("more than one line");
     let wanted = "
@@ -240,18 +256,27 @@ fn the_demo_serves_what_it_prints_and_says_back_what_it_is_told() {
     let serving = Serving::start(&["demo", "--port", "0"]);
     let addr = serving.addr();
     let list = get(addr, "/v1/models").json();
-    let models: Vec<_> = list["data"].as_array().expect("a list").iter().map(|model| model["id"].as_str()).collect();
+    let models: Vec<_> =
+        list["data"].as_array().expect("a list").iter().map(|model| model["id"].as_str()).collect();
     for model in ["demo", "demo-fast", "demo-embedding"] {
         assert!(models.contains(&Some(model)), "no {model} in {models:?}");
     }
 
     let chat = "/v1/chat/completions";
-    let plain = post(addr, chat, r#"{"model":"demo","messages":[{"role":"user","content":"Hello there!"}]}"#);
+    let plain = post(
+        addr,
+        chat,
+        r#"{"model":"demo","messages":[{"role":"user","content":"Hello there!"}]}"#,
+    );
     assert_eq!(plain.status, 200, "{plain:?}");
     let said = plain.json()["choices"][0]["message"]["content"].as_str().map(str::to_owned);
     assert!(said.is_some_and(|said| said.contains("Hello there!")), "{plain:?}");
 
-    let streamed = post(addr, chat, r#"{"model":"demo-fast","stream":true,"messages":[{"content":"One two"}]}"#);
+    let streamed = post(
+        addr,
+        chat,
+        r#"{"model":"demo-fast","stream":true,"messages":[{"content":"One two"}]}"#,
+    );
     assert_eq!(streamed.status, 200, "{streamed:?}");
     assert_eq!(streamed.header("content-type").as_deref(), Some("text/event-stream"));
     assert!(streamed.body.ends_with(&sse::done()), "{streamed:?}");
@@ -264,13 +289,20 @@ fn the_demo_serves_what_it_prints_and_says_back_what_it_is_told() {
         {"role": "user", "content": [{"type": "input_text", "text": "rules"}, {"type": "input_text", "text": said}]},
         {"role": "developer", "content": "more rules"}]});
     let streamed = post(addr, "/v1/responses", agent.to_string());
-    let events: Vec<serde_json::Value> = streamed.text().split("\n\n").filter_map(named_event).collect();
+    let events: Vec<serde_json::Value> =
+        streamed.text().split("\n\n").filter_map(named_event).collect();
     let deltas: String = events.iter().filter_map(|event| event["delta"].as_str()).collect();
     let response = &events.last().expect("the stream has an end")["response"];
     assert_eq!(response["output"][0]["content"][0]["text"], deltas.as_str());
-    assert!(deltas.contains("Begin again") && deltas.contains("again ...") && !deltas.contains("end"), "{deltas}");
+    assert!(
+        deltas.contains("Begin again") && deltas.contains("again ...") && !deltas.contains("end"),
+        "{deltas}"
+    );
     assert!(response["usage"]["input_tokens"] == 102 && !deltas.contains("rules"), "{response}");
-    assert!(events.iter().zip(0..).all(|(event, number)| event["sequence_number"] == number), "{events:?}");
+    assert!(
+        events.iter().zip(0..).all(|(event, number)| event["sequence_number"] == number),
+        "{events:?}"
+    );
 
     let (code, out, err) = serving.end();
     assert_eq!(code, Some(0), "{err}");
@@ -299,7 +331,8 @@ fn a_port_that_is_taken_exits_with_1_and_says_whose_turn_it_is() {
     let port = taken.local_addr().expect("the address of a bound listener").port();
     let text = format!("server: {{host: 127.0.0.1, port: {port}}}\nproviders:\n{}", providers());
     let file = Process::file("config.yaml", &text);
-    let (code, out, err) = outcome(&Process::run(&["-c", file.to_str().expect("the build directory is UTF-8")]));
+    let (code, out, err) =
+        outcome(&Process::run(&["-c", file.to_str().expect("the build directory is UTF-8")]));
     assert_eq!((code, out.as_str()), (Some(1), ""));
     for word in [&port.to_string(), "127.0.0.1", "taken", "server.port"] {
         assert!(err.contains(word), "no {word} in {err}");

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use limitrate::config::{
-    self, Budget, Config, CooldownScope, Day, DayReset, Fairness, Mode, ModelLimit, Origins, Pace, Priority, RateLimit,
-    Retry, Routing, Socket, TrustedProxies,
+    self, Budget, Config, CooldownScope, Day, DayReset, Fairness, Mode, ModelLimit, Origins, Pace,
+    Priority, RateLimit, Retry, Routing, Socket, TrustedProxies,
 };
 use proptest::prelude::*;
 
@@ -50,13 +50,15 @@ fn parse(text: &str) -> Result<Config, config::Faults> {
 }
 
 fn load_valid(name: &str) -> Config {
-    config::load(&Path::new(FIXTURES).join("valid").join(name), &env).unwrap_or_else(|faults| panic!("{faults}"))
+    config::load(&Path::new(FIXTURES).join("valid").join(name), &env)
+        .unwrap_or_else(|faults| panic!("{faults}"))
 }
 
 fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
     let folder = Path::new(FIXTURES).join(folder);
-    let paths =
-        fs::read_dir(folder).expect("the fixtures are there").map(|entry| entry.expect("a readable folder").path());
+    let paths = fs::read_dir(folder)
+        .expect("the fixtures are there")
+        .map(|entry| entry.expect("a readable folder").path());
     paths.filter(|path| path.extension().is_some_and(|found| found == extension)).collect()
 }
 
@@ -113,7 +115,10 @@ fn defaults() {
     assert_eq!((server.host.as_str(), server.port, &server.socket), ("0.0.0.0", Some(8080), &None));
     assert_eq!(server.auth_token, None);
     assert_eq!(server.tls, None);
-    assert_eq!((&server.trusted_proxies, &server.cors_origins), (&TrustedProxies::default(), &Origins::Unset));
+    assert_eq!(
+        (&server.trusted_proxies, &server.cors_origins),
+        (&TrustedProxies::default(), &Origins::Unset)
+    );
     assert_eq!((server.max_body_bytes, server.max_head_bytes), (32 << 20, 32 << 10));
     assert_eq!(server.max_connections, 1024);
     assert_eq!(server.header_timeout, Duration::from_secs(30));
@@ -122,9 +127,15 @@ fn defaults() {
     assert_eq!(server.write_timeout, Duration::from_secs(60));
     assert_eq!(server.drain, Duration::from_secs(30));
     assert!(!server.drain_queue);
-    assert_eq!((server.routing, server.fallback, server.fairness), (Routing::First, false, Fairness::Client));
+    assert_eq!(
+        (server.routing, server.fallback, server.fairness),
+        (Routing::First, false, Fairness::Client)
+    );
     assert!(server.clients.is_empty());
-    assert_eq!((server.heartbeat_after, server.heartbeat_json), (Some(Duration::from_secs(15)), false));
+    assert_eq!(
+        (server.heartbeat_after, server.heartbeat_json),
+        (Some(Duration::from_secs(15)), false)
+    );
     assert_eq!(server.state_file, None);
 
     let [provider] = config.providers.as_slice() else { panic!("{config:?}") };
@@ -141,12 +152,17 @@ fn defaults() {
     assert_eq!(provider.pool_idle, Duration::from_secs(50));
 
     let budget = NO_BUDGET;
-    let pace = Pace { mode: Mode::Spaced, rpm: None, interval: Duration::from_millis(2500), capacity: 1 };
-    let expected = RateLimit { pace, budget, max_wait: None, cooldown: CooldownScope::Auto, adaptive: false };
+    let pace =
+        Pace { mode: Mode::Spaced, rpm: None, interval: Duration::from_millis(2500), capacity: 1 };
+    let expected =
+        RateLimit { pace, budget, max_wait: None, cooldown: CooldownScope::Auto, adaptive: false };
     assert_eq!(provider.rate_limit, expected);
     assert_eq!(provider.models[0].rate_limit, None);
     let statuses = vec![429, 500, 502, 503, 504, 529];
-    assert_eq!(provider.retry, Retry { attempts: 5, statuses, max_cooldown: Duration::from_secs(300) });
+    assert_eq!(
+        provider.retry,
+        Retry { attempts: 5, statuses, max_cooldown: Duration::from_secs(300) }
+    );
 }
 
 #[test]
@@ -154,17 +170,26 @@ fn every_key_arrives() {
     let config = load_valid("full.yaml");
     let server = &config.server;
     assert_eq!((server.host.as_str(), server.port), ("::1", Some(9090)));
-    assert_eq!(server.socket, Some(Socket { path: Path::new(FIXTURES).join("valid/s.sock"), mode: 0o600 }));
+    assert_eq!(
+        server.socket,
+        Some(Socket { path: Path::new(FIXTURES).join("valid/s.sock"), mode: 0o600 })
+    );
     let tls = server.tls.as_ref().expect("a certificate with its key");
     assert!(
-        tls.is_valid_at(UNIX_EPOCH + Duration::from_secs(2_000_000_000)) && !tls.is_valid_at(UNIX_EPOCH),
+        tls.is_valid_at(UNIX_EPOCH + Duration::from_secs(2_000_000_000))
+            && !tls.is_valid_at(UNIX_EPOCH),
         "{tls:?}"
     );
     assert_eq!(server.auth_token.as_ref().map(|token| token.reveal()), Some("a token"));
-    let origins = ["https://chat.example.com", "http://localhost:3000", "app://obsidian.md"].map(str::to_owned);
+    let origins = ["https://chat.example.com", "http://localhost:3000", "app://obsidian.md"]
+        .map(str::to_owned);
     assert_eq!(server.cors_origins, Origins::Listed(origins.to_vec()));
     assert!(server.trusted_proxies.unix && server.trusted_proxies.networks.len() == 2);
-    assert!(["10.9.8.7", "::1"].iter().all(|address| server.trusted_proxies.contain(address.parse().unwrap())));
+    assert!(
+        ["10.9.8.7", "::1"]
+            .iter()
+            .all(|address| server.trusted_proxies.contain(address.parse().unwrap()))
+    );
     assert_eq!((server.max_body_bytes, server.max_head_bytes), (1000, 65536));
     assert_eq!(server.max_connections, 10);
     assert_eq!(server.header_timeout, Duration::from_secs(1));
@@ -173,7 +198,10 @@ fn every_key_arrives() {
     assert_eq!(server.write_timeout, Duration::from_secs(4));
     assert_eq!(server.drain, Duration::ZERO);
     assert!(server.drain_queue);
-    assert_eq!((server.routing, server.fallback, server.fairness), (Routing::Earliest, true, Fairness::Fifo));
+    assert_eq!(
+        (server.routing, server.fallback, server.fairness),
+        (Routing::Earliest, true, Fairness::Fifo)
+    );
     let client = |client: &config::Client| {
         (client.name.clone(), client.token.reveal().to_owned(), client.priority, client.max_queue)
     };
@@ -184,7 +212,10 @@ fn every_key_arrives() {
         ("batch".to_owned(), "another token".to_owned(), Priority::Low, None),
     ];
     assert_eq!(clients, expected);
-    assert_eq!((server.heartbeat_after, server.heartbeat_json), (Some(Duration::from_millis(7500)), true));
+    assert_eq!(
+        (server.heartbeat_after, server.heartbeat_json),
+        (Some(Duration::from_millis(7500)), true)
+    );
     assert_eq!(server.state_file, Some(Path::new(FIXTURES).join("valid/state.json")));
 
     let [first, second] = config.providers.as_slice() else { panic!("{config:?}") };
@@ -192,12 +223,18 @@ fn every_key_arrives() {
     assert_eq!((first.base_url.host.as_str(), first.base_url.port), ("api.example.com", 443));
     assert_eq!((first.base_url.path.as_str(), first.base_url.tls), ("/api/paas/v4", true));
     assert_eq!(first.api_keys.first().map(|key| key.reveal()), env("ODD_KEY").as_deref());
-    let headers: Vec<_> = first.headers.iter().map(|(name, value)| (name.as_str(), value.reveal())).collect();
+    let headers: Vec<_> =
+        first.headers.iter().map(|(name, value)| (name.as_str(), value.reveal())).collect();
     assert_eq!(headers, [("x-api-key", "${literal} $5"), ("X-Empty", "")]);
     assert_eq!(first.ca_pem, Some(fs::read(format!("{FIXTURES}/valid/ca.pem")).unwrap()));
-    let models: Vec<_> = first.models.iter().map(|model| (model.id.as_str(), model.upstream.as_str())).collect();
-    let expected =
-        [("z-ai/glm-5.1", "z-ai/glm-5.1"), ("1.10", "1.10"), ("fast", "meta/llama-3.1-8b-instruct"), ("same", "same")];
+    let models: Vec<_> =
+        first.models.iter().map(|model| (model.id.as_str(), model.upstream.as_str())).collect();
+    let expected = [
+        ("z-ai/glm-5.1", "z-ai/glm-5.1"),
+        ("1.10", "1.10"),
+        ("fast", "meta/llama-3.1-8b-instruct"),
+        ("same", "same"),
+    ];
     assert_eq!(models, expected);
     assert_eq!(first.connect_timeout, Duration::from_millis(250));
     assert_eq!(first.request_timeout, Duration::from_secs(5));
@@ -215,12 +252,25 @@ fn every_key_arrives() {
         tokens_per_minute: Some(60_000),
         max_concurrent: Some(4),
     };
-    let pace = Pace { mode: Mode::Burst, rpm: Some(120.0), interval: Duration::from_secs(1), capacity: 10 };
-    let expected =
-        RateLimit { pace, budget, max_wait: Some(Duration::ZERO), cooldown: CooldownScope::Model, adaptive: true };
+    let pace = Pace {
+        mode: Mode::Burst,
+        rpm: Some(120.0),
+        interval: Duration::from_secs(1),
+        capacity: 10,
+    };
+    let expected = RateLimit {
+        pace,
+        budget,
+        max_wait: Some(Duration::ZERO),
+        cooldown: CooldownScope::Model,
+        adaptive: true,
+    };
     assert_eq!(first.rate_limit, expected);
     assert_eq!(second.rate_limit, expected);
-    assert_eq!(first.retry, Retry { attempts: 1, statuses: vec![429, 529], max_cooldown: Duration::from_millis(1500) });
+    assert_eq!(
+        first.retry,
+        Retry { attempts: 1, statuses: vec![429, 529], max_cooldown: Duration::from_millis(1500) }
+    );
     assert_eq!(second.retry, Retry { attempts: 5, statuses: vec![], max_cooldown: Duration::ZERO });
 }
 
@@ -231,21 +281,40 @@ fn limits_of_every_kind_arrive() {
     let config = load_valid("limits.yaml");
     let [window, strict, nothing] = config.providers.as_slice() else { panic!("{config:?}") };
 
-    let pace =
-        Pace { mode: Mode::Window, rpm: Some(40.9), interval: Duration::from_nanos(1_466_992_666), capacity: 40 };
+    let pace = Pace {
+        mode: Mode::Window,
+        rpm: Some(40.9),
+        interval: Duration::from_nanos(1_466_992_666),
+        capacity: 40,
+    };
     assert_eq!(window.rate_limit.pace, pace);
-    assert_eq!(window.rate_limit.budget, Budget { window: Some(40), window_margin: Duration::ZERO, ..budget });
+    assert_eq!(
+        window.rate_limit.budget,
+        Budget { window: Some(40), window_margin: Duration::ZERO, ..budget }
+    );
     let models: Vec<_> = window.models.iter().map(|model| model.rate_limit).collect();
-    let day = |max, minutes: u64| Some(Day { max, reset: DayReset::At(Duration::from_secs(60 * minutes)) });
+    let day = |max, minutes: u64| {
+        Some(Day { max, reset: DayReset::At(Duration::from_secs(60 * minutes)) })
+    };
     let expected = [
         None,
         None,
         Some(ModelLimit {
-            pace: Some(Pace { mode: Mode::Spaced, rpm: Some(20.0), interval: Duration::from_secs(3), capacity: 1 }),
+            pace: Some(Pace {
+                mode: Mode::Spaced,
+                rpm: Some(20.0),
+                interval: Duration::from_secs(3),
+                capacity: 1,
+            }),
             budget: Budget { window: Some(20), ..budget },
         }),
         Some(ModelLimit {
-            pace: Some(Pace { mode: Mode::Window, rpm: Some(1.0), interval: Duration::from_secs(60), capacity: 1 }),
+            pace: Some(Pace {
+                mode: Mode::Window,
+                rpm: Some(1.0),
+                interval: Duration::from_secs(60),
+                capacity: 1,
+            }),
             budget: Budget { window: Some(1), ..budget },
         }),
         Some(ModelLimit { pace: None, budget: Budget { day: day(50, 120), ..budget } }),
@@ -266,7 +335,10 @@ fn limits_of_every_kind_arrive() {
 #[test]
 fn null_means_never_for_heartbeats_and_absent_elsewhere() {
     let server = load_valid("nulls.yaml").server;
-    assert_eq!((server.heartbeat_after, server.state_file, server.routing), (None, None, Routing::First));
+    assert_eq!(
+        (server.heartbeat_after, server.state_file, server.routing),
+        (None, None, Routing::First)
+    );
     assert!(server.clients.is_empty());
 }
 
@@ -281,7 +353,8 @@ fn debug_output_hides_secrets() {
 
 #[test]
 fn the_example_works_as_it_stands_and_needs_no_variable() {
-    let config = config::load(Path::new("config.example.yaml"), &|_| None).unwrap_or_else(|faults| panic!("{faults}"));
+    let config = config::load(Path::new("config.example.yaml"), &|_| None)
+        .unwrap_or_else(|faults| panic!("{faults}"));
     let [ollama] = config.providers.as_slice() else { panic!("{config:?}") };
     assert_eq!((ollama.base_url.host.as_str(), ollama.base_url.port), ("localhost", 11434));
     assert_eq!(ollama.api_keys, []);
@@ -356,10 +429,15 @@ fn faults_are_placed_in_every_style() {
 fn faults_look_as_the_readmes_show_them() {
     let before = "\n".repeat(8);
     let provider = "  - name: a\n    base_url: http://h\n    models: [m]\n";
-    let text = format!("{before}providers:\n{provider}\n    rate_limit:\n      rpm: 40\n      max_wait_second: 60\n");
+    let text = format!(
+        "{before}providers:\n{provider}\n    rate_limit:\n      rpm: 40\n      max_wait_second: 60\n"
+    );
     let shown = parse(&text).unwrap_err().to_string();
     for name in ["README.md", "docs/README.zh-CN.md"] {
-        assert!(fs::read_to_string(name).unwrap().contains(&format!("```text\n{shown}\n```")), "{name}\n{shown}");
+        assert!(
+            fs::read_to_string(name).unwrap().contains(&format!("```text\n{shown}\n```")),
+            "{name}\n{shown}"
+        );
     }
 }
 

@@ -2,7 +2,9 @@
 
 mod support;
 
-use support::{Client, Gateway, Reply, Response, UNSHAPED, Upstream, post_with, provider_yaml, spaced};
+use support::{
+    Client, Gateway, Reply, Response, UNSHAPED, Upstream, post_with, provider_yaml, spaced,
+};
 
 const CHAT: &str = "/v1/chat/completions";
 const BODY: &str = r#"{"model":"m","messages":[]}"#;
@@ -26,8 +28,7 @@ fn preflight(gateway: &Gateway, path: &str, origin: &str, lines: &str) -> Respon
     client.read_response()
 }
 
-const SDK_HEADERS: &str =
-    "authorization,content-type,x-stainless-arch,x-stainless-lang,x-stainless-retry-count,x-stainless-timeout";
+const SDK_HEADERS: &str = "authorization,content-type,x-stainless-arch,x-stainless-lang,x-stainless-retry-count,x-stainless-timeout";
 
 #[track_caller]
 fn assert_granted(response: &Response, origin: &str) {
@@ -35,15 +36,24 @@ fn assert_granted(response: &Response, origin: &str) {
     assert_eq!(response.headers.all("vary"), ["Origin"], "{response:?}");
     let exposed = response.headers.all("access-control-expose-headers");
     assert_eq!(exposed.len(), 1, "{response:?}");
-    for name in ["x-request-id", "request-id", "retry-after", "x-ratelimit-remaining-requests", "x-limitrate-provider"]
-    {
+    for name in [
+        "x-request-id",
+        "request-id",
+        "retry-after",
+        "x-ratelimit-remaining-requests",
+        "x-limitrate-provider",
+    ] {
         assert!(exposed[0].split(", ").any(|exposed| exposed == name), "{name} in {exposed:?}");
     }
 }
 
 #[track_caller]
 fn assert_told_nothing(response: &Response) {
-    let told = response.headers.0.iter().find(|(name, _)| name.to_lowercase().starts_with("access-control-"));
+    let told = response
+        .headers
+        .0
+        .iter()
+        .find(|(name, _)| name.to_lowercase().starts_with("access-control-"));
     assert_eq!(told, None, "{response:?}");
 }
 
@@ -52,7 +62,11 @@ fn nobody_without_a_key_has_a_body_read() {
     let upstream = Upstream::answering(|_, _| Reply::ok());
     let gateway = gateway(&format!("{LISTED}\nauth_token: t"), &upstream, UNSHAPED);
     let promised = preflight(&gateway, CHAT, PAGE, "Content-Length: 33554432\r\n");
-    assert_eq!((promised.status, promised.header("connection").as_deref()), (204, Some("close")), "{promised:?}");
+    assert_eq!(
+        (promised.status, promised.header("connection").as_deref()),
+        (204, Some("close")),
+        "{promised:?}"
+    );
     let mut client = Client::connect(gateway.addr());
     client.send("GET /admin/health HTTP/1.1\r\nHost: gateway\r\nContent-Length: 33554432\r\n\r\n");
     assert_eq!(client.read_response().status, 200, "the body is not waited for");
@@ -67,8 +81,12 @@ fn a_preflight_is_answered_before_any_key_is_shown() {
         let response = preflight(&gateway, path, PAGE, &asked);
         assert_eq!((response.status, response.text().as_str()), (204, ""), "{response:?}");
         assert_granted(&response, PAGE);
-        assert_eq!(response.header("access-control-allow-methods").as_deref(), Some("GET, HEAD, POST"));
-        let allowed = response.header("access-control-allow-headers").expect("all that were asked for");
+        assert_eq!(
+            response.header("access-control-allow-methods").as_deref(),
+            Some("GET, HEAD, POST")
+        );
+        let allowed =
+            response.header("access-control-allow-headers").expect("all that were asked for");
         assert_eq!(allowed.replace(' ', ""), SDK_HEADERS);
         assert_eq!(response.header("access-control-max-age").as_deref(), Some("7200"));
         assert_eq!(response.header("content-length"), None);
@@ -76,7 +94,8 @@ fn a_preflight_is_answered_before_any_key_is_shown() {
     let bare = preflight(&gateway, CHAT, "http://localhost:3000", "");
     assert_granted(&bare, "http://localhost:3000");
     assert_eq!(bare.header("access-control-allow-headers"), None);
-    let odd = preflight(&gateway, CHAT, PAGE, "Access-Control-Request-Headers: x-a, b c, , x(y),x-d\r\n");
+    let odd =
+        preflight(&gateway, CHAT, PAGE, "Access-Control-Request-Headers: x-a, b c, , x(y),x-d\r\n");
     assert_eq!(odd.header("access-control-allow-headers").as_deref(), Some("x-a, x-d"));
     assert!(upstream.requests().is_empty());
 }
@@ -139,7 +158,8 @@ fn a_relayed_answer_carries_the_gateways_word_and_not_the_providers() {
 #[test]
 fn refusals_can_be_read_by_a_page() {
     let upstream = Upstream::answering(|_, _| Reply::ok());
-    let gateway = gateway(&format!("{LISTED}\nauth_token: t\nmax_body_bytes: 1000"), &upstream, UNSHAPED);
+    let gateway =
+        gateway(&format!("{LISTED}\nauth_token: t\nmax_body_bytes: 1000"), &upstream, UNSHAPED);
     let key = format!("{}Authorization: Bearer t\r\n", from_page(PAGE));
     let large = "x".repeat(2000);
     for (path, headers, body, code) in [
@@ -158,7 +178,8 @@ fn refusals_can_be_read_by_a_page() {
 #[test]
 fn an_answer_that_begins_with_a_heartbeat_can_be_read_by_a_page() {
     let upstream = Upstream::answering(|_, _| Reply::ok());
-    let gateway = gateway(&format!("{LISTED}\nheartbeat_after_seconds: 0.1"), &upstream, &spaced(30_000));
+    let gateway =
+        gateway(&format!("{LISTED}\nheartbeat_after_seconds: 0.1"), &upstream, &spaced(30_000));
     assert_eq!(post_with(gateway.addr(), CHAT, "", BODY).status, 200);
     let mut client = Client::connect(gateway.addr());
     client.post_json_with(CHAT, &from_page(PAGE), r#"{"model":"m","stream":true}"#);
@@ -172,7 +193,8 @@ fn with_a_star_every_page_may() {
     let upstream = Upstream::answering(|_, _| Reply::ok());
     let gateway = gateway("cors_origins: [\"*\"]", &upstream, UNSHAPED);
     for origin in [PAGE, "null", "app://obsidian.md"] {
-        let asked = preflight(&gateway, CHAT, origin, "Access-Control-Request-Headers: authorization\r\n");
+        let asked =
+            preflight(&gateway, CHAT, origin, "Access-Control-Request-Headers: authorization\r\n");
         assert_eq!(
             (asked.status, asked.header("access-control-allow-headers").as_deref()),
             (204, Some("authorization"))
@@ -191,7 +213,10 @@ fn without_the_setting_nothing_changes() {
     let response = post_with(gateway.addr(), CHAT, &from_page(PAGE), BODY);
     assert_eq!(response.headers.all("access-control-allow-origin"), ["*"]);
     assert_eq!(
-        (response.headers.all("vary").len(), response.headers.all("access-control-expose-headers").len()),
+        (
+            response.headers.all("vary").len(),
+            response.headers.all("access-control-expose-headers").len()
+        ),
         (0, 0)
     );
     assert_eq!(upstream.requests()[0].header("origin").as_deref(), Some(PAGE));

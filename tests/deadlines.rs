@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::{
-    Client, Ended, Ending, Gate, Gateway, Line, PATIENCE, Reply, Response, UNSHAPED, Upstream, post, post_with,
-    provider_at, provider_yaml, spaced,
+    Client, Ended, Ending, Gate, Gateway, Line, PATIENCE, Reply, Response, UNSHAPED, Upstream,
+    post, post_with, provider_at, provider_yaml, spaced,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -37,9 +37,14 @@ fn stats(gateway: &Gateway) -> Value {
 
 #[track_caller]
 fn assert_late(response: &Response, position: u32, patience: &str) -> String {
-    assert_eq!((response.status, response.code().as_str()), (503, "deadline_exceeded"), "{response:?}");
+    assert_eq!(
+        (response.status, response.code().as_str()),
+        (503, "deadline_exceeded"),
+        "{response:?}"
+    );
     let message = response.error()["message"].as_str().unwrap_or_default().to_owned();
-    for part in ["`p`", &format!("position {position} "), &format!("the caller waits {patience}. ")] {
+    for part in ["`p`", &format!("position {position} "), &format!("the caller waits {patience}. ")]
+    {
         assert!(message.contains(part), "no {part:?} in {message:?}");
     }
     message
@@ -60,7 +65,11 @@ fn a_request_that_cannot_be_sent_in_time_is_refused_at_once() {
         (3, "x-stainless-read-timeout: 5.5\r\n", "5.5 s"),
         (4, "X-Limitrate-Deadline-Ms: 5000\r\n", "5 s"),
         // The first of several to give up.
-        (5, "X-Limitrate-Deadline-Ms: 20000\r\nx-stainless-read-timeout: 5\r\nX-Stainless-Timeout: 20\r\n", "5 s"),
+        (
+            5,
+            "X-Limitrate-Deadline-Ms: 20000\r\nx-stainless-read-timeout: 5\r\nX-Stainless-Timeout: 20\r\n",
+            "5 s",
+        ),
     ] {
         let start = Instant::now();
         let refused = post_with(gateway.addr(), CHAT, headers, PLAIN);
@@ -71,8 +80,16 @@ fn a_request_that_cannot_be_sent_in_time_is_refused_at_once() {
         let retry_after = retry_after(&refused);
         assert!((15..=25).contains(&retry_after), "{retry_after}: {message}");
         let stats = stats(&gateway);
-        assert_eq!((&stats["rejected_deadline"], &stats["queued_ahead"]), (&n.into(), &0.into()), "{headers}");
-        assert_eq!((&stats["rejected_wait"], &stats["kept_places"]), (&0.into(), &0.into()), "{headers}");
+        assert_eq!(
+            (&stats["rejected_deadline"], &stats["queued_ahead"]),
+            (&n.into(), &0.into()),
+            "{headers}"
+        );
+        assert_eq!(
+            (&stats["rejected_wait"], &stats["kept_places"]),
+            (&0.into(), &0.into()),
+            "{headers}"
+        );
     }
     assert_eq!(upstream.requests().len(), 1);
 }
@@ -104,21 +121,34 @@ fn the_shorter_of_max_wait_and_the_callers_patience_counts() {
     let gateway = Gateway::start(&provider_yaml("p", upstream.addr(), &["m"], limit, ""));
     assert_eq!(post(gateway.addr(), CHAT, PLAIN).status, 200);
     for timeout in ["600", "4"] {
-        let refused = post_with(gateway.addr(), CHAT, &format!("x-stainless-read-timeout: {timeout}\r\n"), PLAIN);
+        let refused = post_with(
+            gateway.addr(),
+            CHAT,
+            &format!("x-stainless-read-timeout: {timeout}\r\n"),
+            PLAIN,
+        );
         // Where both are too short the operator's word is the more useful one.
         assert_eq!(refused.code(), "queue_wait_exceeded", "{timeout}");
     }
     let tight = "{mode: spaced, interval_seconds: 30, max_wait_seconds: 600}";
     let gateway = Gateway::start(&provider_yaml("p", upstream.addr(), &["m"], tight, ""));
     assert_eq!(post(gateway.addr(), CHAT, PLAIN).status, 200);
-    assert_late(&post_with(gateway.addr(), CHAT, "x-stainless-read-timeout: 4\r\n", PLAIN), 1, "4 s");
+    assert_late(
+        &post_with(gateway.addr(), CHAT, "x-stainless-read-timeout: 4\r\n", PLAIN),
+        1,
+        "4 s",
+    );
 }
 
 #[test]
 fn anthropics_callers_are_refused_in_their_own_words() {
     let (_upstream, gateway) = taken("", "");
-    let refused = post_with(gateway.addr(), "/v1/messages", "x-stainless-read-timeout: 5\r\n", PLAIN);
-    assert_eq!((refused.status, &refused.json()["error"]["type"]), (503, &"overloaded_error".into()));
+    let refused =
+        post_with(gateway.addr(), "/v1/messages", "x-stainless-read-timeout: 5\r\n", PLAIN);
+    assert_eq!(
+        (refused.status, &refused.json()["error"]["type"]),
+        (503, &"overloaded_error".into())
+    );
     assert!(refused.text().contains("the caller waits 5 s"), "{refused:?}");
 }
 
@@ -126,7 +156,13 @@ fn anthropics_callers_are_refused_in_their_own_words() {
 fn a_cooldown_counts_for_those_who_come_later() {
     let pause = Reply::TooMany(vec![("Retry-After", "100".to_owned())]);
     let upstream = Upstream::start([pause]);
-    let gateway = Gateway::start(&provider_yaml("p", upstream.addr(), &["m"], UNSHAPED, "retry: {attempts: 3}"));
+    let gateway = Gateway::start(&provider_yaml(
+        "p",
+        upstream.addr(),
+        &["m"],
+        UNSHAPED,
+        "retry: {attempts: 3}",
+    ));
     let mut first = Client::connect(gateway.addr());
     first.post_json(CHAT, PLAIN);
     gateway.wait_stats(|stats| stats["cooldowns"] == 1 && stats["queued_ahead"] == 1, PATIENCE);
@@ -154,9 +190,11 @@ fn a_queued_request_is_dropped_at_its_deadline() {
 #[test]
 fn when_a_cooldown_moves_its_slot_a_request_waits_to_its_deadline_and_no_longer() {
     let gate = Gate::closed();
-    let pause = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 100\r\nContent-Length: 2\r\n\r\n{}";
+    let pause =
+        b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 100\r\nContent-Length: 2\r\n\r\n{}";
     let upstream = Upstream::start([Reply::pieces(&[pause], &gate, Ending::Complete)]);
-    let provider = provider_yaml("p", upstream.addr(), &["m"], &spaced(3_000), "retry: {attempts: 3}");
+    let provider =
+        provider_yaml("p", upstream.addr(), &["m"], &spaced(3_000), "retry: {attempts: 3}");
     let gateway = Gateway::start(&provider);
     let mut first = Client::connect(gateway.addr());
     first.post_json(CHAT, PLAIN);
@@ -194,7 +232,11 @@ fn a_deadline_ends_the_attempts_too() {
     // Before the fourth attempt it would be 5.25 s at the least, before the third at most 3.
     let start = Instant::now();
     let refused = post_with(gateway.addr(), CHAT, "x-stainless-read-timeout: 5\r\n", PLAIN);
-    assert!(start.elapsed() < Duration::from_secs(5), "when its caller was gone: {:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "when its caller was gone: {:?}",
+        start.elapsed()
+    );
     assert_eq!((refused.status, refused.text().as_str()), (503, r#"{"own":true}"#));
     assert_eq!(upstream.requests().len(), 3);
 }
@@ -203,10 +245,17 @@ fn a_deadline_ends_the_attempts_too() {
 fn nonsense_of_an_sdk_is_passed_over() {
     let (_upstream, gateway) = taken("", "");
     let mut waiting = Vec::new();
-    for (value, n) in ["", "soon", "-1", "0", "0.0", "NaN", "inf", "-inf", "1e999", "5s", "1,5"].iter().zip(1..) {
+    for (value, n) in
+        ["", "soon", "-1", "0", "0.0", "NaN", "inf", "-inf", "1e999", "5s", "1,5"].iter().zip(1..)
+    {
         let mut client = Client::connect(gateway.addr());
-        let headers = format!("x-stainless-read-timeout: {value}\r\nX-Stainless-Timeout: {value}\r\n");
-        client.post_json_with(CHAT, &format!("{headers}x-stainless-retry-count: {value}\r\n"), PLAIN);
+        let headers =
+            format!("x-stainless-read-timeout: {value}\r\nX-Stainless-Timeout: {value}\r\n");
+        client.post_json_with(
+            CHAT,
+            &format!("{headers}x-stainless-retry-count: {value}\r\n"),
+            PLAIN,
+        );
         gateway.wait_queued(n);
         waiting.push(client);
     }
@@ -228,9 +277,11 @@ fn heartbeats_keep_a_stream_alive_past_the_sdks_timeout_but_not_past_a_deadline_
     let refused = post_with(gateway.addr(), CHAT, "X-Limitrate-Deadline-Ms: 600\r\n", STREAM);
     assert_late(&refused, 2, "0.6 s");
 
-    for (server, headers, body) in
-        [("", "", PLAIN), ("", "X-Limitrate-Heartbeat: off\r\n", STREAM), ("heartbeat_after_seconds: null", "", STREAM)]
-    {
+    for (server, headers, body) in [
+        ("", "", PLAIN),
+        ("", "X-Limitrate-Heartbeat: off\r\n", STREAM),
+        ("heartbeat_after_seconds: null", "", STREAM),
+    ] {
         let (_upstream, gateway) = taken(server, "");
         let headers = format!("x-stainless-read-timeout: 0.3\r\n{headers}");
         assert_late(&post_with(gateway.addr(), CHAT, &headers, body), 1, "0.3 s");
@@ -264,7 +315,11 @@ fn a_stream_that_is_dropped_at_its_deadline_ends_in_an_error_event() {
     client.post_json_with(CHAT, headers, STREAM);
     let response = client.read_response();
     let event = response.text();
-    let event = event.rsplit("\n\n").nth(1).and_then(|event| event.strip_prefix("data: ")).expect("an event");
+    let event = event
+        .rsplit("\n\n")
+        .nth(1)
+        .and_then(|event| event.strip_prefix("data: "))
+        .expect("an event");
     let error: Value = serde_json::from_str(event).expect("JSON");
     assert_eq!((response.status, response.ended), (200, Ended::Clean));
     assert_eq!(error["error"]["code"], "deadline_exceeded");
@@ -279,10 +334,18 @@ fn a_retry_takes_back_the_place_of_the_try_that_was_given_up() {
         let mut callers = vec![line.ask(FIRST, "a"), line.ask(FIRST, "b"), line.ask(FIRST, "c")];
         line.leave(callers.remove(0));
         let gone = stats(&line.gateway);
-        assert_eq!((&gone["kept_places"], &gone["cancelled_in_queue"]), (&1.into(), &1.into()), "{fairness}");
+        assert_eq!(
+            (&gone["kept_places"], &gone["cancelled_in_queue"]),
+            (&1.into(), &1.into()),
+            "{fairness}"
+        );
         let _retry = line.ask(SECOND, "a");
         let back = stats(&line.gateway);
-        assert_eq!((&back["kept_places"], &back["returned_to_place"]), (&0.into(), &1.into()), "{fairness}");
+        assert_eq!(
+            (&back["kept_places"], &back["returned_to_place"]),
+            (&0.into(), &1.into()),
+            "{fairness}"
+        );
         assert_eq!(line.order(), "a b c", "{fairness}");
     }
 }
@@ -396,7 +459,13 @@ fn who_gives_up_while_a_connection_is_made_leaves_nothing_behind() {
     // This provider never says its part of the handshake.
     let upstream = Upstream::start([Reply::Stall]);
     let base_url = format!("https://{}/v1", upstream.addr());
-    let gateway = Gateway::start(&provider_at("p", &base_url, &["m"], UNSHAPED, "connect_timeout_seconds: 60"));
+    let gateway = Gateway::start(&provider_at(
+        "p",
+        &base_url,
+        &["m"],
+        UNSHAPED,
+        "connect_timeout_seconds: 60",
+    ));
     let mut client = Client::connect(gateway.addr());
     client.post_json_with(CHAT, "", PLAIN);
     upstream.wait_connections(1, PATIENCE);

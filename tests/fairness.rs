@@ -5,7 +5,9 @@ mod support;
 use std::net::Ipv4Addr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use support::{Client, Gateway, Line, PATIENCE, Reply, Upstream, get, post_with, provider_yaml, spaced};
+use support::{
+    Client, Gateway, Line, PATIENCE, Reply, Upstream, get, post_with, provider_yaml, spaced,
+};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -60,7 +62,8 @@ fn without_a_token_the_address_tells_clients_apart() {
         line.join(Client::connect_from(address, line.gateway.addr()), "", tag)
     };
     let _callers = [from(1, "a1"), from(1, "a2"), from(2, "b1"), from(2, "b2"), from(3, "c1")];
-    let clients: Vec<_> = line.gateway.queue().into_iter().map(|row| row["client"].clone()).collect();
+    let clients: Vec<_> =
+        line.gateway.queue().into_iter().map(|row| row["client"].clone()).collect();
     assert_eq!(clients, ["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.1", "127.0.0.2"]);
     assert_eq!(line.order(), "a1 b1 c1 a2 b2");
 }
@@ -157,9 +160,16 @@ fn a_header_of_ours_with_a_value_that_it_cant_have_is_refused() {
         for value in values {
             let headers = format!("{header}: {value}\r\n");
             let refused = post_with(line.gateway.addr(), CHAT, &headers, r#"{"model":"m"}"#);
-            assert_eq!((refused.status, refused.code().as_str()), (400, "invalid_header"), "{headers}");
+            assert_eq!(
+                (refused.status, refused.code().as_str()),
+                (400, "invalid_header"),
+                "{headers}"
+            );
             let message = refused.error()["message"].as_str().unwrap_or_default().to_owned();
-            assert!(message.contains(header) && message.contains(&format!("`{value}`")), "{message}");
+            assert!(
+                message.contains(header) && message.contains(&format!("`{value}`")),
+                "{message}"
+            );
         }
     }
     assert_eq!(line.queued(), 0);
@@ -188,7 +198,11 @@ fn the_queue_page_shows_who_waits_since_when_and_for_how_long_and_no_body() {
     let before = now();
     let ask = |headers: &str, model: &str| {
         let mut client = Client::connect(gateway.addr());
-        client.post_json_with(CHAT, headers, format!(r#"{{"model":"{model}","messages":"a secret"}}"#));
+        client.post_json_with(
+            CHAT,
+            headers,
+            format!(r#"{{"model":"{model}","messages":"a secret"}}"#),
+        );
         client
     };
     let mut callers = vec![ask("", "m"), ask("", "x")];
@@ -205,15 +219,23 @@ fn the_queue_page_shows_who_waits_since_when_and_for_how_long_and_no_body() {
     assert!(!page.text().contains("secret") && !page.text().contains("token"), "{page:?}");
     let rows = gateway.queue();
     let fixed = |row: &serde_json::Value| {
-        ["provider", "client", "model", "priority"].map(|key| row[key].as_str().unwrap_or_default().to_owned())
+        ["provider", "client", "model", "priority"]
+            .map(|key| row[key].as_str().unwrap_or_default().to_owned())
     };
-    let want = [["p", "script", "m", "normal"], ["p", "chat", "n", "high"], ["q", "127.0.0.1", "x", "normal"]];
+    let want = [
+        ["p", "script", "m", "normal"],
+        ["p", "chat", "n", "high"],
+        ["q", "127.0.0.1", "x", "normal"],
+    ];
     assert_eq!(rows.iter().map(fixed).collect::<Vec<_>>(), want);
     for (row, (position, slot)) in rows.iter().zip([(1, 30.0), (2, 60.0), (1, 60.0)]) {
         assert_eq!(row["position"], position, "{row}");
         let number = |key: &str| row[key].as_f64().unwrap_or_else(|| panic!("no {key} in {row}"));
         assert!(number("since") >= before - 0.1 && number("since") <= now() + 0.1, "{row}");
-        assert!(number("waited_seconds") >= 0.0 && number("waited_seconds") <= now() - before, "{row}");
+        assert!(
+            number("waited_seconds") >= 0.0 && number("waited_seconds") <= now() - before,
+            "{row}"
+        );
         assert!(number("eta_seconds") <= slot && number("eta_seconds") > slot - 20.0, "{row}");
     }
 }
@@ -222,7 +244,8 @@ fn the_queue_page_shows_who_waits_since_when_and_for_how_long_and_no_body() {
 fn the_queue_page_needs_the_token_where_there_is_one_and_reads_only() {
     let upstream = Upstream::start([Reply::ok()]);
     let provider = provider_yaml("p", upstream.addr(), &["m"], &spaced(30_000), "");
-    let gateway = Gateway::start_with(&format!("auth_token: gate-token\n{CLIENTS}"), &provider, &[]);
+    let gateway =
+        Gateway::start_with(&format!("auth_token: gate-token\n{CLIENTS}"), &provider, &[]);
     let ask = |method: &str, headers: &str| {
         let mut client = Client::connect(gateway.addr());
         client.send(format!("{method} /admin/queue HTTP/1.1\r\nHost: gateway\r\n{headers}\r\n"));
@@ -243,6 +266,9 @@ fn the_stats_show_the_settings_about_clients_and_no_token() {
     let line = line("");
     let stats = line.gateway.stats();
     assert_eq!(stats["server"]["fairness"], "client");
-    assert_eq!(stats["server"]["clients"][3], serde_json::json!({"name": "batch", "priority": "low", "max_queue": 2}));
+    assert_eq!(
+        stats["server"]["clients"][3],
+        serde_json::json!({"name": "batch", "priority": "low", "max_queue": 2})
+    );
     assert!(!stats.to_string().contains("-token"), "{stats}");
 }

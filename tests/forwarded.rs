@@ -40,7 +40,11 @@ fn who_is_no_trusted_proxy_counts_for_itself_whatever_it_says() {
         let _waiting = [
             line.ask("X-Forwarded-For: 192.0.2.1\r\n", "a1"),
             line.ask("X-Forwarded-For: 192.0.2.2\r\n", "a2"),
-            line.join(from(&line, Ipv4Addr::new(127, 0, 0, 8)), "X-Forwarded-For: 192.0.2.1\r\n", "b1"),
+            line.join(
+                from(&line, Ipv4Addr::new(127, 0, 0, 8)),
+                "X-Forwarded-For: 192.0.2.1\r\n",
+                "b1",
+            ),
         ];
         assert_eq!(clients(&line), ["127.0.0.1", "127.0.0.8", "127.0.0.1"], "{trusted}");
     }
@@ -64,9 +68,14 @@ fn the_provider_does_not_learn_who_asked() {
         let requests = line.upstream.requests();
         let sent = &requests[1];
         assert_eq!(sent.header("x-forward").as_deref(), Some("passes"));
-        for name in
-            ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "forwarded", "x-real-ip"]
-        {
+        for name in [
+            "x-forwarded-for",
+            "x-forwarded-proto",
+            "x-forwarded-host",
+            "x-forwarded-port",
+            "forwarded",
+            "x-real-ip",
+        ] {
             assert_eq!(sent.header(name), None, "{trusted}");
         }
     }

@@ -91,7 +91,9 @@ fn every_error_looks_like_its_golden_file_and_no_file_is_left_over() {
     }
     let files: BTreeSet<String> = fs::read_dir(folder())
         .expect("the golden folder is there")
-        .map(|entry| entry.expect("it lists").file_name().into_string().expect("the names are ASCII"))
+        .map(|entry| {
+            entry.expect("it lists").file_name().into_string().expect("the names are ASCII")
+        })
         .collect();
     assert_eq!(files, expected);
 }
@@ -99,7 +101,12 @@ fn every_error_looks_like_its_golden_file_and_no_file_is_left_over() {
 #[test]
 fn every_body_is_an_error_object_of_its_dialect() {
     let fields = |object: &serde_json::Value| -> Vec<String> {
-        object.as_object().unwrap_or_else(|| panic!("{object} is no object")).keys().cloned().collect()
+        object
+            .as_object()
+            .unwrap_or_else(|| panic!("{object} is no object"))
+            .keys()
+            .cloned()
+            .collect()
     };
     for error in samples() {
         assert!(matches!(error.status(), 400..=599));
@@ -123,7 +130,8 @@ fn folder() -> PathBuf {
 
 /// The bodies stand in it as they go out, byte by byte.
 fn render(error: &Error) -> String {
-    let headers: Vec<String> = error.headers().iter().map(|(name, value)| format!("{name:?}: {value:?}")).collect();
+    let headers: Vec<String> =
+        error.headers().iter().map(|(name, value)| format!("{name:?}: {value:?}")).collect();
     let connection = if error.closes_connection() { "close" } else { "keep-alive" };
     format!(
         "{{\n  \"status\": {},\n  \"headers\": {{{}}},\n  \"connection\": \"{connection}\",\n  \"openai\": {},\n  \"anthropic\": {}\n}}\n",

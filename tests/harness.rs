@@ -49,7 +49,11 @@ fn a_gate_holds_each_chunk_back() {
 
 #[test]
 fn a_broken_answer_shows_as_aborted_and_a_whole_one_as_clean() {
-    let stream = |ending| Reply::Stream { chunks: vec![b"data: 1\n\n".to_vec()], gate: Gate::open(), ending };
+    let stream = |ending| Reply::Stream {
+        chunks: vec![b"data: 1\n\n".to_vec()],
+        gate: Gate::open(),
+        ending,
+    };
     for (reply, ended) in [
         (stream(Ending::Complete), Ended::Clean),
         (stream(Ending::Close), Ended::Aborted),

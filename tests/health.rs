@@ -12,7 +12,8 @@ use support::{PATIENCE, Process, UNSHAPED, provider_at};
 
 /// What it says, on the stream where it belongs, and the exit code.
 fn said(output: &Output) -> (Option<i32>, String) {
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let well = output.status.success();
     assert!(if well { err.is_empty() } else { out.is_empty() }, "{output:?}");
     (output.status.code(), if well { out } else { err }.into_owned())
@@ -45,9 +46,16 @@ fn a_gateway_that_serves_is_well_and_needs_no_token_to_say_so() {
     let providers = provider_at("p", "http://127.0.0.1:1/v1", &["m"], UNSHAPED, "");
     let gateway = Process::serve(&Process::config("auth_token: secret", &providers));
     let (code, words) = ask(gateway.addr());
-    let wanted = format!("http://{} is well: limitrate {}, up for ", gateway.addr(), env!("CARGO_PKG_VERSION"));
+    let wanted = format!(
+        "http://{} is well: limitrate {}, up for ",
+        gateway.addr(),
+        env!("CARGO_PKG_VERSION")
+    );
     assert_eq!(code, Some(0), "{words}");
-    assert!(words.starts_with(&wanted) && words.ends_with(" s\n") && words.lines().count() == 1, "{words}");
+    assert!(
+        words.starts_with(&wanted) && words.ends_with(" s\n") && words.lines().count() == 1,
+        "{words}"
+    );
 }
 
 #[test]
@@ -61,9 +69,13 @@ fn the_file_says_where_to_ask() {
             addr.port()
         );
         let file = Process::file("config.yaml", &text);
-        let arguments = [arguments, &[file.to_str().expect("the build directory is UTF-8")]].concat();
+        let arguments =
+            [arguments, &[file.to_str().expect("the build directory is UTF-8")]].concat();
         let outcome = said(&Process::run(&arguments));
-        assert_eq!(outcome, (Some(0), format!("http://{addr} is well: limitrate 9.8, up for 7 s\n")));
+        assert_eq!(
+            outcome,
+            (Some(0), format!("http://{addr} is well: limitrate 9.8, up for 7 s\n"))
+        );
         let head = asked.join().expect("it was asked");
         assert_eq!(head, format!("GET /admin/health HTTP/1.1\r\nHost: {addr}\r\n\r\n"));
     }
@@ -72,7 +84,10 @@ fn the_file_says_where_to_ask() {
 #[test]
 fn whatever_else_answers_is_not_well() {
     for (answer, problem) in [
-        ("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", "it answers with status 503"),
+        (
+            "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
+            "it answers with status 503",
+        ),
         ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "what answers is not limitrate"),
         ("HTTP/1.1 200 OK\r\n\r\n<h1>It works!</h1>", "what answers is not limitrate"),
         ("HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{", "the body ended early"),
@@ -81,7 +96,10 @@ fn whatever_else_answers_is_not_well() {
     ] {
         let (addr, asked) = answering(answer);
         let outcome = ask(addr);
-        assert_eq!(outcome, (Some(1), format!("limitrate: http://{addr} is not well: {problem}\n")));
+        assert_eq!(
+            outcome,
+            (Some(1), format!("limitrate: http://{addr} is not well: {problem}\n"))
+        );
         asked.join().expect("it was asked");
     }
 }
@@ -92,14 +110,20 @@ fn nobody_there_is_not_well_and_neither_is_one_who_says_nothing() {
     let addr = listener.local_addr().expect("the address of a bound listener");
     let begin = Instant::now();
     let outcome = ask(addr);
-    assert_eq!(outcome, (Some(1), format!("limitrate: http://{addr} is not well: no answer within 5 s\n")));
+    assert_eq!(
+        outcome,
+        (Some(1), format!("limitrate: http://{addr} is not well: no answer within 5 s\n"))
+    );
     let took = begin.elapsed();
     assert!(took >= Duration::from_secs(5) && took < PATIENCE, "{took:?}");
 
     drop(listener);
     let (code, words) = ask(addr);
     assert_eq!(code, Some(1));
-    assert!(words.starts_with(&format!("limitrate: http://{addr} is not well: can't connect: ")), "{words}");
+    assert!(
+        words.starts_with(&format!("limitrate: http://{addr} is not well: can't connect: ")),
+        "{words}"
+    );
 }
 
 #[test]

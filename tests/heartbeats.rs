@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::{
-    Client, ClosedPort, Ended, Ending, Gate, Gateway, PATIENCE, Reply, Response, UNSHAPED, Upstream, provider_yaml,
-    spaced, sse,
+    Client, ClosedPort, Ended, Ending, Gate, Gateway, PATIENCE, Reply, Response, UNSHAPED,
+    Upstream, provider_yaml, spaced, sse,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -79,7 +79,9 @@ fn after_pings(text: &str) -> &str {
     let mut text = text;
     while text.starts_with(": ") {
         let rest = text.split_once('\n').expect("a comment ends").1;
-        text = rest.strip_prefix("event: ping\ndata: {\"type\": \"ping\"}\n\n").expect("a comment has its ping");
+        text = rest
+            .strip_prefix("event: ping\ndata: {\"type\": \"ping\"}\n\n")
+            .expect("a comment has its ping");
     }
     text
 }
@@ -87,13 +89,20 @@ fn after_pings(text: &str) -> &str {
 /// The JSON of the only event in `text`.
 fn only_event(text: &str) -> Value {
     let data = text.strip_prefix("data: ").and_then(|text| text.strip_suffix("\n\n"));
-    let data = data.filter(|data| !data.contains('\n')).unwrap_or_else(|| panic!("not one event: {text:?}"));
+    let data = data
+        .filter(|data| !data.contains('\n'))
+        .unwrap_or_else(|| panic!("not one event: {text:?}"));
     serde_json::from_str(data).expect("its data is JSON")
 }
 
 /// Asks a provider that answers with `reply` once the caller has had a heartbeat; returns the whole body behind the
 /// heartbeats.
-fn answered_late(path: &str, body: &str, server: &str, reply: impl FnOnce(&Gate) -> Reply) -> (String, Ended) {
+fn answered_late(
+    path: &str,
+    body: &str,
+    server: &str,
+    reply: impl FnOnce(&Gate) -> Reply,
+) -> (String, Ended) {
     let gate = Gate::closed();
     let upstream = Upstream::start([reply(&gate)]);
     let gateway = gateway(&upstream, server, UNSHAPED);
@@ -112,7 +121,10 @@ fn answered_late(path: &str, body: &str, server: &str, reply: impl FnOnce(&Gate)
 fn a_stream_that_waits_gets_200_and_comments_with_its_place_and_then_the_providers_bytes() {
     let gate = Gate::closed();
     let events = sse::words(&["one", "two"]);
-    let upstream = Upstream::start([held(&gate, &answer(200, "text/plain", "")), Reply::stream(events.clone(), &gate)]);
+    let upstream = Upstream::start([
+        held(&gate, &answer(200, "text/plain", "")),
+        Reply::stream(events.clone(), &gate),
+    ]);
     let limit = "{mode: burst, rpm: 600000, capacity: 1000, max_concurrent: 1}";
     let gateway = gateway(&upstream, EAGER, limit);
     let _first = ask(&gateway, CHAT, "", PLAIN);
@@ -133,11 +145,17 @@ fn a_stream_that_waits_gets_200_and_comments_with_its_place_and_then_the_provide
     assert!(head.headers.get("x-request-id").is_some_and(|id| id.starts_with("req_")), "{head:?}");
     for _ in 0..3 {
         let comment = piece(&mut client);
-        assert!(comment.starts_with(": queued position=1 eta=") && comment.ends_with("s\n\n"), "{comment:?}");
+        assert!(
+            comment.starts_with(": queued position=1 eta=") && comment.ends_with("s\n\n"),
+            "{comment:?}"
+        );
     }
     gate.release(usize::MAX);
     let (text, ended) = rest(&mut client);
-    assert_eq!((after_comments(&text).as_bytes(), ended), (events.concat().as_slice(), Ended::Clean));
+    assert_eq!(
+        (after_comments(&text).as_bytes(), ended),
+        (events.concat().as_slice(), Ended::Clean)
+    );
 }
 
 #[test]
@@ -192,7 +210,8 @@ fn none_comes_between_two_events_of_a_stream_that_began_late() {
     let mut pieces = vec![b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n".to_vec()];
     let events = sse::words(&["one", "two"]);
     pieces.extend(events.clone());
-    let upstream = Upstream::start([Reply::Pieces { pieces, gate: gate.clone(), ending: Ending::Close }]);
+    let upstream =
+        Upstream::start([Reply::Pieces { pieces, gate: gate.clone(), ending: Ending::Close }]);
     let gateway = gateway(&upstream, EAGER, UNSHAPED);
     let mut client = ask(&gateway, CHAT, IMPATIENT, STREAM);
     client.read_head();
@@ -233,9 +252,17 @@ fn a_short_read_timeout_brings_heartbeats_forward() {
         let mut client = ask(&gateway, CHAT, header, STREAM);
         client.read_head();
         assert_eq!(piece(&mut client), ": sent\n\n");
-        assert!(start.elapsed() >= Duration::from_millis(600), "before two thirds of it: {:?}", start.elapsed());
+        assert!(
+            start.elapsed() >= Duration::from_millis(600),
+            "before two thirds of it: {:?}",
+            start.elapsed()
+        );
         assert_eq!(piece(&mut client), ": sent\n\n");
-        assert!(start.elapsed() >= Duration::from_millis(900), "closer than a third of it: {:?}", start.elapsed());
+        assert!(
+            start.elapsed() >= Duration::from_millis(900),
+            "closer than a third of it: {:?}",
+            start.elapsed()
+        );
     }
 }
 
@@ -262,10 +289,10 @@ fn heartbeats_can_be_switched_off_by_the_operator_and_by_the_caller() {
 
 #[test]
 fn a_providers_refusal_becomes_an_error_event_in_its_own_words() {
-    let refusal =
-        "{\"error\": {\"message\": \"no such\\ntool\",\n \"type\": \"invalid_request_error\", \"code\": \"c\"}}";
-    let (body, ended) =
-        answered_late(CHAT, STREAM, EAGER, |gate| held(gate, &answer(400, "application/json", refusal)));
+    let refusal = "{\"error\": {\"message\": \"no such\\ntool\",\n \"type\": \"invalid_request_error\", \"code\": \"c\"}}";
+    let (body, ended) = answered_late(CHAT, STREAM, EAGER, |gate| {
+        held(gate, &answer(400, "application/json", refusal))
+    });
     let want: Value = serde_json::from_str(refusal).expect("JSON");
     assert_eq!((only_event(after_comments(&body)), ended), (want, Ended::Clean));
 }
@@ -273,34 +300,47 @@ fn a_providers_refusal_becomes_an_error_event_in_its_own_words() {
 #[test]
 fn a_page_in_the_place_of_an_answer_becomes_an_error_event() {
     let page = "<html>\r\nBad\tgateway</html>";
-    let (body, ended) = answered_late(CHAT, STREAM, EAGER, |gate| held(gate, &answer(500, "text/html", page)));
+    let (body, ended) =
+        answered_late(CHAT, STREAM, EAGER, |gate| held(gate, &answer(500, "text/html", page)));
     let error = only_event(after_comments(&body))["error"].take();
     assert_eq!((&error["code"], ended), (&"upstream_refused".into(), Ended::Clean));
     let message = error["message"].as_str().expect("a message");
-    assert!(message.contains("`p`") && message.contains("500") && message.contains("gateway"), "{message}");
+    assert!(
+        message.contains("`p`") && message.contains("500") && message.contains("gateway"),
+        "{message}"
+    );
 }
 
 #[test]
 fn an_empty_refusal_and_one_without_an_error_object_become_error_events_too() {
     for body in ["", "{}", "[]", "{\"error\":\"text\"}"] {
-        let (text, _) = answered_late(CHAT, STREAM, EAGER, |gate| held(gate, &answer(404, "application/json", body)));
+        let (text, _) = answered_late(CHAT, STREAM, EAGER, |gate| {
+            held(gate, &answer(404, "application/json", body))
+        });
         let event = only_event(after_comments(&text));
         assert_eq!(event["error"]["code"], "upstream_refused", "{body}: {event}");
-        assert!(event["error"]["message"].as_str().is_some_and(|text| text.contains("404")), "{event}");
+        assert!(
+            event["error"]["message"].as_str().is_some_and(|text| text.contains("404")),
+            "{event}"
+        );
     }
 }
 
 #[test]
 fn an_event_stream_with_an_errors_status_does_not_pass_for_a_good_one() {
     let body = "data: {\"choices\":[]}\n\n";
-    let (text, _) = answered_late(CHAT, STREAM, EAGER, |gate| held(gate, &answer(500, "text/event-stream", body)));
+    let (text, _) = answered_late(CHAT, STREAM, EAGER, |gate| {
+        held(gate, &answer(500, "text/event-stream", body))
+    });
     assert_eq!(only_event(after_comments(&text))["error"]["code"], "upstream_refused", "{text}");
 }
 
 #[test]
 fn plain_json_in_the_place_of_a_stream_becomes_an_event() {
     let body = "{\"id\":\"c-1\",\n\"choices\":[]}";
-    let (text, ended) = answered_late(CHAT, STREAM, EAGER, |gate| held(gate, &answer(200, "application/json", body)));
+    let (text, ended) = answered_late(CHAT, STREAM, EAGER, |gate| {
+        held(gate, &answer(200, "application/json", body))
+    });
     let want: Value = serde_json::from_str(body).expect("JSON");
     assert_eq!((only_event(after_comments(&text)), ended), (want, Ended::Clean));
 }
@@ -308,7 +348,11 @@ fn plain_json_in_the_place_of_a_stream_becomes_an_event() {
 #[test]
 fn a_provider_that_breaks_off_before_its_answer_is_an_error_event() {
     // Nothing but a gate to wait at, and then the end of the connection.
-    let broken = |gate: &Gate| Reply::Pieces { pieces: vec![Vec::new()], gate: gate.clone(), ending: Ending::Close };
+    let broken = |gate: &Gate| Reply::Pieces {
+        pieces: vec![Vec::new()],
+        gate: gate.clone(),
+        ending: Ending::Close,
+    };
     let (text, ended) = answered_late(CHAT, STREAM, EAGER, broken);
     let event = only_event(after_comments(&text));
     assert_eq!((&event["error"]["code"], ended), (&"upstream_disconnected".into(), Ended::Clean));
@@ -320,9 +364,15 @@ fn a_provider_that_breaks_off_inside_its_stream_is_an_error_event_and_no_tidy_en
     let broken = |gate: &Gate| {
         let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
         let begun = format!("{head}{:x}\r\n{chunk}\r\n", chunk.len());
-        Reply::Pieces { pieces: vec![begun.into_bytes()], gate: gate.clone(), ending: Ending::Close }
+        Reply::Pieces {
+            pieces: vec![begun.into_bytes()],
+            gate: gate.clone(),
+            ending: Ending::Close,
+        }
     };
-    for (path, error) in [(CHAT, "data: {\"error\":"), (MESSAGES, "event: error\ndata: {\"type\":\"error\"")] {
+    for (path, error) in
+        [(CHAT, "data: {\"error\":"), (MESSAGES, "event: error\ndata: {\"type\":\"error\"")]
+    {
         let (text, ended) = answered_late(path, STREAM, EAGER, broken);
         let text = if path == CHAT { after_comments(&text) } else { after_pings(&text) };
         let event = text.strip_prefix(chunk).unwrap_or_else(|| panic!("{text:?}")).trim_start();
@@ -369,7 +419,8 @@ fn a_refusal_by_the_gateway_is_an_error_event() {
     // The slot is open, but the handshake does not come to an end.
     let base_url = format!("https://{}/v1", upstream.addr());
     let limit = "{mode: burst, rpm: 600000, max_wait_seconds: 1.5}";
-    let provider = support::provider_at("p", &base_url, &["m"], limit, "connect_timeout_seconds: 60");
+    let provider =
+        support::provider_at("p", &base_url, &["m"], limit, "connect_timeout_seconds: 60");
     let gateway = Gateway::start_with(EAGER, &provider, &[]);
     let response = ask(&gateway, CHAT, IMPATIENT, STREAM).read_response();
     let event = only_event(after_comments(&response.text()));
@@ -405,14 +456,21 @@ fn anthropics_callers_get_the_queue_in_a_ping_and_their_own_id_header() {
 #[test]
 fn anthropics_callers_get_errors_as_events_named_so() {
     let refusal = r#"{"type":"error","error":{"type":"invalid_request_error","message":"no"}}"#;
-    for (status, content_type, body, kind) in
-        [(400, "application/json", refusal, "invalid_request_error"), (500, "text/html", "<html>", "api_error")]
-    {
-        let (text, ended) =
-            answered_late(MESSAGES, STREAM, EAGER, |gate| held(gate, &answer(status, content_type, body)));
-        let event = after_pings(&text).strip_prefix("event: error\n").unwrap_or_else(|| panic!("{text:?}"));
+    for (status, content_type, body, kind) in [
+        (400, "application/json", refusal, "invalid_request_error"),
+        (500, "text/html", "<html>", "api_error"),
+    ] {
+        let (text, ended) = answered_late(MESSAGES, STREAM, EAGER, |gate| {
+            held(gate, &answer(status, content_type, body))
+        });
+        let event =
+            after_pings(&text).strip_prefix("event: error\n").unwrap_or_else(|| panic!("{text:?}"));
         let event = only_event(event);
-        assert_eq!((&event["type"], &event["error"]["type"]), (&"error".into(), &kind.into()), "{event}");
+        assert_eq!(
+            (&event["type"], &event["error"]["type"]),
+            (&"error".into(), &kind.into()),
+            "{event}"
+        );
         assert_eq!(ended, Ended::Clean);
     }
 }
@@ -420,11 +478,19 @@ fn anthropics_callers_get_errors_as_events_named_so() {
 #[test]
 fn anthropics_callers_get_an_error_for_a_whole_message_in_the_place_of_a_stream() {
     let body = r#"{"type":"message","content":[]}"#;
-    let (text, _) = answered_late(MESSAGES, STREAM, EAGER, |gate| held(gate, &answer(200, "application/json", body)));
-    let event = after_pings(&text).strip_prefix("event: error\n").unwrap_or_else(|| panic!("{text:?}"));
+    let (text, _) = answered_late(MESSAGES, STREAM, EAGER, |gate| {
+        held(gate, &answer(200, "application/json", body))
+    });
+    let event =
+        after_pings(&text).strip_prefix("event: error\n").unwrap_or_else(|| panic!("{text:?}"));
     let error = only_event(event)["error"].take();
     assert_eq!(error["type"], "api_error");
-    assert!(error["message"].as_str().is_some_and(|text| text.contains("200") && text.contains("message")), "{error}");
+    assert!(
+        error["message"]
+            .as_str()
+            .is_some_and(|text| text.contains("200") && text.contains("message")),
+        "{error}"
+    );
 }
 
 // --- plain callers
@@ -433,8 +499,9 @@ fn anthropics_callers_get_an_error_for_a_whole_message_in_the_place_of_a_stream(
 fn plain_callers_get_white_space_and_then_the_providers_json() {
     let body = "{\"id\": \"c-1\", \"choices\": []}";
     for status in [200, 400] {
-        let (text, ended) =
-            answered_late(CHAT, PLAIN, EAGER_JSON, |gate| held(gate, &answer(status, "application/json", body)));
+        let (text, ended) = answered_late(CHAT, PLAIN, EAGER_JSON, |gate| {
+            held(gate, &answer(status, "application/json", body))
+        });
         assert!(text.starts_with('\n') && text.trim_start_matches('\n') == body, "{text:?}");
         assert!(serde_json::from_str::<Value>(&text).is_ok(), "{text:?}");
         assert_eq!(ended, Ended::Clean);
@@ -454,7 +521,11 @@ fn a_plain_callers_answer_that_begins_with_white_space_says_that_it_is_json() {
 
 #[test]
 fn a_plain_callers_error_behind_white_space_is_json_in_its_dialect() {
-    let broken = |gate: &Gate| Reply::Pieces { pieces: vec![Vec::new()], gate: gate.clone(), ending: Ending::Close };
+    let broken = |gate: &Gate| Reply::Pieces {
+        pieces: vec![Vec::new()],
+        gate: gate.clone(),
+        ending: Ending::Close,
+    };
     let (text, ended) = answered_late(CHAT, PLAIN, EAGER_JSON, broken);
     let error: Value = serde_json::from_str(&text).expect("JSON as a whole");
     assert_eq!((&error["error"]["code"], ended), (&"upstream_disconnected".into(), Ended::Clean));
@@ -465,7 +536,8 @@ fn a_plain_callers_error_behind_white_space_is_json_in_its_dialect() {
 
 #[test]
 fn a_plain_answer_that_breaks_off_behind_white_space_has_no_tidy_end() {
-    let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{\"id\":";
+    let head =
+        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{\"id\":";
     let broken = |gate: &Gate| Reply::Pieces {
         pieces: vec![head.as_bytes().to_vec()],
         gate: gate.clone(),
@@ -494,8 +566,13 @@ fn plain_beside_a_stream(server: &str, headers: &str, beats: usize) -> Response 
 #[test]
 fn white_space_comes_later_than_comments() {
     // 1.5 s against 6 s.
-    let response = plain_beside_a_stream("heartbeat_after_seconds: 1.5\nheartbeat_json: true", "", 1);
-    assert_eq!((response.status, response.header("x-own").as_deref()), (418, Some("kept")), "{response:?}");
+    let response =
+        plain_beside_a_stream("heartbeat_after_seconds: 1.5\nheartbeat_json: true", "", 1);
+    assert_eq!(
+        (response.status, response.header("x-own").as_deref()),
+        (418, Some("kept")),
+        "{response:?}"
+    );
 }
 
 #[test]
@@ -503,7 +580,11 @@ fn plain_callers_get_white_space_only_where_it_is_switched_on_and_wanted() {
     // The first comment after 0.1 s, one a second from there on: white space would have come after 0.4 s.
     for (server, headers) in [(EAGER, ""), (EAGER_JSON, "X-Limitrate-Heartbeat: off\r\n")] {
         let response = plain_beside_a_stream(server, headers, 2);
-        assert_eq!((response.status, response.header("x-own").as_deref()), (418, Some("kept")), "{response:?}");
+        assert_eq!(
+            (response.status, response.header("x-own").as_deref()),
+            (418, Some("kept")),
+            "{response:?}"
+        );
     }
 }
 
@@ -513,7 +594,10 @@ fn plain_callers_get_white_space_only_where_it_is_switched_on_and_wanted() {
 fn a_caller_that_knows_no_chunks_gets_heartbeats_until_the_close() {
     let gate = Gate::closed();
     let events = sse::words(&["one"]).concat();
-    let upstream = Upstream::start([held(&gate, &answer(200, "text/event-stream", &String::from_utf8_lossy(&events)))]);
+    let upstream = Upstream::start([held(
+        &gate,
+        &answer(200, "text/event-stream", &String::from_utf8_lossy(&events)),
+    )]);
     let gateway = gateway(&upstream, EAGER, UNSHAPED);
     let mut client = Client::connect(gateway.addr());
     client.send(format!(
@@ -521,7 +605,11 @@ fn a_caller_that_knows_no_chunks_gets_heartbeats_until_the_close() {
         STREAM.len()
     ));
     let head = client.read_head();
-    assert_eq!((head.headers.get("transfer-encoding"), head.headers.get("content-length")), (None, None), "{head:?}");
+    assert_eq!(
+        (head.headers.get("transfer-encoding"), head.headers.get("content-length")),
+        (None, None),
+        "{head:?}"
+    );
     assert_eq!(head.headers.get("connection").as_deref(), Some("close"), "{head:?}");
     let first = piece(&mut client);
     gate.release(1);
@@ -532,7 +620,10 @@ fn a_caller_that_knows_no_chunks_gets_heartbeats_until_the_close() {
 #[test]
 fn a_connection_goes_on_after_an_answer_that_began_with_a_heartbeat() {
     let gate = Gate::closed();
-    let upstream = Upstream::start([held(&gate, &answer(400, "application/json", "{\"error\":{}}")), Reply::ok()]);
+    let upstream = Upstream::start([
+        held(&gate, &answer(400, "application/json", "{\"error\":{}}")),
+        Reply::ok(),
+    ]);
     let gateway = gateway(&upstream, EAGER, UNSHAPED);
     let mut client = ask(&gateway, CHAT, IMPATIENT, STREAM);
     client.read_head();
@@ -559,7 +650,11 @@ fn no_compression_is_asked_for_where_the_gateway_has_something_to_say() {
         let answer = ask(&gateway, CHAT, &format!("{coding}{headers}"), body).read_response();
         assert_eq!(answer.status, 200);
         let request = upstream.requests().pop().expect("it came");
-        assert_eq!(request.header("accept-encoding").is_some(), passed, "{server} {headers} {body}");
+        assert_eq!(
+            request.header("accept-encoding").is_some(),
+            passed,
+            "{server} {headers} {body}"
+        );
     }
 }
 
@@ -576,7 +671,11 @@ fn who_hangs_up_between_two_heartbeats_leaves_the_line_and_who_resets_too() {
         gateway.wait_queued(1);
         leave(client);
         let stats = gateway.wait_queued(0);
-        assert_eq!((&stats["cancelled_in_queue"], &stats["sent"]), (&n.into(), &1.into()), "{stats:#}");
+        assert_eq!(
+            (&stats["cancelled_in_queue"], &stats["sent"]),
+            (&n.into(), &1.into()),
+            "{stats:#}"
+        );
     }
 }
 
@@ -607,6 +706,9 @@ fn many_who_wait_hear_of_their_own_places() {
     for (client, place) in waiting.iter_mut().zip(1..) {
         client.read_head();
         let comment = piece(client);
-        assert!(comment.starts_with(&format!(": queued position={place} eta=")), "{comment:?} at {place}");
+        assert!(
+            comment.starts_with(&format!(": queued position={place} eta=")),
+            "{comment:?} at {place}"
+        );
     }
 }

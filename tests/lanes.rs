@@ -8,7 +8,9 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{Client, Gateway, PATIENCE, Recorded, Reply, UNSHAPED, Upstream, post, provider_yaml, spaced};
+use support::{
+    Client, Gateway, PATIENCE, Recorded, Reply, UNSHAPED, Upstream, post, provider_yaml, spaced,
+};
 
 const CHAT: &str = "/v1/chat/completions";
 const BODY: &str = r#"{"model":"m"}"#;
@@ -41,7 +43,9 @@ fn keys(requests: &[Recorded]) -> Vec<String> {
 /// A provider that answers each key in its own way; those without one get a 200.
 fn by_key(replies: &[(&'static str, Reply)]) -> Upstream {
     let replies: HashMap<_, _> = replies.iter().cloned().collect();
-    Upstream::answering(move |request, _| replies.get(&*key(request)).cloned().unwrap_or_else(Reply::ok))
+    Upstream::answering(move |request, _| {
+        replies.get(&*key(request)).cloned().unwrap_or_else(Reply::ok)
+    })
 }
 
 fn pause(seconds: &str) -> Reply {
@@ -61,12 +65,18 @@ fn two_keys_send_two_at_once_and_each_keeps_its_own_gaps() {
     let mut callers = [(); 6].map(|()| ask(&gateway));
     let requests = upstream.wait_requests(6, PATIENCE);
     for of in ["one", "two"] {
-        let arrivals: Vec<Instant> =
-            requests.iter().filter(|request| key(request) == of).map(|request| request.arrived).collect();
+        let arrivals: Vec<Instant> = requests
+            .iter()
+            .filter(|request| key(request) == of)
+            .map(|request| request.arrived)
+            .collect();
         assert_eq!(arrivals.len(), 3, "{of} of {:?}", keys(&requests));
         for (n, arrival) in arrivals.iter().enumerate() {
             let (at, earliest) = (*arrival - start, interval * n as u32);
-            assert!(at >= earliest, "request {n} of {of} came after {at:?}, its slot opens after {earliest:?}");
+            assert!(
+                at >= earliest,
+                "request {n} of {of} came after {at:?}, its slot opens after {earliest:?}"
+            );
         }
         for pair in arrivals.windows(2) {
             assert!(pair[1] - pair[0] > interval / 2, "two of {of} came together: {arrivals:?}");
@@ -74,7 +84,10 @@ fn two_keys_send_two_at_once_and_each_keeps_its_own_gaps() {
     }
     // With one key it would be five intervals.
     let last = requests.iter().map(|request| request.arrived).max().expect("six came");
-    assert!(last - start < interval * 2 + Duration::from_secs(2), "slower than the budget of two keys");
+    assert!(
+        last - start < interval * 2 + Duration::from_secs(2),
+        "slower than the budget of two keys"
+    );
     for caller in &mut callers {
         assert_eq!(caller.read_response().status, 200);
     }
@@ -110,7 +123,8 @@ fn every_limit_counts_for_each_key_by_itself() {
 #[test]
 fn a_day_is_spent_when_it_is_for_each_key() {
     let upstream = Upstream::start([Reply::ok()]);
-    let gateway = gateway(&upstream, "one, two", "{mode: burst, rpm: 600000, capacity: 1000, rpd: 1}", "");
+    let gateway =
+        gateway(&upstream, "one, two", "{mode: burst, rpm: 600000, capacity: 1000, rpd: 1}", "");
     let statuses = [(); 3].map(|()| post(gateway.addr(), CHAT, BODY).status);
     assert_eq!(statuses, [200, 200, 503]);
     let mut seen = keys(&upstream.requests());
@@ -136,7 +150,11 @@ fn a_request_takes_the_key_whose_slot_comes_first() {
     assert_ne!(of[0], of[1], "{of:?}");
     // The second key's slot comes 300 ms after the first one's.
     assert!(requests[2].arrived - start >= interval, "{:?}", requests[2].arrived - start);
-    assert!(requests[3].arrived - start >= interval + Duration::from_millis(300), "{:?}", requests[3].arrived - start);
+    assert!(
+        requests[3].arrived - start >= interval + Duration::from_millis(300),
+        "{:?}",
+        requests[3].arrived - start
+    );
 }
 
 #[test]
@@ -150,7 +168,8 @@ fn a_429_pauses_one_key_and_the_request_goes_out_with_the_other_at_once() {
     assert_eq!(keys(&requests), ["one", "two", "two", "two", "two"]);
     assert_eq!(requests[0].body, requests[1].body);
     let lanes = lanes(&gateway);
-    let state = |lane: &Value| (lane["cooldowns"].clone(), lane["held_by"].clone(), lane["sent"].clone());
+    let state =
+        |lane: &Value| (lane["cooldowns"].clone(), lane["held_by"].clone(), lane["sent"].clone());
     assert_eq!(state(&lanes[0]), (1.into(), "cooldown".into(), 1.into()));
     assert_eq!(state(&lanes[1]), (0.into(), "nothing".into(), 4.into()));
 }
@@ -212,7 +231,11 @@ fn a_key_that_pauses_is_waited_for_when_the_other_has_no_quota() {
     let requests = upstream.requests();
     let (first, last) = (&requests[0], &requests[requests.len() - 1]);
     assert_eq!((key(first), key(last)), ("one".to_owned(), "one".to_owned()));
-    assert!(last.arrived - first.arrived >= Duration::from_secs(2), "{:?}", last.arrived - first.arrived);
+    assert!(
+        last.arrived - first.arrived >= Duration::from_secs(2),
+        "{:?}",
+        last.arrived - first.arrived
+    );
 }
 
 #[test]
@@ -231,7 +254,8 @@ fn each_key_is_sent_where_the_api_has_it() {
     for _ in 0..2 {
         assert_eq!(post(gateway.addr(), "/v1/messages", BODY).status, 200);
     }
-    let sent: Vec<_> = upstream.requests().iter().map(|request| request.header("x-api-key")).collect();
+    let sent: Vec<_> =
+        upstream.requests().iter().map(|request| request.header("x-api-key")).collect();
     assert_eq!(sent, [Some("one".to_owned()), Some("two".to_owned())]);
 }
 
@@ -253,9 +277,14 @@ fn the_stats_have_a_row_for_each_key_and_show_no_key() {
     assert_eq!(column("held_by"), ["cadence", "cadence", "nothing"]);
     assert_eq!(column("observed_rpm"), [1, 1, 0]);
     assert_eq!(column("effective_rpm"), [2.0, 2.0, 2.0]);
-    assert!(lanes[0]["last_send_time"].is_f64() && lanes[2]["last_send_time"].is_null(), "{lanes:?}");
+    assert!(
+        lanes[0]["last_send_time"].is_f64() && lanes[2]["last_send_time"].is_null(),
+        "{lanes:?}"
+    );
     // The provider's own numbers are those of all its keys.
-    for (name, want) in [("sent", 2.0), ("tokens", 1.0), ("effective_rpm", 6.0), ("observed_rpm", 2.0)] {
+    for (name, want) in
+        [("sent", 2.0), ("tokens", 1.0), ("effective_rpm", 6.0), ("observed_rpm", 2.0)]
+    {
         assert_eq!(stats[name].as_f64(), Some(want), "{name}");
     }
     assert!(own.iter().all(|key| !stats.to_string().contains(key)), "{stats}");
@@ -264,8 +293,11 @@ fn the_stats_have_a_row_for_each_key_and_show_no_key() {
 #[test]
 fn one_key_and_none_have_one_row() {
     let upstream = Upstream::start([Reply::ok()]);
-    for (extras, label) in [("", "#1"), ("api_key: short", "#1"), ("api_keys: [sk-one-2345678-abcd]", "...abcd")] {
-        let gateway = Gateway::start(&provider_yaml("p", upstream.addr(), &["m"], UNSHAPED, extras));
+    for (extras, label) in
+        [("", "#1"), ("api_key: short", "#1"), ("api_keys: [sk-one-2345678-abcd]", "...abcd")]
+    {
+        let gateway =
+            Gateway::start(&provider_yaml("p", upstream.addr(), &["m"], UNSHAPED, extras));
         let lanes = lanes(&gateway);
         assert_eq!((lanes.len(), &lanes[0]["key"]), (1, &label.into()), "{extras}");
     }

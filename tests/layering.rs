@@ -24,7 +24,10 @@ fn floor(room: &str) -> Option<usize> {
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let expand = |path: PathBuf| if path.is_dir() { sources(&path) } else { vec![path] };
-    entries.flat_map(expand).filter(|path| path.extension().is_some_and(|ext| ext == "rs")).collect()
+    entries
+        .flat_map(expand)
+        .filter(|path| path.extension().is_some_and(|ext| ext == "rs"))
+        .collect()
 }
 
 fn room_of(source: &Path, root: &Path) -> String {
@@ -45,9 +48,14 @@ fn named_rooms(code: &str) -> Vec<String> {
         .flat_map(|rest| match rest.strip_prefix('{') {
             Some(group) => {
                 let group = group.split('}').next().unwrap();
-                group.split(',').map(|item| item.trim().split("::").next().unwrap().to_owned()).collect()
+                group
+                    .split(',')
+                    .map(|item| item.trim().split("::").next().unwrap().to_owned())
+                    .collect()
             }
-            None => vec![rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap().to_owned()],
+            None => vec![
+                rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap().to_owned(),
+            ],
         })
         .collect()
 }
@@ -59,13 +67,20 @@ fn imports_run_downwards_only() {
     for source in sources(&root) {
         let room = room_of(&source, &root);
         let Some(here) = floor(&room) else {
-            assert!(["lib", "main"].contains(&room.as_str()), "{room} has no floor in tests/layering.rs");
+            assert!(
+                ["lib", "main"].contains(&room.as_str()),
+                "{room} has no floor in tests/layering.rs"
+            );
             continue;
         };
         for named in named_rooms(&code(&source)) {
             let Some(there) = floor(&named) else { continue };
             seen += 1;
-            assert!(there < here || named == room, "{}: {room} must not know {named}", source.display());
+            assert!(
+                there < here || named == room,
+                "{}: {room} must not know {named}",
+                source.display()
+            );
         }
     }
     assert!(seen > 40, "the scan found only {seen} imports: it no longer sees them");

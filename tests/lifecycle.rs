@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use support::{
-    Client, ClosedPort, Ended, Ending, Gate, Gateway, PATIENCE, Process, Reply, Response, UNSHAPED, Upstream, get,
-    post, provider_yaml, spaced, sse,
+    Client, ClosedPort, Ended, Ending, Gate, Gateway, PATIENCE, Process, Reply, Response, UNSHAPED,
+    Upstream, get, post, provider_yaml, spaced, sse,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -41,7 +41,9 @@ fn assert_told_to_come_back(response: &Response) {
 /// Waits until nobody is let in any more.
 fn wait_refused(addr: SocketAddr) {
     let deadline = Instant::now() + PATIENCE;
-    while TcpStream::connect(addr).map_err(|error| error.kind()).err() != Some(ErrorKind::ConnectionRefused) {
+    while TcpStream::connect(addr).map_err(|error| error.kind()).err()
+        != Some(ErrorKind::ConnectionRefused)
+    {
         assert!(Instant::now() < deadline, "still accepting");
         thread::sleep(Duration::from_millis(2));
     }
@@ -126,7 +128,8 @@ fn what_runs_longer_than_drain_seconds_is_cut_off_with_a_word() {
     assert!(start.elapsed() >= Duration::from_millis(300), "cut off after {:?}", start.elapsed());
     assert_eq!(ended, Ended::Aborted);
     let event = String::from_utf8(event).unwrap();
-    let error = event.trim_start().strip_prefix("data: ").and_then(|event| event.strip_suffix("\n\n"));
+    let error =
+        event.trim_start().strip_prefix("data: ").and_then(|event| event.strip_suffix("\n\n"));
     let error: serde_json::Value = serde_json::from_str(error.expect("an event")).unwrap();
     assert_eq!(error["error"]["code"], "shutting_down", "{event}");
     assert_told_to_come_back(&waiting.read_response());
@@ -150,7 +153,10 @@ fn going_down_ends_idle_connections_and_answers_what_is_on_its_way() {
     asking.send("POST /v1/chat/completions HTTP/1.1\r\n");
     gateway.drain();
     assert_eq!(idle.read_to_end(), b"");
-    assert!(!gateway.join(Duration::from_millis(50)), "it ended under a request that is being sent");
+    assert!(
+        !gateway.join(Duration::from_millis(50)),
+        "it ended under a request that is being sent"
+    );
     asking.send(format!("Host: x\r\nContent-Length: {}\r\n\r\n{BODY}", BODY.len()));
     assert_told_to_come_back(&asking.read_response());
     drop(asking);
@@ -210,15 +216,19 @@ fn systemd_is_told_when_it_serves_and_when_it_stops() {
     let abstract_name = format!("limitrate-test-{}", std::process::id());
     let path = std::env::temp_dir().join(&abstract_name);
     let by_path = UnixDatagram::bind(&path).unwrap();
-    let by_name = UnixDatagram::bind_addr(&UnixAddr::from_abstract_name(&abstract_name).unwrap()).unwrap();
-    for (socket, name) in [(by_path, path.display().to_string()), (by_name, format!("@{abstract_name}"))] {
+    let by_name =
+        UnixDatagram::bind_addr(&UnixAddr::from_abstract_name(&abstract_name).unwrap()).unwrap();
+    for (socket, name) in
+        [(by_path, path.display().to_string()), (by_name, format!("@{abstract_name}"))]
+    {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let hears = || {
             let mut told = [0; 64];
             let n = socket.recv(&mut told).expect("systemd is told");
             String::from_utf8_lossy(&told[..n]).into_owned()
         };
-        let mut process = Process::serve_with(&config(&upstream, "", UNSHAPED), "", &[("NOTIFY_SOCKET", &name)]);
+        let mut process =
+            Process::serve_with(&config(&upstream, "", UNSHAPED), "", &[("NOTIFY_SOCKET", &name)]);
         assert_eq!(hears(), "READY=1", "{name}");
         assert_eq!(get(process.addr(), "/admin/health").status, 200);
         process.signal(Signal::TERM);
@@ -231,7 +241,11 @@ fn systemd_is_told_when_it_serves_and_when_it_stops() {
 #[test]
 fn the_limit_on_open_files_is_raised_to_what_the_system_allows() {
     let upstream = Upstream::start([Reply::ok()]);
-    let process = Process::serve_with(&config(&upstream, "max_connections: 16", UNSHAPED), "ulimit -Sn 64", &[]);
+    let process = Process::serve_with(
+        &config(&upstream, "max_connections: 16", UNSHAPED),
+        "ulimit -Sn 64",
+        &[],
+    );
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.id())).unwrap();
     let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
     let [soft, hard] = [0, 1].map(|n| files.split_whitespace().nth(n).unwrap());
@@ -252,7 +266,9 @@ fn running_out_of_files_is_said_and_survived() {
 
 #[test]
 fn a_broken_answer_is_logged_with_what_was_received() {
-    let upstream = Upstream::start([Reply::RawThenClose(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n12345".into())]);
+    let upstream = Upstream::start([Reply::RawThenClose(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n12345".into(),
+    )]);
     let process = Process::serve(&config(&upstream, "", UNSHAPED));
     post(process.addr(), CHAT, BODY);
     let line = process.wait_log("`p`");
@@ -271,7 +287,11 @@ fn an_answer_that_begins_while_going_down_says_that_it_is_the_last() {
     wait_refused(gateway.addr());
     gate.release(1);
     let response = running.read_response();
-    assert_eq!((response.status, response.header("connection").as_deref()), (200, Some("close")), "{response:?}");
+    assert_eq!(
+        (response.status, response.header("connection").as_deref()),
+        (200, Some("close")),
+        "{response:?}"
+    );
 }
 
 #[test]
@@ -286,7 +306,11 @@ fn who_backs_off_when_the_gateway_goes_down_is_answered_at_once() {
     let asked = Instant::now();
     gateway.drain();
     assert_eq!(running.read_response().status, 500, "the provider's last answer");
-    assert!(asked.elapsed() < Duration::from_secs(2), "it waited for the end of the pause: {:?}", asked.elapsed());
+    assert!(
+        asked.elapsed() < Duration::from_secs(2),
+        "it waited for the end of the pause: {:?}",
+        asked.elapsed()
+    );
 }
 
 /// A pipe holds 64 KiB; what is logged here is more.

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use support::{
-    Client, Ended, Ending, Gate, Gateway, PATIENCE, Recorded, Reply, Response, UNSHAPED, Upstream, post, provider_yaml,
-    spaced, sse,
+    Client, Ended, Ending, Gate, Gateway, PATIENCE, Recorded, Reply, Response, UNSHAPED, Upstream,
+    post, provider_yaml, spaced, sse,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -60,11 +60,16 @@ fn answer_using(tokens: u64) -> Reply {
 }
 
 fn usage(tokens: u64) -> String {
-    format!(r#"{{"choices":[],"usage":{{"prompt_tokens":1,"completion_tokens":1,"total_tokens":{tokens}}}}}"#)
+    format!(
+        r#"{{"choices":[],"usage":{{"prompt_tokens":1,"completion_tokens":1,"total_tokens":{tokens}}}}}"#
+    )
 }
 
 fn models_in(requests: &[Recorded]) -> String {
-    requests.iter().map(|request| request.json()["model"].as_str().unwrap_or_default().to_owned()).collect()
+    requests
+        .iter()
+        .map(|request| request.json()["model"].as_str().unwrap_or_default().to_owned())
+        .collect()
 }
 
 #[track_caller]
@@ -85,7 +90,10 @@ fn a_window_lets_rpm_go_at_once_and_holds_the_rest_for_a_minute_and_its_margin()
     let upstream = Upstream::start([Reply::ok()]);
     let gateway = gateway(&upstream, "{mode: window, rpm: 3}");
     let fresh = assert_held(&gateway, 0, "nothing");
-    assert_eq!((&fresh["mode"], &fresh["window"], &fresh["capacity"]), (&"window".into(), &3.into(), &3.into()));
+    assert_eq!(
+        (&fresh["mode"], &fresh["window"], &fresh["capacity"]),
+        (&"window".into(), &3.into(), &3.into())
+    );
     assert_eq!(fresh["tokens"], 3.0);
     let _callers: Vec<_> = (0..5).map(|_| ask(&gateway, BODY)).collect();
     upstream.wait_requests(3, PATIENCE);
@@ -99,7 +107,8 @@ fn a_window_lets_rpm_go_at_once_and_holds_the_rest_for_a_minute_and_its_margin()
 fn a_windows_margin_is_added_to_its_minute() {
     for (margin_ms, least, most) in [(0, 45.0, 60.0), (30_000, 75.0, 90.0)] {
         let upstream = Upstream::start([Reply::ok()]);
-        let gateway = gateway(&upstream, &format!("{{mode: window, rpm: 1, window_margin_ms: {margin_ms}}}"));
+        let gateway =
+            gateway(&upstream, &format!("{{mode: window, rpm: 1, window_margin_ms: {margin_ms}}}"));
         assert_eq!(post(gateway.addr(), CHAT, BODY).status, 200);
         assert_estimate(&assert_held(&gateway, 0, "window"), least, most);
     }
@@ -122,7 +131,8 @@ fn a_strict_window_bounds_a_burst_that_would_let_more_through() {
 #[test]
 fn a_strict_window_is_kept_beside_the_spacing() {
     let upstream = Upstream::start([Reply::ok()]);
-    let gateway = gateway(&upstream, "{mode: spaced, rpm: 1, strict_window: true, window_margin_ms: 30000}");
+    let gateway =
+        gateway(&upstream, "{mode: spaced, rpm: 1, strict_window: true, window_margin_ms: 30000}");
     assert_eq!(post(gateway.addr(), CHAT, BODY).status, 200);
     // The cadence alone would open after 60 s.
     assert_estimate(&assert_held(&gateway, 0, "window"), 75.0, 90.0);
@@ -153,8 +163,16 @@ fn second_of_a_day(rate_limit: &str, reset: u64) -> (Response, u64, u64) {
         if after <= before {
             assert_eq!(upstream.requests().len(), 1);
             let stats = gateway.wait_queued(0);
-            assert_eq!((&stats["rpd"], &stats["rejected_day"]), (&1.into(), &1.into()), "{stats:#}");
-            assert_eq!((&stats["held_by"], &stats["rejected_wait"]), (&"day".into(), &0.into()), "{stats:#}");
+            assert_eq!(
+                (&stats["rpd"], &stats["rejected_day"]),
+                (&1.into(), &1.into()),
+                "{stats:#}"
+            );
+            assert_eq!(
+                (&stats["held_by"], &stats["rejected_wait"]),
+                (&"day".into(), &0.into()),
+                "{stats:#}"
+            );
             return (refused, before, after);
         }
     }
@@ -168,10 +186,17 @@ fn seconds_until(second_of_day: u64) -> u64 {
 
 #[track_caller]
 fn assert_daily_limit(refused: &Response, least: u64, most: u64) {
-    assert_eq!((refused.status, refused.code().as_str()), (503, "daily_limit_reached"), "{refused:?}");
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (503, "daily_limit_reached"),
+        "{refused:?}"
+    );
     assert_eq!(refused.error()["type"], "rate_limit_error");
     let retry_after: u64 = refused.header("retry-after").unwrap().parse().unwrap();
-    assert!((least..=most).contains(&retry_after), "{retry_after} is not between {least} and {most}");
+    assert!(
+        (least..=most).contains(&retry_after),
+        "{retry_after} is not between {least} and {most}"
+    );
     // No SDK waits that long, and none may hammer.
     let should_retry = refused.header("x-should-retry");
     assert_eq!(should_retry.as_deref(), (retry_after > 60).then_some("false"));
@@ -207,7 +232,8 @@ fn a_rolling_day_gives_each_send_back_after_24_hours() {
 
 #[test]
 fn a_day_that_max_wait_does_not_reach_is_still_named_with_its_reset() {
-    let limit = unpaced("rpd: 1, window_margin_ms: 0, day_resets_at: rolling, max_wait_seconds: 60");
+    let limit =
+        unpaced("rpd: 1, window_margin_ms: 0, day_resets_at: rolling, max_wait_seconds: 60");
     let (refused, ..) = second_of_a_day(&limit, 0);
     assert_daily_limit(&refused, DAY_SECONDS - 15, DAY_SECONDS);
 }
@@ -215,7 +241,8 @@ fn a_day_that_max_wait_does_not_reach_is_still_named_with_its_reset() {
 #[test]
 fn who_may_wait_until_tomorrow_does() {
     let upstream = Upstream::start([Reply::ok()]);
-    let gateway = gateway(&upstream, &unpaced("rpd: 1, day_resets_at: rolling, max_wait_seconds: 90000"));
+    let gateway =
+        gateway(&upstream, &unpaced("rpd: 1, day_resets_at: rolling, max_wait_seconds: 90000"));
     let _callers = [ask(&gateway, BODY), ask(&gateway, BODY)];
     let stats = assert_held(&gateway, 1, "day");
     assert_estimate(&stats, DAY_SECONDS as f64, 2.0 * DAY_SECONDS as f64 + 1.0);
@@ -224,7 +251,8 @@ fn who_may_wait_until_tomorrow_does() {
 #[test]
 fn the_queue_counts_against_the_day() {
     let upstream = Upstream::start([Reply::ok()]);
-    let gateway = gateway(&upstream, "{mode: spaced, interval_seconds: 30, rpd: 2, day_resets_at: rolling}");
+    let gateway =
+        gateway(&upstream, "{mode: spaced, interval_seconds: 30, rpd: 2, day_resets_at: rolling}");
     let _callers = [ask(&gateway, BODY), ask(&gateway, BODY)];
     assert_held(&gateway, 1, "cadence");
     assert_eq!(post(gateway.addr(), CHAT, BODY).code(), "daily_limit_reached");
@@ -232,10 +260,18 @@ fn the_queue_counts_against_the_day() {
 
 #[test]
 fn who_waits_for_the_days_last_slot_is_told_when_a_repeat_has_taken_it() {
-    let (gate, too_many) = (Gate::closed(), b"HTTP/1.1 429 Slow\r\nretry-after-ms: 50\r\nContent-Length: 0\r\n\r\n");
-    let upstream = Upstream::start([Reply::pieces(&[too_many], &gate, Ending::Complete), Reply::ok()]);
+    let (gate, too_many) =
+        (Gate::closed(), b"HTTP/1.1 429 Slow\r\nretry-after-ms: 50\r\nContent-Length: 0\r\n\r\n");
+    let upstream =
+        Upstream::start([Reply::pieces(&[too_many], &gate, Ending::Complete), Reply::ok()]);
     let limit = unpaced("max_concurrent: 1, rpd: 2, day_resets_at: rolling, window_margin_ms: 0");
-    let gateway = Gateway::start(&provider_yaml("p", upstream.addr(), &["m"], &limit, "retry: {attempts: 2}"));
+    let gateway = Gateway::start(&provider_yaml(
+        "p",
+        upstream.addr(),
+        &["m"],
+        &limit,
+        "retry: {attempts: 2}",
+    ));
     let mut first = ask(&gateway, BODY);
     upstream.wait_requests(1, PATIENCE);
     let mut second = ask(&gateway, BODY);
@@ -318,7 +354,10 @@ fn a_streams_usage_is_settled_at_its_end_and_not_asked_for() {
     let answer = first.read_response();
     assert_eq!((answer.ended, answer.body), (Ended::Clean, chunks.concat()));
     let requests = upstream.wait_requests(2, PATIENCE);
-    assert!(requests.iter().all(|request| request.text() == body), "a body was rewritten: {requests:#?}");
+    assert!(
+        requests.iter().all(|request| request.text() == body),
+        "a body was rewritten: {requests:#?}"
+    );
 }
 
 #[test]
@@ -383,9 +422,15 @@ fn a_stream_is_in_flight_until_its_end() {
 
 #[test]
 fn every_end_of_a_request_makes_room() {
-    let broken = Reply::Stream { chunks: vec![sse::event("a")], gate: Gate::open(), ending: Ending::Close };
-    let replies =
-        [Reply::Reset, Reply::TruncateAt(80, "x".repeat(100)), broken, Reply::Json(400, "{}".into()), Reply::ok()];
+    let broken =
+        Reply::Stream { chunks: vec![sse::event("a")], gate: Gate::open(), ending: Ending::Close };
+    let replies = [
+        Reply::Reset,
+        Reply::TruncateAt(80, "x".repeat(100)),
+        broken,
+        Reply::Json(400, "{}".into()),
+        Reply::ok(),
+    ];
     let upstream = Upstream::start(replies);
     let gateway = gateway(&upstream, &unpaced("max_concurrent: 1"));
     for _ in 0..5 {
@@ -443,7 +488,8 @@ fn the_statistics_show_every_limit_as_it_is_configured() {
     let limits = "{mode: burst, rpm: 240, capacity: 4, max_wait_seconds: 12.5, strict_window: true, window_margin_ms: 1500, \
                   rpd: 900, day_resets_at: \"00:00-08:00\", tpm: 70000, max_concurrent: 6, cooldown: model, \
                   adaptive: true}";
-    let more = "max_queue: 77\nretry: {attempts: 5, statuses: [429, 502], max_cooldown_seconds: 45.5}";
+    let more =
+        "max_queue: 77\nretry: {attempts: 5, statuses: [429, 502], max_cooldown_seconds: 45.5}";
     let gateway = Gateway::start(&provider_yaml("p", upstream.addr(), &models, limits, more));
     let stats = gateway.stats()["providers"][0].take();
     let wanted = json!({
@@ -500,7 +546,8 @@ fn models_of(upstream: &Upstream, n: usize) -> String {
 #[test]
 fn a_models_day_ends_for_that_model_alone() {
     let upstream = Upstream::start([Reply::ok()]);
-    let models = ["{id: a, rate_limit: {rpd: 1, day_resets_at: rolling, window_margin_ms: 0}}", "b"];
+    let models =
+        ["{id: a, rate_limit: {rpd: 1, day_resets_at: rolling, window_margin_ms: 0}}", "b"];
     let gateway = gateway_of(&upstream, &models, UNSHAPED);
     assert_eq!(post(gateway.addr(), CHAT, of_model("a")).status, 200);
     assert_daily_limit(&post(gateway.addr(), CHAT, of_model("a")), DAY_SECONDS - 15, DAY_SECONDS);
@@ -520,7 +567,10 @@ fn a_models_tokens_are_settled_too() {
 #[test]
 fn the_providers_limits_hold_beside_the_models() {
     let upstream = Upstream::start([Reply::ok()]);
-    let models = ["{id: a, rate_limit: {interval_seconds: 0.01}}", "{id: b, rate_limit: {interval_seconds: 0.01}}"];
+    let models = [
+        "{id: a, rate_limit: {interval_seconds: 0.01}}",
+        "{id: b, rate_limit: {interval_seconds: 0.01}}",
+    ];
     let gateway = gateway_of(&upstream, &models, &spaced(150));
     let start = Instant::now();
     let _callers = ["a", "b", "a"].map(|model| ask_model(&gateway, model));
@@ -568,10 +618,14 @@ fn impatient_provider() -> SocketAddr {
     thread::spawn(move || {
         while let Ok((mut stream, _)) = listener.accept() {
             thread::spawn(move || {
-                stream.set_read_timeout(Some(Duration::from_millis(300))).expect("set a read timeout");
+                stream
+                    .set_read_timeout(Some(Duration::from_millis(300)))
+                    .expect("set a read timeout");
                 if matches!(stream.read(&mut [0; 4096]), Ok(1..)) {
                     thread::sleep(Duration::from_millis(2500));
-                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}");
+                    let _ = stream.write_all(
+                        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}",
+                    );
                 }
             });
         }
@@ -590,7 +644,9 @@ fn a_provider_that_closes_resting_connections_is_not_given_up_while_a_limit_hold
 #[test]
 fn a_compressed_answer_is_not_asked_for_where_its_usage_counts() {
     let upstream = Upstream::start([Reply::ok()]);
-    for (rate_limit, passed) in [(unpaced("tpm: 1000"), None), (unpaced("max_concurrent: 9"), Some("gzip"))] {
+    for (rate_limit, passed) in
+        [(unpaced("tpm: 1000"), None), (unpaced("max_concurrent: 9"), Some("gzip"))]
+    {
         let gateway = gateway(&upstream, &rate_limit);
         let mut client = Client::connect(gateway.addr());
         client.post_json_with(CHAT, "Accept-Encoding: gzip\r\n", BODY);
@@ -603,8 +659,11 @@ fn a_compressed_answer_is_not_asked_for_where_its_usage_counts() {
 #[test]
 fn a_queue_that_waits_for_an_end_holds_no_more_connections_than_it_can_use() {
     let gate = Gate::closed();
-    let upstream =
-        Upstream::start([Reply::pieces(&[b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"], &gate, Ending::Complete)]);
+    let upstream = Upstream::start([Reply::pieces(
+        &[b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"],
+        &gate,
+        Ending::Complete,
+    )]);
     let gateway = gateway(&upstream, &unpaced("max_concurrent: 2"));
     let mut callers: Vec<_> = (0..20).map(|_| ask(&gateway, BODY)).collect();
     upstream.wait_requests(2, PATIENCE);
@@ -613,5 +672,9 @@ fn a_queue_that_waits_for_an_end_holds_no_more_connections_than_it_can_use() {
     for caller in &mut callers {
         assert_eq!(caller.read_response().status, 200);
     }
-    assert!(upstream.connections() <= 4, "{} connections for 2 requests at a time", upstream.connections());
+    assert!(
+        upstream.connections() <= 4,
+        "{} connections for 2 requests at a time",
+        upstream.connections()
+    );
 }

@@ -4,14 +4,23 @@ mod support;
 
 use rustix::process::Signal;
 use serde_json::Value;
-use support::{Client, Ending, Gate, Process, Reply, UNSHAPED, Upstream, get, post, post_with, provider_yaml, sse};
+use support::{
+    Client, Ending, Gate, Process, Reply, UNSHAPED, Upstream, get, post, post_with, provider_yaml,
+    sse,
+};
 
 const CHAT: &str = "/v1/chat/completions";
 const BODY: &str = r#"{"model":"m","messages":["very private"]}"#;
 const STREAM: &str = r#"{"model":"m","stream":true}"#;
 const USAGE: &str = r#"{"choices":[],"usage":{"prompt_tokens":31,"completion_tokens":7}}"#;
 
-fn gateway(server: &str, log: &str, upstream: &Upstream, rate_limit: &str, extras: &str) -> Process {
+fn gateway(
+    server: &str,
+    log: &str,
+    upstream: &Upstream,
+    rate_limit: &str,
+    extras: &str,
+) -> Process {
     let providers = provider_yaml("nim", upstream.addr(), &["m"], rate_limit, extras);
     let file = Process::config(server, &format!("{providers}log: {log}\n"));
     Process::serve(&file)
@@ -34,7 +43,8 @@ fn number(line: &str, key: &str) -> f64 {
 
 #[test]
 fn a_request_is_a_line_with_everything_that_is_known_of_it() {
-    let upstream = Upstream::start([Reply::with_headers("Content-Type: application/json\r\n", USAGE)]);
+    let upstream =
+        Upstream::start([Reply::with_headers("Content-Type: application/json\r\n", USAGE)]);
     let server = "clients: [{name: chat room, token: very-secret-token}]";
     let process = gateway(server, "{level: info}", &upstream, UNSHAPED, "api_key: very-secret-key");
     let answer = post_with(
@@ -79,9 +89,13 @@ fn a_stream_tells_its_tokens_and_a_retry_is_counted() {
     let process = gateway("", "{}", &upstream, UNSHAPED, "retry: {attempts: 2}");
     assert_eq!(post(process.addr(), CHAT, STREAM).status, 200);
     let line = process.wait_log("msg=request");
-    for (key, want) in
-        [("stream", "true"), ("retries", "1"), ("tokens_in", "31"), ("tokens_out", "7"), ("status", "200")]
-    {
+    for (key, want) in [
+        ("stream", "true"),
+        ("retries", "1"),
+        ("tokens_in", "31"),
+        ("tokens_out", "7"),
+        ("status", "200"),
+    ] {
         assert_eq!(value(&line, key), Some(want), "{key} in {line}");
     }
 }
@@ -113,19 +127,28 @@ fn a_refusal_is_a_line_too_even_of_what_is_no_request() {
     client.send("BLAH\r\n\r\n");
     assert_eq!(client.read_response().status, 400);
     let line = process.wait_log("error=malformed_request");
-    assert_eq!((value(&line, "method"), value(&line, "client")), (None, Some("127.0.0.1")), "{line}");
+    assert_eq!(
+        (value(&line, "method"), value(&line, "client")),
+        (None, Some("127.0.0.1")),
+        "{line}"
+    );
 }
 
 #[test]
 fn a_stream_that_breaks_off_says_so() {
-    let broken = Reply::Stream { chunks: vec![sse::event("Hi")], gate: Gate::open(), ending: Ending::Reset };
+    let broken =
+        Reply::Stream { chunks: vec![sse::event("Hi")], gate: Gate::open(), ending: Ending::Reset };
     let upstream = Upstream::start([broken]);
     let process = gateway("", "{}", &upstream, UNSHAPED, "");
     let mut client = Client::connect(process.addr());
     client.post_json(CHAT, STREAM);
     client.read_to_end();
     let line = process.wait_log("msg=request");
-    assert_eq!((value(&line, "status"), value(&line, "error")), (Some("200"), Some("upstream_disconnected")), "{line}");
+    assert_eq!(
+        (value(&line, "status"), value(&line, "error")),
+        (Some("200"), Some("upstream_disconnected")),
+        "{line}"
+    );
 }
 
 #[test]
@@ -133,8 +156,12 @@ fn json_has_the_same_with_numbers_as_numbers() {
     let upstream = Upstream::start([Reply::ok()]);
     let process = gateway("", "{format: json}", &upstream, UNSHAPED, "");
     post(process.addr(), CHAT, BODY);
-    let line: Value = serde_json::from_str(&process.wait_log("\"request\"")).expect("one JSON object a line");
-    assert_eq!((&line["msg"], &line["level"], &line["status"]), (&"request".into(), &"info".into(), &200.into()));
+    let line: Value =
+        serde_json::from_str(&process.wait_log("\"request\"")).expect("one JSON object a line");
+    assert_eq!(
+        (&line["msg"], &line["level"], &line["status"]),
+        (&"request".into(), &"info".into(), &200.into())
+    );
     assert!(line["total_ms"].is_f64() && line["ts"].is_string(), "{line}");
 }
 
@@ -176,7 +203,11 @@ fn lines_in_the_journal_have_a_priority_and_no_time() {
     let providers = provider_yaml("nim", upstream.addr(), &["m"], UNSHAPED, "");
     let file = Process::config("", &providers);
     // systemd names the device and inode of the stream that it has made standard error.
-    let process = Process::serve_with(&file, "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2)", &[]);
+    let process = Process::serve_with(
+        &file,
+        "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2)",
+        &[],
+    );
     post(process.addr(), CHAT, BODY);
     let line = process.wait_log("msg=request");
     assert!(line.starts_with("<6>level=info msg=request "), "{line}");

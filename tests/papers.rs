@@ -27,7 +27,12 @@ fn listed(paper: &str) -> BTreeSet<String> {
 /// Everything that is fenced as `language`, in order.
 fn fenced(paper: &str, language: &str) -> Vec<String> {
     let fence = format!("```{language}\n");
-    paper.split(&fence).skip(1).filter_map(|rest| rest.split("```").next()).map(str::to_owned).collect()
+    paper
+        .split(&fence)
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The example with every setting switched on: a `#` switches one off unless exactly one space follows.
@@ -73,15 +78,18 @@ fn both_readmes_list_every_setting() {
 
 #[test]
 fn both_readmes_list_every_error() {
-    let files = fs::read_dir(root().join("tests/golden/errors")).expect("the golden files are there");
+    let files =
+        fs::read_dir(root().join("tests/golden/errors")).expect("the golden files are there");
     let files = files.map(|file| file.expect("a readable folder").path());
-    let codes: Vec<String> = files.map(|path| path.file_stem().expect("CODE.json").to_string_lossy().into()).collect();
+    let codes: Vec<String> =
+        files.map(|path| path.file_stem().expect("CODE.json").to_string_lossy().into()).collect();
     assert!(codes.len() > 20, "{codes:?}");
     for name in READMES {
         let paper = read(name);
         for code in &codes {
             let golden: serde_json::Value =
-                serde_json::from_str(&read(format!("tests/golden/errors/{code}.json"))).expect("JSON");
+                serde_json::from_str(&read(format!("tests/golden/errors/{code}.json")))
+                    .expect("JSON");
             let row = format!("| {} | `{code}` |", golden["status"]);
             assert!(paper.contains(&row), "{name} has no row {row}");
         }
@@ -90,16 +98,25 @@ fn both_readmes_list_every_error() {
 
 #[test]
 fn both_readmes_list_every_field_of_the_pages() {
-    let source = ["stats", "queue", "requests"].map(|page| read(format!("src/admin/{page}.rs"))).concat();
+    let source =
+        ["stats", "queue", "requests"].map(|page| read(format!("src/admin/{page}.rs"))).concat();
     let fields_of = |name: &str| {
-        let row = source.split(&format!("struct {name}")).nth(1).and_then(|rest| rest.split("\n}").next());
+        let row = source
+            .split(&format!("struct {name}"))
+            .nth(1)
+            .and_then(|rest| rest.split("\n}").next());
         row.expect("the row is there").replace("#[serde(flatten)]\n    pub budget: BudgetRow,", "")
     };
     let rows =
-        ["ServerRow", "ClientRow {", "Row {", "BudgetRow", "LaneRow", "QueueRow", "RequestRow"].map(fields_of).concat();
-    let fields =
-        rows.lines().filter(|line| !line.trim_start().starts_with("//")).filter_map(|line| line.split_once(':'));
-    let fields: BTreeSet<String> = fields.map(|(name, _)| name.trim().trim_start_matches("pub ").to_owned()).collect();
+        ["ServerRow", "ClientRow {", "Row {", "BudgetRow", "LaneRow", "QueueRow", "RequestRow"]
+            .map(fields_of)
+            .concat();
+    let fields = rows
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .filter_map(|line| line.split_once(':'));
+    let fields: BTreeSet<String> =
+        fields.map(|(name, _)| name.trim().trim_start_matches("pub ").to_owned()).collect();
     assert!(fields.len() > 20, "{fields:?}");
     for name in READMES {
         let listed = listed(&read(name));
@@ -112,12 +129,19 @@ fn both_readmes_list_every_field_of_the_pages() {
 fn the_readmes_have_the_same_headings_and_their_links_lead_somewhere() {
     let headings = |paper: &str| {
         let outside: String = paper.split("```").step_by(2).collect();
-        let levels = outside.lines().filter(|line| line.starts_with('#')).map(|line| line.find(' '));
+        let levels =
+            outside.lines().filter(|line| line.starts_with('#')).map(|line| line.find(' '));
         levels.collect::<Vec<_>>()
     };
     assert_eq!(headings(&read(READMES[0])), headings(&read(READMES[1])));
     let root_papers = ["ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"];
-    let docs = ["docs/clients.md", "docs/install.md", "docs/limits.md", "docs/http.md", "docs/performance.md"];
+    let docs = [
+        "docs/clients.md",
+        "docs/install.md",
+        "docs/limits.md",
+        "docs/http.md",
+        "docs/performance.md",
+    ];
     for name in READMES.into_iter().chain(root_papers).chain(docs) {
         let folder = root().join(name).parent().expect("a file has a folder").to_owned();
         for link in read(name).split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
@@ -135,7 +159,12 @@ fn the_readmes_have_the_same_headings_and_their_links_lead_somewhere() {
 fn the_settings_for_providers_load_and_have_the_worst_case_that_is_told() {
     let paper = read("docs/limits.md");
     let (settings, told) = (fenced(&paper, "yaml"), fenced(&paper, "text"));
-    assert!(settings.len() >= 8 && settings.len() == told.len(), "{} and {}", settings.len(), told.len());
+    assert!(
+        settings.len() >= 8 && settings.len() == told.len(),
+        "{} and {}",
+        settings.len(),
+        told.len()
+    );
     for (settings, told) in settings.iter().zip(told) {
         let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("limits.yaml");
         fs::write(&file, settings).expect("the folder for tests takes files");
@@ -175,9 +204,13 @@ fn gather(folder: &Path, sources: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("a readable folder").flatten() {
         let path = entry.path();
         match path.is_dir() {
-            true if !path.ends_with("node_modules") && !path.ends_with(".venv") => gather(&path, sources),
+            true if !path.ends_with("node_modules") && !path.ends_with(".venv") => {
+                gather(&path, sources)
+            }
             true => {}
-            false if path.extension().is_some_and(|extension| extension == "rs") => sources.push(path),
+            false if path.extension().is_some_and(|extension| extension == "rs") => {
+                sources.push(path)
+            }
             false => {}
         }
     }
@@ -186,33 +219,46 @@ fn gather(folder: &Path, sources: &mut Vec<PathBuf>) {
 #[test]
 fn the_dashboard_asks_for_figures_that_there_are() {
     let source = read("src/admin/metrics.rs");
-    let dashboard: serde_json::Value = serde_json::from_str(&read("docs/grafana.json")).expect("JSON");
+    let dashboard: serde_json::Value =
+        serde_json::from_str(&read("docs/grafana.json")).expect("JSON");
     let panels = dashboard["panels"].as_array().expect("a list of panels");
-    let expressions = panels.iter().flat_map(|panel| panel["targets"].as_array().expect("a list of targets"));
+    let expressions =
+        panels.iter().flat_map(|panel| panel["targets"].as_array().expect("a list of targets"));
     let mut asked = BTreeSet::new();
     for target in expressions {
         let expression = target["expr"].as_str().expect("PromQL");
         let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         let name = |word: &str| {
-            let word = word.strip_suffix("_bucket").or_else(|| word.strip_suffix("_sum")).unwrap_or(word);
+            let word =
+                word.strip_suffix("_bucket").or_else(|| word.strip_suffix("_sum")).unwrap_or(word);
             word.strip_suffix("_count").unwrap_or(word).to_owned()
         };
-        asked.extend(words.filter(|word| word.starts_with("limitrate_") || word.starts_with("process_")).map(name));
+        asked.extend(
+            words
+                .filter(|word| word.starts_with("limitrate_") || word.starts_with("process_"))
+                .map(name),
+        );
     }
     assert!(asked.len() > 15, "{asked:?}");
-    let missing: Vec<_> = asked.iter().filter(|name| !source.contains(&format!("\"{name}\""))).collect();
+    let missing: Vec<_> =
+        asked.iter().filter(|name| !source.contains(&format!("\"{name}\""))).collect();
     assert!(missing.is_empty(), "{missing:?}");
 }
 
 /// What `limitrate --help` and the `--help` of each command print, by command; the first one, "", is limitrate's own.
 fn helps() -> Vec<(String, String)> {
     let help = |arguments: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_limitrate")).args(arguments).output().expect("it starts");
+        let output = Command::new(env!("CARGO_BIN_EXE_limitrate"))
+            .args(arguments)
+            .output()
+            .expect("it starts");
         String::from_utf8(output.stdout).expect("help is UTF-8")
     };
     let own = help(&["--help"]);
     let rows = own.split("Commands:\n").nth(1).expect("there are commands").lines();
-    let names = rows.filter_map(|row| row.strip_prefix("  ")?.split(' ').next().filter(|name| !name.is_empty()));
+    let names = rows.filter_map(|row| {
+        row.strip_prefix("  ")?.split(' ').next().filter(|name| !name.is_empty())
+    });
     let commands = names.map(|name| (name.to_owned(), help(&[name, "--help"]))).collect::<Vec<_>>();
     assert!(commands.len() >= 3, "{commands:?}");
     [(String::new(), own)].into_iter().chain(commands).collect()
@@ -221,7 +267,9 @@ fn helps() -> Vec<(String, String)> {
 /// The options that a help names, short ones and long ones.
 fn options(help: &str) -> BTreeSet<String> {
     let rows = help.split("Options:\n").nth(1).expect("there is --help at least").lines();
-    let names = rows.take_while(|row| row.starts_with(' ')).filter_map(|row| row.trim_start().split("  ").next());
+    let names = rows
+        .take_while(|row| row.starts_with(' '))
+        .filter_map(|row| row.trim_start().split("  ").next());
     let names = names.flat_map(|names| names.split(", ")).filter(|name| name.starts_with('-'));
     names.map(str::to_owned).collect()
 }
@@ -229,7 +277,10 @@ fn options(help: &str) -> BTreeSet<String> {
 /// Every word of `text` that stands behind `mark`, up to what can't be in the name of an option or command.
 fn behind(text: &str, mark: &str) -> BTreeSet<String> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '-';
-    text.split(mark).skip(1).map(|rest| rest.split(|c| !is_name(c)).next().unwrap_or_default().to_owned()).collect()
+    text.split(mark)
+        .skip(1)
+        .map(|rest| rest.split(|c| !is_name(c)).next().unwrap_or_default().to_owned())
+        .collect()
 }
 
 #[test]
@@ -238,12 +289,15 @@ fn the_man_page_says_what_help_says() {
     let (synopsis, body) = page.split_once(".Sh DESCRIPTION").expect("both sections");
     let helps = helps();
     for (command, help) in &helps[1..] {
-        let form = synopsis.split(".Nm\n").find(|form| form.starts_with(&format!(".Cm {command}\n")));
+        let form =
+            synopsis.split(".Nm\n").find(|form| form.starts_with(&format!(".Cm {command}\n")));
         let form = form.unwrap_or_else(|| panic!("no {command} in the synopsis"));
         let options = form.lines().filter_map(|line| line.strip_prefix(".Op Fl "));
-        let options = options.map(|option| option.replace("Fl ", "-")).map(|option| match option.split_once(" Ar ") {
-            Some((name, value)) => format!(" [-{name} <{value}>]"),
-            None => format!(" [-{option}]"),
+        let options = options.map(|option| option.replace("Fl ", "-")).map(|option| {
+            match option.split_once(" Ar ") {
+                Some((name, value)) => format!(" [-{name} <{value}>]"),
+                None => format!(" [-{option}]"),
+            }
         });
         let usage: String = options.collect();
         let told = help.lines().next().expect("the usage");
@@ -254,7 +308,8 @@ fn the_man_page_says_what_help_says() {
         .lines()
         .filter_map(|line| line.strip_prefix(".It Fl "))
         .flat_map(|row| {
-            row.split(" , ").map(|name| name.trim_start_matches("Fl ").split(" Ar ").next().unwrap_or(name))
+            row.split(" , ")
+                .map(|name| name.trim_start_matches("Fl ").split(" Ar ").next().unwrap_or(name))
         })
         .map(|name| if name.len() == 1 { format!("-{name}") } else { format!("--{name}") })
         .collect();
@@ -264,13 +319,17 @@ fn the_man_page_says_what_help_says() {
 #[test]
 fn each_shell_completes_what_help_says() {
     let helps = helps();
-    let commands: BTreeSet<String> = helps[1..].iter().map(|(command, _)| command.clone()).collect();
-    let long = |help: &str| options(help).into_iter().filter(|name| name.starts_with("--")).collect::<BTreeSet<_>>();
+    let commands: BTreeSet<String> =
+        helps[1..].iter().map(|(command, _)| command.clone()).collect();
+    let long = |help: &str| {
+        options(help).into_iter().filter(|name| name.starts_with("--")).collect::<BTreeSet<_>>()
+    };
 
     let bash = "source packaging/completions/limitrate.bash; COMP_WORDS=(limitrate $1 ''); \
                 COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _limitrate; echo \"${COMPREPLY[@]}\"";
     for (command, help) in &helps {
-        let output = Command::new("bash").current_dir(root()).args(["-c", bash, "bash", command]).output();
+        let output =
+            Command::new("bash").current_dir(root()).args(["-c", bash, "bash", command]).output();
         let output = output.expect("there is a bash");
         let offered = String::from_utf8_lossy(&output.stdout);
         let offered: BTreeSet<String> = offered.split_whitespace().map(str::to_owned).collect();
@@ -278,11 +337,16 @@ fn each_shell_completes_what_help_says() {
         assert_eq!(offered, wanted, "bash, {command}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    let all: BTreeSet<String> = helps.iter().flat_map(|(_, help)| long(help)).map(|name| name[2..].into()).collect();
+    let all: BTreeSet<String> =
+        helps.iter().flat_map(|(_, help)| long(help)).map(|name| name[2..].into()).collect();
     let fish = read("packaging/completions/limitrate.fish");
     assert_eq!((behind(&fish, " -l "), behind(&fish, " -a ")), (all.clone(), commands.clone()));
     let zsh = read("packaging/completions/_limitrate");
-    let described = zsh.split("commands=(").nth(1).and_then(|rest| rest.split("\n)").next()).expect("the commands");
+    let described = zsh
+        .split("commands=(")
+        .nth(1)
+        .and_then(|rest| rest.split("\n)").next())
+        .expect("the commands");
     let described: BTreeSet<String> = described
         .lines()
         .filter_map(|line| line.trim_start().split_once(':'))
@@ -290,12 +354,14 @@ fn each_shell_completes_what_help_says() {
         .collect();
     assert_eq!((behind(&zsh, "--"), described), (all, commands));
     for (command, help) in &helps[1..] {
-        let row = zsh.lines().find_map(|line| line.trim_start().strip_prefix(&format!("{command}) ")));
+        let row =
+            zsh.lines().find_map(|line| line.trim_start().strip_prefix(&format!("{command}) ")));
         let row = row
             .unwrap_or_else(|| panic!("zsh: no {command}"))
             .replace("$config", "--config")
             .replace("$help", "--help");
-        let named = behind(&row, "--").into_iter().map(|name| format!("--{name}")).collect::<BTreeSet<_>>();
+        let named =
+            behind(&row, "--").into_iter().map(|name| format!("--{name}")).collect::<BTreeSet<_>>();
         assert_eq!(named, long(help), "zsh, {command}");
     }
 }

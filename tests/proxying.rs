@@ -5,8 +5,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use support::{
-    Client, Ended, Gate, Gateway, Gone, PATIENCE, Recorded, Reply, Response, UNSHAPED, Upstream, get, post,
-    provider_yaml, spaced, sse,
+    Client, Ended, Gate, Gateway, Gone, PATIENCE, Recorded, Reply, Response, UNSHAPED, Upstream,
+    get, post, provider_yaml, spaced, sse,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -68,7 +68,11 @@ fn whatever_identifies_the_caller_stops_here() {
     let sent = "Authorization: Bearer of-the-caller\r\nX-Api-Key: of-the-caller\r\nApi-Key: of-the-caller\r\nCookie: of-the-caller\r\n";
     for extras in ["", "api_key: sk-own"] {
         let (request, _) = exchange(extras, sent, Reply::ok());
-        assert!(!format!("{:?}", request.headers).contains("of-the-caller"), "{:?}", request.headers);
+        assert!(
+            !format!("{:?}", request.headers).contains("of-the-caller"),
+            "{:?}",
+            request.headers
+        );
     }
 }
 
@@ -84,7 +88,8 @@ fn the_providers_own_key_is_sent_and_without_one_no_authorization() {
 #[test]
 fn configured_headers_are_sent_in_place_of_the_callers() {
     let extras = "headers: {x-api-key: sk-extra, X-Org: acme}";
-    let (request, _) = exchange(extras, "x-org: other\r\nX-API-Key: of-the-caller\r\n", Reply::ok());
+    let (request, _) =
+        exchange(extras, "x-org: other\r\nX-API-Key: of-the-caller\r\n", Reply::ok());
     assert_eq!(request.headers.all("x-org"), ["acme"]);
     assert_eq!(request.headers.all("x-api-key"), ["sk-extra"]);
 }
@@ -109,13 +114,17 @@ fn header_values_of_the_provider_pass_as_bytes() {
         b"HTTP/1.1 200 OK\r\nX-Latin: caf\xe9\r\nContent-Length: 2\r\nX-Utf: \xe4\xbd\xa0\r\n\r\n{}".to_vec();
     bytes.extend_from_slice(b"");
     let response = answer(Reply::Raw(bytes));
-    let value = |name: &str| response.headers.0.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).unwrap().1.clone();
+    let value = |name: &str| {
+        response.headers.0.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).unwrap().1.clone()
+    };
     assert_eq!((value("x-latin"), value("x-utf")), (b"caf\xe9".to_vec(), "你".into()));
 }
 
 #[test]
 fn any_status_passes_with_its_body() {
-    for status in [201, 299, 302, 400, 401, 403, 404, 409, 418, 422, 451, 499, 500, 503, 520, 529, 599] {
+    for status in
+        [201, 299, 302, 400, 401, 403, 404, 409, 418, 422, 451, 499, 500, 503, 520, 529, 599]
+    {
         let body = format!(r#"{{"status":{status}}}"#);
         let response = answer(Reply::Json(status, body.clone()));
         assert_eq!((response.status, response.text()), (status, body));
@@ -126,8 +135,10 @@ fn any_status_passes_with_its_body() {
 #[test]
 fn an_answer_without_a_body_has_none() {
     for status in [204, 304] {
-        let upstream =
-            Upstream::start([Reply::Raw(format!("HTTP/1.1 {status} X\r\nX-A: 1\r\n\r\n").into()), Reply::ok()]);
+        let upstream = Upstream::start([
+            Reply::Raw(format!("HTTP/1.1 {status} X\r\nX-A: 1\r\n\r\n").into()),
+            Reply::ok(),
+        ]);
         let gateway = gateway(&upstream, "");
         let mut client = Client::connect(gateway.addr());
         client.post_json(CHAT, BODY);
@@ -270,7 +281,10 @@ fn a_whole_answer_counts_although_the_provider_closes_right_behind_it() {
     for _ in 0..20 {
         for bytes in [&bytes[..], &chunked[..]] {
             let response = answer(Reply::RawThenClose(bytes.to_vec()));
-            assert_eq!((response.status, response.text().as_str(), response.ended), (200, "whole", Ended::Clean));
+            assert_eq!(
+                (response.status, response.text().as_str(), response.ended),
+                (200, "whole", Ended::Clean)
+            );
         }
     }
 }
@@ -282,7 +296,8 @@ fn a_cut_off_answer_never_ends_cleanly() {
     assert!(response.status == 502 || response.ended == Ended::Aborted, "{response:?}");
     let gate = Gate::open();
     for ending in [support::Ending::Close, support::Ending::Reset] {
-        let response = answer(Reply::Stream { chunks: vec![sse::event("a")], gate: gate.clone(), ending });
+        let response =
+            answer(Reply::Stream { chunks: vec![sse::event("a")], gate: gate.clone(), ending });
         assert!(response.status == 502 || response.ended == Ended::Aborted, "{response:?}");
     }
 }
@@ -290,7 +305,11 @@ fn a_cut_off_answer_never_ends_cleanly() {
 #[test]
 fn a_caller_who_hangs_up_stops_the_provider() {
     let gate = Gate::closed();
-    let upstream = Upstream::start([Reply::Stall, Reply::StallAfterHead, Reply::stream(sse::words(&["a"]), &gate)]);
+    let upstream = Upstream::start([
+        Reply::Stall,
+        Reply::StallAfterHead,
+        Reply::stream(sse::words(&["a"]), &gate),
+    ]);
     let gateway = gateway(&upstream, "");
     for n in 0..3 {
         let mut client = Client::connect(gateway.addr());

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 use support::{
-    Client, ClosedPort, Ending, Gate, Gateway, PATIENCE, Recorded, Reply, Upstream, burst, get, post, provider_at,
-    provider_yaml, spaced,
+    Client, ClosedPort, Ending, Gate, Gateway, PATIENCE, Recorded, Reply, Upstream, burst, get,
+    post, provider_at, provider_yaml, spaced,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -46,7 +46,10 @@ fn line_up(gateway: &Gateway, tags: &[&str]) -> Vec<Client> {
 }
 
 fn tags(requests: &[Recorded]) -> String {
-    requests.iter().map(|request| request.json()["tag"].as_str().unwrap_or_default().to_owned()).collect()
+    requests
+        .iter()
+        .map(|request| request.json()["tag"].as_str().unwrap_or_default().to_owned())
+        .collect()
 }
 
 /// The `n`-th request came no sooner than its slot, counted from `start` with `free` sends at once.
@@ -72,7 +75,10 @@ fn three_at_once_leave_one_interval_apart() {
         let gap = pair[1].arrived - pair[0].arrived;
         assert!(gap > interval / 2, "two came together: {gap:?}");
     }
-    assert!(requests[2].arrived - start < interval * 2 + Duration::from_secs(2), "slower than the budget");
+    assert!(
+        requests[2].arrived - start < interval * 2 + Duration::from_secs(2),
+        "slower than the budget"
+    );
     for caller in &mut callers {
         assert_eq!(caller.read_response().status, 200);
     }
@@ -109,7 +115,10 @@ fn a_burst_refills_one_token_per_interval() {
     let _callers = ["a", "b", "c", "d"].map(|tag| ask(&gateway, tag));
     let requests = upstream.wait_requests(4, PATIENCE);
     assert_not_faster(&requests, start, interval, 2);
-    assert!(requests[3].arrived - start < interval * 2 + Duration::from_secs(2), "slower than the budget");
+    assert!(
+        requests[3].arrived - start < interval * 2 + Duration::from_secs(2),
+        "slower than the budget"
+    );
 }
 
 #[test]
@@ -199,7 +208,10 @@ fn assert_leaving_costs_no_slot(body: impl Fn(&str) -> String, leave: impl FnOnc
     let requests = upstream.wait_requests(3, PATIENCE);
     assert_eq!(tags(&requests), "acd");
     assert_not_faster(&requests, start, interval, 1);
-    assert!(requests[2].arrived - requests[0].arrived < interval * 3, "the slot of the one who left was lost");
+    assert!(
+        requests[2].arrived - requests[0].arrived < interval * 3,
+        "the slot of the one who left was lost"
+    );
     assert_eq!(gateway.stats()["providers"][0]["sent"], 3);
 }
 
@@ -214,7 +226,10 @@ fn a_caller_who_hangs_up_in_the_queue_costs_no_slot() {
 
 #[test]
 fn a_streaming_caller_who_hangs_up_in_the_queue_costs_no_slot() {
-    assert_leaving_costs_no_slot(|tag| format!(r#"{{"model":"m","stream":true,"tag":"{tag}"}}"#), drop);
+    assert_leaving_costs_no_slot(
+        |tag| format!(r#"{{"model":"m","stream":true,"tag":"{tag}"}}"#),
+        drop,
+    );
 }
 
 #[test]
@@ -261,7 +276,11 @@ fn a_connection_that_cannot_be_made_costs_no_slot_and_is_no_hang_up() {
     }
     let stats = gateway.wait_queued(0);
     assert_eq!((&stats["sent"], &stats["cancelled_in_queue"]), (&0.into(), &0.into()), "{stats:#}");
-    assert_eq!((&stats["upstream_errors"], &stats["last_send_time"]), (&3.into(), &().into()), "{stats:#}");
+    assert_eq!(
+        (&stats["upstream_errors"], &stats["last_send_time"]),
+        (&3.into(), &().into()),
+        "{stats:#}"
+    );
 }
 
 #[test]
@@ -288,12 +307,18 @@ fn a_request_that_would_wait_too_long_is_refused_at_once() {
     assert!((23..=24).contains(&retry_after), "{retry_after}");
     assert_eq!(refused.header("x-should-retry"), None);
     let error = refused.error();
-    assert_eq!((&error["type"], &error["code"]), (&"rate_limit_error".into(), &"queue_wait_exceeded".into()));
+    assert_eq!(
+        (&error["type"], &error["code"]),
+        (&"rate_limit_error".into(), &"queue_wait_exceeded".into())
+    );
     let message = error["message"].as_str().unwrap();
     for part in ["`p`", "position 1", "6 s"] {
         assert!(message.contains(part), "no {part:?} in {message:?}");
     }
-    assert!(message.contains("30 s") || message.contains("29."), "the expected wait is missing: {message:?}");
+    assert!(
+        message.contains("30 s") || message.contains("29."),
+        "the expected wait is missing: {message:?}"
+    );
     let stats = gateway.wait_queued(0);
     assert_eq!((&stats["rejected_wait"], &stats["sent"]), (&1.into(), &1.into()));
 }
@@ -326,7 +351,8 @@ fn a_request_that_outlives_max_wait_after_all_gets_the_same_answer_then() {
     let upstream = Upstream::start([Reply::Stall]);
     let limit = "{mode: spaced, interval_seconds: 0.1, max_wait_seconds: 0.4}";
     let base_url = format!("https://{}/v1", upstream.addr());
-    let gateway = Gateway::start(&provider_at("p", &base_url, &["m"], limit, "connect_timeout_seconds: 60"));
+    let gateway =
+        Gateway::start(&provider_at("p", &base_url, &["m"], limit, "connect_timeout_seconds: 60"));
     let start = Instant::now();
     let refused = post(gateway.addr(), CHAT, BODY);
     assert!(start.elapsed() >= Duration::from_millis(400), "refused after {:?}", start.elapsed());
@@ -343,7 +369,10 @@ fn the_stats_count_the_queue_down_below_zero() {
     assert_eq!((&before["interval_seconds"], &before["capacity"]), (&30.0.into(), &1.into()));
     assert_eq!((&before["rpm"], &before["max_wait_seconds"]), (&2.0.into(), &600.0.into()));
     assert_eq!((&before["tokens"], &before["last_send_time"]), (&1.0.into(), &().into()));
-    assert_eq!((&before["estimated_wait_seconds"], &before["waiting_in_acquire"]), (&0.0.into(), &0.into()));
+    assert_eq!(
+        (&before["estimated_wait_seconds"], &before["waiting_in_acquire"]),
+        (&0.0.into(), &0.into())
+    );
 
     let sent_after = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
     assert_eq!(post(gateway.addr(), CHAT, BODY).status, 200);
@@ -353,7 +382,10 @@ fn the_stats_count_the_queue_down_below_zero() {
     let stats = gateway.wait_queued(2);
     assert_eq!(stats["tokens"], -2.0);
     let last_send = stats["last_send_time"].as_f64().unwrap();
-    assert!(last_send >= sent_after && last_send < sent_after + 20.0, "{last_send} after {sent_after}");
+    assert!(
+        last_send >= sent_after && last_send < sent_after + 20.0,
+        "{last_send} after {sent_after}"
+    );
     let estimate = stats["estimated_wait_seconds"].as_f64().unwrap();
     assert!((60.0..=90.0).contains(&estimate), "two wait, the next one would be third: {estimate}");
     assert_eq!((&stats["sent"], &stats["succeeded"]), (&1.into(), &1.into()));
@@ -367,7 +399,11 @@ fn the_stats_count_the_queue_down_below_zero() {
 fn the_stats_add_up_the_waits_and_the_latencies_and_keep_the_longest() {
     let thinking = Duration::from_millis(100);
     let gate = Gate::closed();
-    let held = Reply::pieces(&[b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"], &gate, Ending::Complete);
+    let held = Reply::pieces(
+        &[b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"],
+        &gate,
+        Ending::Complete,
+    );
     let upstream = Upstream::start([held, Reply::ok()]);
     let gateway = gateway(&upstream, &spaced(400));
     let zero = json!({"count": 0, "sum": 0.0, "max": 0.0});
@@ -380,7 +416,8 @@ fn the_stats_add_up_the_waits_and_the_latencies_and_keep_the_longest() {
     thread::sleep(thinking);
     gate.release(usize::MAX);
     let told = callers.each_mut().map(|caller| {
-        let waited = caller.read_response().header("x-limitrate-queued-ms").expect("the wait is told");
+        let waited =
+            caller.read_response().header("x-limitrate-queued-ms").expect("the wait is told");
         waited.parse::<f64>().expect("milliseconds") / 1000.0
     });
     let took = start.elapsed().as_secs_f64();
@@ -406,7 +443,10 @@ fn the_next_in_line_shows_as_waiting_in_acquire() {
     let gateway = gateway(&upstream, &spaced(1500));
     assert_eq!(post(gateway.addr(), CHAT, BODY).status, 200);
     let _waiting = ask(&gateway, "b");
-    gateway.wait_stats(|stats| stats["queued_ahead"] == 1 && stats["waiting_in_acquire"] == 1, PATIENCE);
+    gateway.wait_stats(
+        |stats| stats["queued_ahead"] == 1 && stats["waiting_in_acquire"] == 1,
+        PATIENCE,
+    );
 }
 
 #[test]
@@ -422,13 +462,17 @@ fn nothing_stays_in_flight_however_a_request_ends() {
     assert_eq!(post(gateway.addr(), CHAT, BODY).status, 502);
     assert_eq!(post(gateway.addr(), CHAT, BODY).status, 200);
     let stats = gateway.wait_stats(|stats| stats["in_flight"] == 0, PATIENCE);
-    assert_eq!((&stats["sent"], &stats["succeeded"], &stats["upstream_errors"]), (&3.into(), &1.into(), &1.into()));
+    assert_eq!(
+        (&stats["sent"], &stats["succeeded"], &stats["upstream_errors"]),
+        (&3.into(), &1.into(), &1.into())
+    );
 }
 
 #[test]
 fn every_kind_of_answer_is_counted() {
     let json = |status| Reply::Json(status, "{}".into());
-    let upstream = Upstream::start([json(200), json(400), json(499), json(500), json(599), json(399)]);
+    let upstream =
+        Upstream::start([json(200), json(400), json(499), json(500), json(599), json(399)]);
     let gateway = gateway(&upstream, support::UNSHAPED);
     let mut client = Client::connect(gateway.addr());
     for status in [200, 400, 499, 500, 599, 399] {

@@ -7,8 +7,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::thread;
 
 use support::{
-    Client, ClosedPort, Gateway, PATIENCE, Reply, Response, UNSHAPED, Upstream, get, post, provider_at, provider_yaml,
-    spaced,
+    Client, ClosedPort, Gateway, PATIENCE, Reply, Response, UNSHAPED, Upstream, get, post,
+    provider_at, provider_yaml, spaced,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -67,7 +67,15 @@ fn a_body_that_is_no_json_object_with_a_model_is_refused_and_the_connection_goes
 fn an_unknown_path_is_a_404() {
     let upstream = Upstream::start([Reply::ok()]);
     let gateway = gateway(&upstream, "", "");
-    for path in ["/", "/v1", "/v2/chat/completions", "/admin/nope", "/admin/stats/", "/v1chat", "/favicon.ico"] {
+    for path in [
+        "/",
+        "/v1",
+        "/v2/chat/completions",
+        "/admin/nope",
+        "/admin/stats/",
+        "/v1chat",
+        "/favicon.ico",
+    ] {
         for response in [get(gateway.addr(), path), post(gateway.addr(), path, BODY)] {
             assert_eq!(response.status, 404, "{path}: {response:?}");
             assert_eq!(response.error()["type"], "invalid_request_error");
@@ -118,7 +126,9 @@ fn a_chunked_body_over_the_limit_is_a_413() {
     let gateway = gateway(&upstream, "max_body_bytes: 1000", "");
     let mut client = Client::connect(gateway.addr());
     let chunk = format!("200\r\n{}\r\n", "x".repeat(0x200));
-    client.send(format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}{chunk}"));
+    client.send(format!(
+        "POST {CHAT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}{chunk}"
+    ));
     assert_eq!(client.read_response().status, 413);
     assert!(upstream.requests().is_empty());
 }
@@ -194,10 +204,17 @@ fn with_an_auth_token_set_everything_but_health_needs_it() {
             "Bearer Gate-token",
             "Basic gate-token",
         ] {
-            let credentials = if wrong.is_empty() { String::new() } else { format!("Authorization: {wrong}\r\n") };
+            let credentials = if wrong.is_empty() {
+                String::new()
+            } else {
+                format!("Authorization: {wrong}\r\n")
+            };
             let response = ask(request, &credentials);
             assert_refused(&response, 401, "invalid_api_key", &[]);
-            assert!(response.header("www-authenticate").unwrap().starts_with("Bearer"), "{response:?}");
+            assert!(
+                response.header("www-authenticate").unwrap().starts_with("Bearer"),
+                "{response:?}"
+            );
         }
         for wrong in ["", "gate-toke", "gate-tokens", "Gate-token", "Bearer gate-token"] {
             let response = ask(request, &format!("x-api-key: {wrong}\r\n"));
@@ -254,21 +271,25 @@ fn a_provider_that_speaks_no_tls_is_unreachable() {
 #[test]
 fn a_provider_that_does_not_finish_the_handshake_in_time_is_unreachable() {
     let upstream = Upstream::start([Reply::Stall]);
-    let refused = answer_of(&format!("https://{}/v1", upstream.addr()), "connect_timeout_seconds: 0.2");
+    let refused =
+        answer_of(&format!("https://{}/v1", upstream.addr()), "connect_timeout_seconds: 0.2");
     assert_refused(&refused, 502, "upstream_unreachable", &["the-provider"]);
 }
 
 #[test]
 fn a_provider_that_does_not_answer_in_time_is_a_504() {
     let upstream = Upstream::start([Reply::Stall]);
-    let refused = answer_of(&format!("http://{}/v1", upstream.addr()), "request_timeout_seconds: 0.2");
+    let refused =
+        answer_of(&format!("http://{}/v1", upstream.addr()), "request_timeout_seconds: 0.2");
     assert_refused(&refused, 504, "upstream_timeout", &["the-provider"]);
     upstream.wait_closed(0, PATIENCE);
 }
 
 #[test]
 fn a_provider_that_breaks_off_before_its_answer_is_a_502() {
-    for reply in [Reply::CloseBeforeAnswer, Reply::Reset, Reply::RawThenClose(b"HTTP/1.1 200 O".to_vec())] {
+    for reply in
+        [Reply::CloseBeforeAnswer, Reply::Reset, Reply::RawThenClose(b"HTTP/1.1 200 O".to_vec())]
+    {
         let upstream = Upstream::start([reply.clone()]);
         let refused = answer_of(&format!("http://{}/v1", upstream.addr()), "");
         assert_refused(&refused, 502, "upstream_disconnected", &["the-provider"]);

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 use support::{
-    Client, Ended, Ending, Gate, Gateway, PATIENCE, Recorded, Reply, Response, UNSHAPED, Upstream, post, provider_at,
-    provider_yaml, spaced, sse,
+    Client, Ended, Ending, Gate, Gateway, PATIENCE, Recorded, Reply, Response, UNSHAPED, Upstream,
+    post, provider_at, provider_yaml, spaced, sse,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -45,7 +45,10 @@ fn ask_model(gateway: &Gateway, model: &str, tag: &str) -> Client {
 }
 
 fn tags(requests: &[Recorded]) -> String {
-    requests.iter().map(|request| request.json()["tag"].as_str().unwrap_or_default().to_owned()).collect()
+    requests
+        .iter()
+        .map(|request| request.json()["tag"].as_str().unwrap_or_default().to_owned())
+        .collect()
 }
 
 /// A 429 that names its pause to the millisecond.
@@ -59,7 +62,8 @@ fn retry_after(value: &str) -> Reply {
 
 /// An answer with these header lines, each with its CRLF.
 fn answer(status: u16, lines: &str, body: &str) -> Vec<u8> {
-    format!("HTTP/1.1 {status} Scripted\r\n{lines}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    format!("HTTP/1.1 {status} Scripted\r\n{lines}Content-Length: {}\r\n\r\n{body}", body.len())
+        .into_bytes()
 }
 
 fn raw(status: u16, lines: &str, body: &str) -> Reply {
@@ -81,7 +85,10 @@ fn gaps(requests: &[Recorded]) -> Vec<Duration> {
 
 /// Runs all cases side by side, for each of them waits.
 fn at_once<T: Send + 'static, const N: usize>(cases: [T; N], run: fn(T)) {
-    let failed = cases.map(|case| thread::spawn(move || run(case))).into_iter().filter_map(|case| case.join().err());
+    let failed = cases
+        .map(|case| thread::spawn(move || run(case)))
+        .into_iter()
+        .filter_map(|case| case.join().err());
     assert_eq!(failed.count(), 0, "each has said above what was wrong");
 }
 
@@ -122,10 +129,25 @@ fn a_pause_in_any_notation_is_waited_out() {
     let cases: [(&str, String, &str, u64); 11] = [
         ("seconds", "Retry-After: 1\r\n".into(), "", 1000),
         ("a fraction", "Retry-After: 0.2\r\n".into(), "", 200),
-        ("milliseconds, before seconds", "Retry-After: 60\r\nretry-after-ms: 150\r\n".into(), "", 150),
+        (
+            "milliseconds, before seconds",
+            "Retry-After: 60\r\nretry-after-ms: 150\r\n".into(),
+            "",
+            150,
+        ),
         ("a date", format!("{date}Retry-After: Sun, 06 Nov 1994 08:49:38 GMT\r\n"), "", 1000),
-        ("OpenAI", "x-ratelimit-remaining-requests: 0\r\nx-ratelimit-reset-requests: 120ms\r\n".into(), "", 120),
-        ("Azure", "x-ratelimit-remaining-tokens: 0\r\nx-ratelimit-reset-tokens: 1\r\n".into(), "", 1000),
+        (
+            "OpenAI",
+            "x-ratelimit-remaining-requests: 0\r\nx-ratelimit-reset-requests: 120ms\r\n".into(),
+            "",
+            120,
+        ),
+        (
+            "Azure",
+            "x-ratelimit-remaining-tokens: 0\r\nx-ratelimit-reset-tokens: 1\r\n".into(),
+            "",
+            1000,
+        ),
         (
             "Groq",
             "Content-Type: application/json\r\n".into(),
@@ -220,7 +242,10 @@ fn everybody_waits_and_the_refused_one_is_at_the_head_again() {
     let requests = upstream.wait_requests(4, PATIENCE);
     assert_eq!(tags(&requests), "aabc");
     assert!(gaps(&requests)[0] >= Duration::from_millis(600));
-    assert_eq!(callers.iter_mut().map(|caller| caller.read_response().status).collect::<Vec<_>>(), [200, 200]);
+    assert_eq!(
+        callers.iter_mut().map(|caller| caller.read_response().status).collect::<Vec<_>>(),
+        [200, 200]
+    );
 }
 
 #[test]
@@ -240,14 +265,22 @@ fn those_who_were_refused_go_on_in_the_order_in_which_they_came() {
             cooldowns(&gateway, n as u64 + 1);
         }
         callers.push(ask(&gateway, "c"));
-        assert_eq!(tags(&upstream.wait_requests(5, PATIENCE)), "ababc", "refused in the order {order:?}");
+        assert_eq!(
+            tags(&upstream.wait_requests(5, PATIENCE)),
+            "ababc",
+            "refused in the order {order:?}"
+        );
     }
 }
 
 #[test]
 fn a_later_pause_never_shortens_a_running_one() {
     let gates = [Gate::closed(), Gate::closed()];
-    let replies = [gated(&gates[0], "retry-after-ms: 700\r\n"), gated(&gates[1], "retry-after-ms: 1\r\n"), Reply::ok()];
+    let replies = [
+        gated(&gates[0], "retry-after-ms: 700\r\n"),
+        gated(&gates[1], "retry-after-ms: 1\r\n"),
+        Reply::ok(),
+    ];
     let upstream = Upstream::start(replies);
     let gateway = gateway(&upstream, UNSHAPED, RETRY);
     let _callers = ["a", "b"].map(|tag| ask(&gateway, tag));
@@ -258,7 +291,11 @@ fn a_later_pause_never_shortens_a_running_one() {
         cooldowns(&gateway, n as u64 + 1);
     }
     for request in &upstream.wait_requests(4, PATIENCE)[2..] {
-        assert!(request.arrived - refused >= Duration::from_millis(700), "after {:?}", request.arrived - refused);
+        assert!(
+            request.arrived - refused >= Duration::from_millis(700),
+            "after {:?}",
+            request.arrived - refused
+        );
     }
 }
 
@@ -274,9 +311,9 @@ fn a_caller_who_leaves_during_a_pause_is_not_sent_again() {
     assert_eq!(tags(&upstream.requests()), "ab");
 }
 
-const OF_A_MODEL: &str =
-    r#"{"status":429,"title":"Too Many Requests","detail":"Worker local total request limit reached (32/32)"}"#;
-const OF_NOBODY: &str = r#"{"error":{"message":"Slow down","type":"requests","param":null,"code":null}}"#;
+const OF_A_MODEL: &str = r#"{"status":429,"title":"Too Many Requests","detail":"Worker local total request limit reached (32/32)"}"#;
+const OF_NOBODY: &str =
+    r#"{"error":{"message":"Slow down","type":"requests","param":null,"code":null}}"#;
 
 #[test]
 fn a_pause_is_the_models_or_the_providers_by_the_body_or_by_the_file() {
@@ -288,16 +325,24 @@ fn a_pause_is_the_models_or_the_providers_by_the_body_or_by_the_file() {
     ] {
         let upstream = Upstream::start([raw(429, "Retry-After: 60\r\n", body), Reply::ok()]);
         let limit = unpaced(cooldown);
-        let gateway = Gateway::start(&provider_yaml("p", upstream.addr(), &["a", "b"], &limit, RETRY));
+        let gateway =
+            Gateway::start(&provider_yaml("p", upstream.addr(), &["a", "b"], &limit, RETRY));
         let _paused = ask_model(&gateway, "a", "a");
-        gateway.wait_stats(|stats| stats["cooldowns"] == 1 && stats["held_by"] == "cooldown", PATIENCE);
+        gateway.wait_stats(
+            |stats| stats["cooldowns"] == 1 && stats["held_by"] == "cooldown",
+            PATIENCE,
+        );
         let mut other = ask_model(&gateway, "b", "b");
         if others_go_on {
             assert_eq!(other.read_response().status, 200, "{cooldown} {body}");
         } else {
             gateway.wait_queued(2);
         }
-        assert_eq!(tags(&upstream.requests()), if others_go_on { "ab" } else { "a" }, "{cooldown} {body}");
+        assert_eq!(
+            tags(&upstream.requests()),
+            if others_go_on { "ab" } else { "a" },
+            "{cooldown} {body}"
+        );
     }
 }
 
@@ -368,7 +413,11 @@ fn only_the_statuses_of_the_list_are_repeated() {
         let gateway = gateway(&upstream, UNSHAPED, &format!("retry: {{attempts: 2, {statuses}}}"));
         let answered = post(gateway.addr(), CHAT, BODY).status;
         let sent = upstream.requests().len();
-        assert_eq!((answered, sent), if repeated { (200, 2) } else { (status, 1) }, "{statuses} {status}");
+        assert_eq!(
+            (answered, sent),
+            if repeated { (200, 2) } else { (status, 1) },
+            "{statuses} {status}"
+        );
     });
 }
 
@@ -392,7 +441,10 @@ fn every_attempt_takes_a_slot() {
     assert_eq!(post(gateway.addr(), CHAT, BODY).status, 200);
     let requests = upstream.requests();
     for (n, request) in requests.iter().enumerate() {
-        assert!(request.arrived - start >= Duration::from_millis(300) * n as u32, "attempt {n} was early");
+        assert!(
+            request.arrived - start >= Duration::from_millis(300) * n as u32,
+            "attempt {n} was early"
+        );
     }
     assert_eq!(gateway.stats()["providers"][0]["sent"], 3);
 }
@@ -400,7 +452,8 @@ fn every_attempt_takes_a_slot() {
 #[test]
 fn a_repeat_that_the_day_has_no_room_for_is_the_providers_answer() {
     let upstream = Upstream::start([pause_ms(20), Reply::ok()]);
-    let gateway = gateway(&upstream, &unpaced("rpd: 1, day_resets_at: rolling, window_margin_ms: 0"), RETRY);
+    let gateway =
+        gateway(&upstream, &unpaced("rpd: 1, day_resets_at: rolling, window_margin_ms: 0"), RETRY);
     let refused = post(gateway.addr(), CHAT, BODY);
     assert_eq!((refused.status, refused.code().as_str()), (429, "rate_limit_exceeded"));
     // It would be refused here until tomorrow.
@@ -447,7 +500,8 @@ fn a_connection_that_cannot_be_made_counts_as_an_attempt() {
 #[test]
 fn a_provider_that_is_back_before_the_last_attempt_was_never_away() {
     let (socket, addr) = closed_port();
-    let gateway = Gateway::start(&provider_at("p", &format!("http://{addr}/v1"), &["m"], UNSHAPED, RETRY));
+    let gateway =
+        Gateway::start(&provider_at("p", &format!("http://{addr}/v1"), &["m"], UNSHAPED, RETRY));
     let mut caller = ask(&gateway, "a");
     gateway.wait_stats(|stats| stats["upstream_errors"] == 1, PATIENCE);
     rustix::net::listen(&socket, 8).expect("listen on a bound socket");
@@ -471,13 +525,17 @@ fn closed_port() -> (rustix::fd::OwnedFd, SocketAddr) {
     use rustix::net::{AddressFamily, SocketType, bind, getsockname, socket};
     let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
     bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).expect("bind a loopback port");
-    let addr = getsockname(&socket).expect("the address of a bound socket").try_into().expect("an IP address");
+    let addr = getsockname(&socket)
+        .expect("the address of a bound socket")
+        .try_into()
+        .expect("an IP address");
     (socket, addr)
 }
 
 #[test]
 fn what_the_provider_may_have_done_is_not_asked_for_twice() {
-    let broken = |ending| Reply::Stream { chunks: vec![sse::event("a")], gate: Gate::open(), ending };
+    let broken =
+        |ending| Reply::Stream { chunks: vec![sse::event("a")], gate: Gate::open(), ending };
     for (reply, status, ended) in [
         (broken(Ending::Close), 200, Ended::Aborted),
         (broken(Ending::Reset), 200, Ended::Aborted),
@@ -487,7 +545,8 @@ fn what_the_provider_may_have_done_is_not_asked_for_twice() {
         (Reply::Stall, 504, Ended::Clean),
     ] {
         let upstream = Upstream::start([reply.clone(), Reply::ok()]);
-        let gateway = gateway(&upstream, UNSHAPED, &format!("request_timeout_seconds: 0.3\n{RETRY}"));
+        let gateway =
+            gateway(&upstream, UNSHAPED, &format!("request_timeout_seconds: 0.3\n{RETRY}"));
         let response = post(gateway.addr(), CHAT, BODY);
         assert_eq!((response.status, response.ended), (status, ended), "{reply:?}");
         assert_eq!(upstream.requests().len(), 1, "{reply:?}");
@@ -527,7 +586,8 @@ fn attempts_end_when_max_wait_is_over() {
 #[test]
 fn a_pause_that_got_longer_meanwhile_is_the_one_that_is_told() {
     let gates = [Gate::closed(), Gate::closed()];
-    let replies = [gated(&gates[0], "retry-after-ms: 300\r\n"), gated(&gates[1], "Retry-After: 40\r\n")];
+    let replies =
+        [gated(&gates[0], "retry-after-ms: 300\r\n"), gated(&gates[1], "Retry-After: 40\r\n")];
     let upstream = Upstream::start(replies);
     let gateway = gateway(&upstream, &unpaced("max_wait_seconds: 1"), RETRY);
     let mut first = ask(&gateway, "a");
@@ -562,9 +622,17 @@ fn the_last_answer_is_the_providers_with_a_retry_after_that_every_sdk_takes() {
         ("Retry-After: 7\r\n".to_owned(), Some("7"), "true"),
         ("Retry-After: 60\r\n".to_owned(), Some("60"), "true"),
         ("Retry-After: 61\r\n".to_owned(), Some("61"), "false"),
-        ("retry-after-ms: 6500\r\nRetry-After: 30\r\nx-should-retry: true\r\n".to_owned(), Some("7"), "true"),
+        (
+            "retry-after-ms: 6500\r\nRetry-After: 30\r\nx-should-retry: true\r\n".to_owned(),
+            Some("7"),
+            "true",
+        ),
         (format!("{date}Retry-After: Sun, 06 Nov 1994 08:49:47 GMT\r\n"), Some("10"), "true"),
-        ("x-ratelimit-remaining-tokens: 0\r\nx-ratelimit-reset-tokens: 1m9.5s\r\n".to_owned(), Some("70"), "false"),
+        (
+            "x-ratelimit-remaining-tokens: 0\r\nx-ratelimit-reset-tokens: 1m9.5s\r\n".to_owned(),
+            Some("70"),
+            "false",
+        ),
         (String::new(), None, "true"),
     ] {
         let body = "  {\"error\": {\"message\":\"own words\"}} ";
@@ -572,13 +640,17 @@ fn the_last_answer_is_the_providers_with_a_retry_after_that_every_sdk_takes() {
         let gateway = gateway(&upstream, UNSHAPED, "retry: {attempts: 1}");
         let refused = post(gateway.addr(), CHAT, BODY);
         assert_refused(&refused, retry_after, should_retry);
-        assert_eq!((refused.text().as_str(), refused.header("x-own").as_deref()), (body, Some("kept")));
+        assert_eq!(
+            (refused.text().as_str(), refused.header("x-own").as_deref()),
+            (body, Some("kept"))
+        );
     }
 }
 
 #[test]
 fn the_last_of_several_answers_remains() {
-    let upstream = Upstream::start([raw(500, "", "the first"), pause_ms(20), raw(503, "", "the last")]);
+    let upstream =
+        Upstream::start([raw(500, "", "the first"), pause_ms(20), raw(503, "", "the last")]);
     let gateway = gateway(&upstream, UNSHAPED, "retry: {attempts: 3}");
     let response = post(gateway.addr(), CHAT, BODY);
     assert_eq!((response.status, response.text().as_str()), (503, "the last"));

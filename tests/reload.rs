@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use support::{Client, Gate, PATIENCE, Process, Reply, UNSHAPED, Upstream, get, post, provider_yaml, spaced, sse};
+use support::{
+    Client, Gate, PATIENCE, Process, Reply, UNSHAPED, Upstream, get, post, provider_yaml, spaced,
+    sse,
+};
 
 const CHAT: &str = "/v1/chat/completions";
 const BODY: &str = r#"{"model":"m","messages":[]}"#;
@@ -84,7 +87,10 @@ fn those_in_line_go_on_under_the_new_limits() {
     }
     assert_eq!(upstream.requests().len(), 3);
     let stats = get(process.addr(), "/admin/stats").json();
-    assert_eq!((&stats["providers"][0]["sent"], &stats["providers"][0]["interval_seconds"]), (&3.into(), &0.05.into()));
+    assert_eq!(
+        (&stats["providers"][0]["sent"], &stats["providers"][0]["interval_seconds"]),
+        (&3.into(), &0.05.into())
+    );
 }
 
 #[test]
@@ -110,7 +116,9 @@ fn what_was_sent_counts_under_the_new_limits() {
 fn a_provider_that_goes_ends_with_its_last_request_and_a_new_one_serves() {
     let gate = Gate::closed();
     let held = gate.clone();
-    let old = Upstream::answering(move |_, _| Reply::stream(vec![sse::event("a"), sse::event("b")], &held));
+    let old = Upstream::answering(move |_, _| {
+        Reply::stream(vec![sse::event("a"), sse::event("b")], &held)
+    });
     let new = Upstream::answering(|_, _| Reply::ok());
     let limit = "{mode: burst, rpm: 600000, capacity: 1000, max_concurrent: 1}";
     let (file, process) = serve("", &provider_yaml("old", old.addr(), &["m"], limit, ""));
@@ -119,7 +127,8 @@ fn a_provider_that_goes_ends_with_its_last_request_and_a_new_one_serves() {
     running.read_head();
     let mut waiting = ask(process.addr());
     wait_queued(process.addr(), 1);
-    let said = reload(&process, &file, &yaml("", &provider_yaml("new", new.addr(), &["n"], UNSHAPED, "")));
+    let said =
+        reload(&process, &file, &yaml("", &provider_yaml("new", new.addr(), &["n"], UNSHAPED, "")));
     assert!(said.ends_with("new is new; old is gone\""), "{said}");
     assert_eq!(post(process.addr(), CHAT, BODY).code(), "model_not_found");
     assert_eq!(post(process.addr(), CHAT, BODY.replace("\"m\"", "\"n\"")).status, 200);
@@ -154,16 +163,28 @@ fn a_connection_and_the_counters_live_on_under_another_key_and_token() {
     let mut client = Client::connect(process.addr());
     client.post_json(CHAT, BODY);
     assert_eq!(client.read_response().status, 200);
-    let said = reload(&process, &file, &yaml("auth_token: new-token", &provider("api_key: sk-the-second-key")));
+    let said = reload(
+        &process,
+        &file,
+        &yaml("auth_token: new-token", &provider("api_key: sk-the-second-key")),
+    );
     assert!(said.ends_with("server is changed; p is changed\""), "{said}");
     client.post_json(CHAT, BODY);
     assert_eq!(client.read_response().code(), "invalid_api_key");
     let mut client = Client::connect(process.addr());
     client.post_json_with(CHAT, "Authorization: Bearer new-token\r\n", BODY);
     assert_eq!(client.read_response().status, 200);
-    let keys: Vec<_> = upstream.requests().iter().map(|request| request.header("authorization")).collect();
-    assert_eq!(keys, [Some("Bearer sk-the-first-key".into()), Some("Bearer sk-the-second-key".into())]);
-    reload(&process, &file, &yaml("", &provider("api_keys: [sk-the-first-key, sk-the-second-key]")));
+    let keys: Vec<_> =
+        upstream.requests().iter().map(|request| request.header("authorization")).collect();
+    assert_eq!(
+        keys,
+        [Some("Bearer sk-the-first-key".into()), Some("Bearer sk-the-second-key".into())]
+    );
+    reload(
+        &process,
+        &file,
+        &yaml("", &provider("api_keys: [sk-the-first-key, sk-the-second-key]")),
+    );
     let stats = get(process.addr(), "/admin/stats").json();
     let lanes: Vec<_> = stats["providers"][0]["lanes"].as_array().expect("lanes").iter().collect();
     assert_eq!(lanes.iter().map(|lane| &lane["sent"]).collect::<Vec<_>>(), [1, 1]);
@@ -174,15 +195,21 @@ fn the_listener_moves_with_the_address_and_stays_where_that_is_taken() {
     let upstream = Upstream::answering(|_, _| Reply::ok());
     let provider = provider_yaml("p", upstream.addr(), &["m"], UNSHAPED, "");
     let (file, process) = serve("", &provider);
-    let taken = yaml("", &provider).replace("port: 0", &format!("port: {}", upstream.addr().port()));
+    let taken =
+        yaml("", &provider).replace("port: 0", &format!("port: {}", upstream.addr().port()));
     let said = reload(&process, &file, &taken);
     assert!(said.contains("nothing was reloaded: cannot serve on 127.0.0.1:"), "{said}");
     assert_eq!(post(process.addr(), CHAT, BODY).status, 200);
     let mut connected = Client::connect(process.addr());
-    fs::write(&file, yaml("", &provider).replace("127.0.0.1\n  port", "127.0.0.2\n  port")).expect("write");
+    fs::write(&file, yaml("", &provider).replace("127.0.0.1\n  port", "127.0.0.2\n  port"))
+        .expect("write");
     process.signal(Signal::HUP);
     let said = process.wait_log("from now on at");
-    let moved = said.split("http://").nth(1).and_then(|rest| rest.strip_suffix("/v1\"")).expect("an address");
+    let moved = said
+        .split("http://")
+        .nth(1)
+        .and_then(|rest| rest.strip_suffix("/v1\""))
+        .expect("an address");
     let moved: SocketAddr = moved.parse().expect("an address");
     assert_eq!(moved.ip().to_string(), "127.0.0.2");
     assert_eq!(post(moved, CHAT, BODY).status, 200);
@@ -215,8 +242,8 @@ fn who_is_believed_and_which_pages_may_call_changes_between_two_requests_of_a_co
 #[test]
 fn an_unchanged_file_says_so() {
     let upstream = Upstream::answering(|_, _| Reply::ok());
-    let providers =
-        [("p", "m"), ("q", "n")].map(|(name, model)| provider_yaml(name, upstream.addr(), &[model], UNSHAPED, ""));
+    let providers = [("p", "m"), ("q", "n")]
+        .map(|(name, model)| provider_yaml(name, upstream.addr(), &[model], UNSHAPED, ""));
     let (file, process) = serve("", &providers.concat());
     let said = reload(&process, &file, &yaml("", &providers.concat()));
     assert!(said.ends_with("reloaded: nothing is different\""), "{said}");

@@ -9,15 +9,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use support::{Client, PATIENCE, Process, Recorded, Reply, Upstream, burst, get, post, provider_yaml, spaced};
+use support::{
+    Client, PATIENCE, Process, Recorded, Reply, Upstream, burst, get, post, provider_yaml, spaced,
+};
 
 const CHAT: &str = "/v1/chat/completions";
 const BODY: &str = r#"{"model":"m","messages":[]}"#;
 
 /// A configuration with a state file beside it, and the file.
 fn config(upstream: &Upstream, rate_limit: &str, extras: &str) -> (PathBuf, PathBuf) {
-    let config =
-        Process::config("state_file: state.json", &provider_yaml("p", upstream.addr(), &["m"], rate_limit, extras));
+    let config = Process::config(
+        "state_file: state.json",
+        &provider_yaml("p", upstream.addr(), &["m"], rate_limit, extras),
+    );
     let state = config.with_file_name("state.json");
     (config, state)
 }
@@ -46,13 +50,15 @@ fn ask(addr: SocketAddr) -> Client {
 }
 
 fn state(file: &Path) -> serde_json::Value {
-    serde_json::from_slice(&fs::read(file).expect("the state file is there")).expect("the state file is JSON")
+    serde_json::from_slice(&fs::read(file).expect("the state file is there"))
+        .expect("the state file is JSON")
 }
 
 /// The most requests that arrived in any span, both ends included.
 fn most_within(requests: &[Recorded], span: Duration) -> usize {
     let at: Vec<Instant> = requests.iter().map(|request| request.arrived).collect();
-    let within = |from: &Instant| at.iter().filter(|at| *at >= from && **at - *from <= span).count();
+    let within =
+        |from: &Instant| at.iter().filter(|at| *at >= from && **at - *from <= span).count();
     at.iter().map(within).max().unwrap_or(0)
 }
 
@@ -83,10 +89,12 @@ fn what_nobody_has_used_is_not_waited_for() {
     let upstream = Upstream::answering(|_, _| Reply::ok());
     let (config, _) = config(&upstream, &spaced(3_600_000), "");
     with_nothing_sent(&config);
-    let state = fs::read_to_string(config.with_file_name("state.json")).expect("the state file is there");
+    let state =
+        fs::read_to_string(config.with_file_name("state.json")).expect("the state file is there");
     // As if an hour had passed since.
-    let saved_at =
-        serde_json::from_str::<serde_json::Value>(&state).expect("JSON")["saved_at"].as_u64().expect("a time");
+    let saved_at = serde_json::from_str::<serde_json::Value>(&state).expect("JSON")["saved_at"]
+        .as_u64()
+        .expect("a time");
     let old = state.replace(&saved_at.to_string(), &(saved_at - 3_600_000).to_string());
     fs::write(config.with_file_name("state.json"), old).expect("write the state file");
     let process = Process::serve(&config);
@@ -95,7 +103,8 @@ fn what_nobody_has_used_is_not_waited_for() {
 
 #[test]
 fn a_spent_day_and_a_pause_outlive_the_program() {
-    let refusing = "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 200\r\nContent-Length: 0\r\n\r\n";
+    let refusing =
+        "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 200\r\nContent-Length: 0\r\n\r\n";
     for (limit, reply, want, code) in [
         (
             "{mode: burst, rpm: 6000, capacity: 10, rpd: 1, max_wait_seconds: 5}",
@@ -183,10 +192,15 @@ fn without_a_word_of_before_the_first_request_waits_for_one_interval() {
 #[test]
 fn it_is_written_while_running_at_a_bounded_rate() {
     let upstream = Upstream::answering(|_, _| Reply::ok());
-    let (config, file) = config(&upstream, "{mode: burst, rpm: 600000, capacity: 1000, rpd: 1000}", "");
+    let (config, file) =
+        config(&upstream, "{mode: burst, rpm: 600000, capacity: 1000, rpd: 1000}", "");
     with_nothing_sent(&config);
     let process = Process::serve(&config);
-    let spent = || state(&file)["providers"]["p"][0]["shared"]["calendar_day"]["spent"].as_u64().expect("a count");
+    let spent = || {
+        state(&file)["providers"]["p"][0]["shared"]["calendar_day"]["spent"]
+            .as_u64()
+            .expect("a count")
+    };
     let deadline = Instant::now() + 3 * PATIENCE;
     let (mut asked, mut versions) = (0, std::collections::BTreeSet::new());
     while versions.len() < 2 {
@@ -205,7 +219,8 @@ fn it_is_written_while_running_at_a_bounded_rate() {
 fn each_key_is_remembered_for_itself_and_none_is_in_the_file() {
     let upstream = Upstream::answering(|_, _| Reply::ok());
     let keys = "api_keys: [sk-the-first-secret, sk-the-second-secret]";
-    let (config, file) = config(&upstream, "{mode: spaced, rpm: 6000, rpd: 1, max_wait_seconds: 5}", keys);
+    let (config, file) =
+        config(&upstream, "{mode: spaced, rpm: 6000, rpd: 1, max_wait_seconds: 5}", keys);
     with_nothing_sent(&config);
     let process = Process::serve(&config);
     assert_eq!(post(process.addr(), CHAT, BODY).status, 200);
@@ -219,7 +234,8 @@ fn each_key_is_remembered_for_itself_and_none_is_in_the_file() {
     let process = Process::serve(&config);
     assert_eq!(post(process.addr(), CHAT, BODY).status, 200);
     assert_eq!(post(process.addr(), CHAT, BODY).code(), "daily_limit_reached");
-    let by: Vec<_> = upstream.requests().iter().map(|request| request.header("authorization")).collect();
+    let by: Vec<_> =
+        upstream.requests().iter().map(|request| request.header("authorization")).collect();
     assert_ne!(by[0], by[1]);
     stop(process);
 }

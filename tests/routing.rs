@@ -5,7 +5,9 @@ mod support;
 use std::time::Instant;
 
 use serde_json::json;
-use support::{Gateway, PATIENCE, Reply, UNSHAPED, Upstream, get, post, provider_at, provider_yaml};
+use support::{
+    Gateway, PATIENCE, Reply, UNSHAPED, Upstream, get, post, provider_at, provider_yaml,
+};
 
 /// Two providers: `a` serves `only-a`, `shared` and `b/tricky`; `b` serves `shared`, `tricky` and the alias `fast`.
 struct Pair {
@@ -44,9 +46,11 @@ fn spliced(body: &str) -> String {
 #[test]
 fn only_the_model_changes_in_a_body_and_every_other_byte_stays() {
     let before = "\r\n { \"b\" : 1E400,\t\"a\":123456789012345678901234567890.10, \"b\":\"\\u00e9\\/\u{e9}\\ud83d\", \"model\" :\n";
-    let after =
-        " , \"messages\":[{\"model\":\"fast\",\"content\":\"\\\"model\\\":\\\"fast\\\"\"}] ,\"z\":-0.0,\"a\":[ ] }\n\n";
-    assert_eq!(spliced(&format!("{before}\"fast\"{after}")), format!("{before}\"meta/llama-3.1-8b\"{after}"));
+    let after = " , \"messages\":[{\"model\":\"fast\",\"content\":\"\\\"model\\\":\\\"fast\\\"\"}] ,\"z\":-0.0,\"a\":[ ] }\n\n";
+    assert_eq!(
+        spliced(&format!("{before}\"fast\"{after}")),
+        format!("{before}\"meta/llama-3.1-8b\"{after}")
+    );
 }
 
 #[test]
@@ -86,22 +90,31 @@ fn each_model_goes_to_its_provider_under_the_name_that_is_known_there() {
         ("b/fast", false, "meta/llama-3.1-8b"),
     ] {
         let Pair { a, b, gateway } = pair();
-        let answer = post(gateway.addr(), "/v1/chat/completions", json!({ "model": model }).to_string());
+        let answer =
+            post(gateway.addr(), "/v1/chat/completions", json!({ "model": model }).to_string());
         assert_eq!(answer.status, 200, "{model}: {answer:?}");
         let (right, wrong) = if to_a { (&a, &b) } else { (&b, &a) };
         assert_eq!(right.wait_requests(1, PATIENCE)[0].json()["model"], sent, "{model}");
         assert!(wrong.requests().is_empty(), "{model}");
-        assert_eq!(answer.header("x-limitrate-provider").as_deref(), Some(if to_a { "a" } else { "b" }), "{model}");
+        assert_eq!(
+            answer.header("x-limitrate-provider").as_deref(),
+            Some(if to_a { "a" } else { "b" }),
+            "{model}"
+        );
     }
 }
 
 #[test]
 fn an_unknown_model_is_refused_with_the_nearest_names() {
     let Pair { a, b, gateway } = pair();
-    for (model, nearest) in
-        [("sharde", "shared"), ("b/shard", "b/shared"), ("onlya", "only-a"), ("meta/llama-3.1-8b", "")]
-    {
-        let refused = post(gateway.addr(), "/v1/chat/completions", json!({ "model": model }).to_string());
+    for (model, nearest) in [
+        ("sharde", "shared"),
+        ("b/shard", "b/shared"),
+        ("onlya", "only-a"),
+        ("meta/llama-3.1-8b", ""),
+    ] {
+        let refused =
+            post(gateway.addr(), "/v1/chat/completions", json!({ "model": model }).to_string());
         assert_eq!((refused.status, refused.code().as_str()), (404, "model_not_found"), "{model}");
         let message = refused.error()["message"].as_str().unwrap().to_owned();
         assert!(message.contains(model) && message.contains(nearest), "{message}");
@@ -119,8 +132,10 @@ fn the_model_list_has_each_name_once_and_both_full_names_where_two_share_one() {
         assert_eq!(model["object"], "model");
         assert!(model["created"].is_u64() && model["owned_by"].is_string(), "{model}");
     }
-    let owners: Vec<_> =
-        models.iter().map(|model| (model["id"].as_str().unwrap(), model["owned_by"].as_str().unwrap())).collect();
+    let owners: Vec<_> = models
+        .iter()
+        .map(|model| (model["id"].as_str().unwrap(), model["owned_by"].as_str().unwrap()))
+        .collect();
     let mut sorted = owners.clone();
     sorted.sort_unstable();
     assert_eq!(
@@ -144,7 +159,9 @@ fn every_listed_model_can_be_retrieved_with_raw_and_with_escaped_slashes() {
     let list = get(gateway.addr(), "/v1/models").json();
     for model in list["data"].as_array().unwrap() {
         let id = model["id"].as_str().unwrap();
-        for path in [id.to_owned(), id.replace('/', "%2F"), id.replace('/', "%2f"), format!("{id}?x=1")] {
+        for path in
+            [id.to_owned(), id.replace('/', "%2F"), id.replace('/', "%2f"), format!("{id}?x=1")]
+        {
             let answer = get(gateway.addr(), &format!("/v1/models/{path}"));
             assert_eq!((answer.status, &answer.json()), (200, model), "{path}");
         }
@@ -158,10 +175,18 @@ fn the_path_and_the_query_go_to_any_base_url() {
         let upstream = Upstream::start([Reply::ok()]);
         let base_url = format!("http://{}{base}", upstream.addr());
         let gateway = Gateway::start(&provider_at("p", &base_url, &["m"], UNSHAPED, ""));
-        for path in
-            ["/chat/completions", "/embeddings?x=%20a&y=1/2?", "/audio/some%2Fthing/deeper", "/v1/rerank", "/responses"]
-        {
-            assert_eq!(post(gateway.addr(), &format!("/v1{path}"), r#"{"model":"m"}"#).status, 200, "{base}{path}");
+        for path in [
+            "/chat/completions",
+            "/embeddings?x=%20a&y=1/2?",
+            "/audio/some%2Fthing/deeper",
+            "/v1/rerank",
+            "/responses",
+        ] {
+            assert_eq!(
+                post(gateway.addr(), &format!("/v1{path}"), r#"{"model":"m"}"#).status,
+                200,
+                "{base}{path}"
+            );
             let requests = upstream.requests();
             let request = requests.last().unwrap();
             assert_eq!(request.target, format!("{}{path}", base.trim_end_matches('/')));
@@ -176,11 +201,20 @@ fn the_health_page_tells_the_version_and_the_whole_seconds_since_the_start() {
     let before = Instant::now();
     let Pair { gateway, .. } = pair();
     let answer = get(gateway.addr(), "/admin/health");
-    assert_eq!((answer.status, answer.header("content-type").as_deref()), (200, Some("application/json")));
+    assert_eq!(
+        (answer.status, answer.header("content-type").as_deref()),
+        (200, Some("application/json"))
+    );
     let mut health = answer.json();
     let uptime = health["uptime_seconds"].take();
-    assert!(uptime.as_u64().is_some_and(|seconds| seconds <= before.elapsed().as_secs()), "{uptime}");
-    assert_eq!(health, json!({"status": "ok", "version": env!("CARGO_PKG_VERSION"), "uptime_seconds": null}));
+    assert!(
+        uptime.as_u64().is_some_and(|seconds| seconds <= before.elapsed().as_secs()),
+        "{uptime}"
+    );
+    assert_eq!(
+        health,
+        json!({"status": "ok", "version": env!("CARGO_PKG_VERSION"), "uptime_seconds": null})
+    );
 }
 
 #[test]

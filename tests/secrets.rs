@@ -10,7 +10,8 @@ use limitrate::config;
 use limitrate::server::Server;
 use rustix::process::{Pid, Signal, kill_process};
 use support::{
-    Client, ClosedPort, Gateway, PATIENCE, Reply, UNSHAPED, Upstream, get, post, provider_at, provider_yaml,
+    Client, ClosedPort, Gateway, PATIENCE, Reply, UNSHAPED, Upstream, get, post, provider_at,
+    provider_yaml,
 };
 
 const KEY: &str = "sk-5ecret-of-the-provider";
@@ -86,7 +87,11 @@ fn no_page_and_no_refusal_shows_a_key() {
         }
     }
     let request = &fine.wait_requests(1, PATIENCE)[0];
-    assert_eq!(request.header("authorization"), Some(format!("Bearer {KEY}")), "the keys were in use");
+    assert_eq!(
+        request.header("authorization"),
+        Some(format!("Bearer {KEY}")),
+        "the keys were in use"
+    );
     assert_eq!(request.header("x-api-key").as_deref(), Some(HEADER));
 }
 
@@ -96,7 +101,8 @@ fn who_waits_is_shown_by_name_and_told_of_failures_without_a_key() {
     let base_url = format!("http://{}/v1", closed.addr());
     let extras = format!("{EXTRAS}\nretry: {{attempts: 2}}");
     let providers = provider_at("p", &base_url, &["m"], UNSHAPED, &extras);
-    let gateway = Gateway::start_with(&format!("{SERVER}heartbeat_after_seconds: 0.1"), &providers, &ENV);
+    let gateway =
+        Gateway::start_with(&format!("{SERVER}heartbeat_after_seconds: 0.1"), &providers, &ENV);
     let mut client = Client::connect(gateway.addr());
     let header = format!("Authorization: Bearer {CLIENTS}\r\n");
     client.post_json_with("/v1/chat/completions", &header, r#"{"model":"m","stream":true}"#);
@@ -118,7 +124,11 @@ fn who_waits_is_shown_by_name_and_told_of_failures_without_a_key() {
     upstream.wait_requests(2, PATIENCE);
     let provider = gateway.wait_queued(1);
     let lanes = &provider["lanes"];
-    assert_eq!((&lanes[0]["key"], &lanes[1]["key"]), (&"...ider".into(), &"#2".into()), "{provider}");
+    assert_eq!(
+        (&lanes[0]["key"], &lanes[1]["key"]),
+        (&"...ider".into(), &"#2".into()),
+        "{provider}"
+    );
     assert_no_secret("the statistics", &gateway.stats().to_string());
     let queue = get(gateway.addr(), "/admin/queue");
     assert_eq!(queue.json()["queue"][0]["client"], "chat", "{queue:?}");
@@ -146,24 +156,33 @@ fn broken_answers_of_every_kind_show_no_key() {
 
 #[test]
 fn debug_output_shows_no_key() {
-    let lookup = |name: &str| ENV.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+    let lookup = |name: &str| {
+        ENV.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+    };
     let extras = format!("{EXTRAS}\nproxy: http://user:${{PROXYS}}@127.0.0.1:1");
     let provider = provider_at("p", "https://127.0.0.1:1/v1", &["m"], UNSHAPED, &extras);
     let clients = "[{name: chat, token: \"${CLIENTS}\"}]";
-    let server = format!("  port: 0\n  host: 127.0.0.1\n  auth_token: ${{TOKEN}}\n  clients: {clients}\n");
+    let server =
+        format!("  port: 0\n  host: 127.0.0.1\n  auth_token: ${{TOKEN}}\n  clients: {clients}\n");
     let yaml = format!("server:\n{server}providers:\n{provider}");
-    let config = config::parse(&yaml, Path::new("config.yaml"), &lookup).unwrap_or_else(|faults| panic!("{faults}"));
+    let config = config::parse(&yaml, Path::new("config.yaml"), &lookup)
+        .unwrap_or_else(|faults| panic!("{faults}"));
     assert_eq!(config.providers[0].api_keys[0].reveal(), KEY);
     assert_eq!(config.server.clients[0].token.reveal(), CLIENTS);
     let credential = config.providers[0].proxy.as_ref().and_then(|proxy| proxy.credential.as_ref());
-    assert_eq!(credential.map(|credential| credential.reveal()), Some(format!("Basic {PROXYS_ENCODED}==").as_str()));
+    assert_eq!(
+        credential.map(|credential| credential.reveal()),
+        Some(format!("Basic {PROXYS_ENCODED}==").as_str())
+    );
     assert_no_secret("the configuration", &format!("{config:?} {config:#?}"));
     assert_no_secret("the server", &format!("{:?}", Server::bind(&config).unwrap()));
 }
 
 #[test]
 fn the_faults_of_a_file_show_no_key() {
-    let lookup = |name: &str| ENV.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+    let lookup = |name: &str| {
+        ENV.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+    };
     for broken in [
         format!("api_key: [{KEY}]"),
         format!("api_key: {{value: {KEY}}}"),
@@ -178,7 +197,8 @@ fn the_faults_of_a_file_show_no_key() {
         format!("api_keys: [{KEY}, \"{SECOND_KEY}\\n\"]"),
     ] {
         let provider = provider_at("p", "https://127.0.0.1:1/v1", &["m"], UNSHAPED, &broken);
-        let faults = config::parse(&format!("providers:\n{provider}"), Path::new("config.yaml"), &lookup);
+        let faults =
+            config::parse(&format!("providers:\n{provider}"), Path::new("config.yaml"), &lookup);
         let faults = faults.err().unwrap_or_else(|| panic!("accepted {broken:?}"));
         assert_no_secret("the message", &faults.to_string());
     }
@@ -211,8 +231,15 @@ fn the_faults_of_a_file_show_no_key() {
         format!("prxy: http://user:{KEY}@127.0.0.1:1"),
         format!("max_queue: 0 # proxy: http://user:{KEY}@127.0.0.1:1"),
     ] {
-        let provider = provider_at("p", &format!("https://user:{HEADER}@127.0.0.1:1/v1"), &["m"], UNSHAPED, &broken);
-        let faults = config::parse(&format!("providers:\n{provider}"), Path::new("config.yaml"), &lookup);
+        let provider = provider_at(
+            "p",
+            &format!("https://user:{HEADER}@127.0.0.1:1/v1"),
+            &["m"],
+            UNSHAPED,
+            &broken,
+        );
+        let faults =
+            config::parse(&format!("providers:\n{provider}"), Path::new("config.yaml"), &lookup);
         let faults = faults.err().unwrap_or_else(|| panic!("accepted {broken:?}"));
         assert_no_secret("the message", &faults.to_string());
         faults.in_brief().for_each(|fault| assert_no_secret("the log", &fault));
@@ -227,7 +254,8 @@ fn the_faults_of_a_file_show_no_key() {
         format!("[{CLIENTS}]"),
         format!("{{chat: {CLIENTS}}}"),
     ] {
-        let text = format!("server:\n  auth_token: {TOKEN}\n  clients: {broken}\nproviders:\n{provider}");
+        let text =
+            format!("server:\n  auth_token: {TOKEN}\n  clients: {broken}\nproviders:\n{provider}");
         let faults = config::parse(&text, Path::new("config.yaml"), &lookup);
         let faults = faults.err().unwrap_or_else(|| panic!("accepted {broken:?}"));
         assert_no_secret("the message", &faults.to_string());
@@ -240,7 +268,9 @@ fn the_program_prints_no_key_when_it_checks_starts_and_logs() {
     let extras = format!("{EXTRAS}\nproxy: http://user:${{PROXYS}}@{}", closed.addr());
     let provider = provider_at("p", "http://127.0.0.1:1/v1", &["m"], UNSHAPED, &extras);
     let clients = "[{name: chat, token: \"${CLIENTS}\"}]";
-    let server = format!("server:\n  host: 127.0.0.1\n  port: 0\n  auth_token: ${{TOKEN}}\n  clients: {clients}\n");
+    let server = format!(
+        "server:\n  host: 127.0.0.1\n  port: 0\n  auth_token: ${{TOKEN}}\n  clients: {clients}\n"
+    );
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("secrets.yaml");
     std::fs::write(&file, format!("{server}providers:\n{provider}")).unwrap();
     let program = || {
@@ -258,8 +288,14 @@ fn the_program_prints_no_key_when_it_checks_starts_and_logs() {
     let mut printed = String::new();
     stdout.read_line(&mut printed).unwrap();
     let address = printed.split("http://").nth(1).and_then(|rest| rest.split("/v1").next());
-    let mut client = Client::connect(address.and_then(|address| address.parse().ok()).expect("the address is printed"));
-    client.post_json_with("/v1/chat/completions", &format!("Authorization: Bearer {TOKEN}\r\n"), r#"{"model":"m"}"#);
+    let mut client = Client::connect(
+        address.and_then(|address| address.parse().ok()).expect("the address is printed"),
+    );
+    client.post_json_with(
+        "/v1/chat/completions",
+        &format!("Authorization: Bearer {TOKEN}\r\n"),
+        r#"{"model":"m"}"#,
+    );
     assert_eq!(client.read_response().status, 502);
     drop(client);
     kill_process(Pid::from_child(&serving.0), Signal::TERM).unwrap();

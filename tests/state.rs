@@ -15,14 +15,16 @@ use limitrate::state::{State, Unknown};
 
 /// An empty folder of this name under the build directory.
 fn folder(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("state-{}-{name}", std::process::id()));
+    let folder =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("state-{}-{name}", std::process::id()));
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).unwrap();
     folder
 }
 
 fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let mut names: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     names.into_iter().map(|name| name.into_string().unwrap()).collect()
 }
@@ -30,7 +32,9 @@ fn names(folder: &Path) -> Vec<String> {
 /// A state that its time tells apart from others, of a length that varies.
 fn version(n: u64) -> State {
     let mut state = State::new(UNIX_EPOCH + Duration::from_millis(n), n.is_multiple_of(2));
-    (0..n * 7 % 50).for_each(|lane| state.push(&format!("provider-{lane}"), "none", [], BooksMemory::default()));
+    (0..n * 7 % 50).for_each(|lane| {
+        state.push(&format!("provider-{lane}"), "none", [], BooksMemory::default())
+    });
     state
 }
 
@@ -82,7 +86,8 @@ fn a_reader_never_sees_anything_but_a_whole_version() {
 #[test]
 fn what_a_crash_left_behind_is_replaced_and_a_link_in_its_place_is_not_followed() {
     let folder = folder("left");
-    let (path, new, other) = (folder.join("state.json"), folder.join("state.json.new"), folder.join("other"));
+    let (path, new, other) =
+        (folder.join("state.json"), folder.join("state.json.new"), folder.join("other"));
     fs::write(&new, "half a st").unwrap();
     version(1).write(&path).unwrap();
     fs::write(&other, "somebody else's").unwrap();

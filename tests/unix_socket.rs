@@ -12,7 +12,8 @@ use limitrate::config;
 use limitrate::server::Server;
 use rustix::process::Signal;
 use support::{
-    Client, Ended, Ending, Gate, Gateway, Line, PATIENCE, Process, Reply, UNSHAPED, Upstream, get, provider_yaml, sse,
+    Client, Ended, Ending, Gate, Gateway, Line, PATIENCE, Process, Reply, UNSHAPED, Upstream, get,
+    provider_yaml, sse,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -23,7 +24,10 @@ fn socket() -> PathBuf {
     let file = Process::file("x", "");
     fs::remove_file(&file).expect("it was just made");
     let here = std::env::current_dir().expect("a working directory");
-    file.with_file_name("s").strip_prefix(&here).map(Path::to_owned).unwrap_or_else(|_| file.with_file_name("s"))
+    file.with_file_name("s")
+        .strip_prefix(&here)
+        .map(Path::to_owned)
+        .unwrap_or_else(|_| file.with_file_name("s"))
 }
 
 fn setting(path: &Path) -> String {
@@ -35,9 +39,12 @@ fn gateway(upstream: &Upstream, server: &str) -> Gateway {
 }
 
 fn bind(path: &Path) -> std::io::Result<Server> {
-    let providers = "providers: [{name: p, base_url: 'http://x/v1', models: [m], rate_limit: {rpm: 1}}]";
+    let providers =
+        "providers: [{name: p, base_url: 'http://x/v1', models: [m], rate_limit: {rpm: 1}}]";
     let text = format!("server: {{port: null, {}}}\n{providers}", setting(path));
-    Server::bind(&config::parse(&text, Path::new("test.yaml"), &|_| None).expect("a valid configuration"))
+    Server::bind(
+        &config::parse(&text, Path::new("test.yaml"), &|_| None).expect("a valid configuration"),
+    )
 }
 
 fn ask(path: &Path) -> Client {
@@ -78,7 +85,8 @@ fn both_the_port_and_the_socket_serve() {
 fn the_socket_alone_serves_with_the_permissions_that_are_set() {
     let upstream = Upstream::answering(|_, _| Reply::ok());
     let path = socket();
-    let _gateway = gateway(&upstream, &format!("port: null\n{}\nsocket_mode: \"0600\"", setting(&path)));
+    let _gateway =
+        gateway(&upstream, &format!("port: null\n{}\nsocket_mode: \"0600\"", setting(&path)));
     assert_eq!(ask(&path).read_response().status, 200);
     assert_eq!(mode(&path), 0o600);
 }
@@ -89,7 +97,8 @@ fn who_hangs_up_there_leaves_the_line() {
     let line = Line::start(&format!("{}\ntrusted_proxies: [unix]", setting(&path)), "");
     let leaver = line.join(Client::connect_unix(&path), "", "leaver");
     let _stays = line.join(Client::connect_unix(&path), "X-Forwarded-For: 192.0.2.1\r\n", "stays");
-    let clients = line.gateway.queue().iter().map(|row| row["client"].to_string()).collect::<Vec<_>>();
+    let clients =
+        line.gateway.queue().iter().map(|row| row["client"].to_string()).collect::<Vec<_>>();
     assert_eq!(clients, ["\"unix\"", "\"192.0.2.1\""]);
     line.leave(leaver);
     assert_eq!(line.order(), "stays");
@@ -100,7 +109,9 @@ fn who_hangs_up_there_leaves_the_line() {
 fn who_closes_its_side_inside_an_answer_frees_the_provider() {
     let gate = Gate::closed();
     let held = gate.clone();
-    let upstream = Upstream::answering(move |_, _| Reply::stream(vec![sse::event("a"), sse::event("b")], &held));
+    let upstream = Upstream::answering(move |_, _| {
+        Reply::stream(vec![sse::event("a"), sse::event("b")], &held)
+    });
     let path = socket();
     let _gateway = gateway(&upstream, &setting(&path));
     let mut client = ask(&path);
@@ -127,7 +138,10 @@ fn a_broken_answer_is_seen_there_to_be_broken() {
 fn limits_and_deadlines_hold_there_too() {
     let upstream = Upstream::answering(|_, _| Reply::ok());
     let path = socket();
-    let server = format!("{}\nmax_connections: 1\nheader_timeout_seconds: 0.3\nmax_head_bytes: 1024", setting(&path));
+    let server = format!(
+        "{}\nmax_connections: 1\nheader_timeout_seconds: 0.3\nmax_head_bytes: 1024",
+        setting(&path)
+    );
     let gateway = gateway(&upstream, &server);
     let mut first = Client::connect_unix(&path);
     first.send("GET /v1/mod");
@@ -198,7 +212,10 @@ fn the_start_names_every_place_and_a_reload_moves_the_socket() {
     let provider = provider_yaml("p", upstream.addr(), &["m"], UNSHAPED, "");
     let (one, other) = (socket(), socket());
     let text = |port: &str, path: &Path, more: &str| {
-        format!("server:\n  host: 127.0.0.1\n  port: {port}\n  {}\n{more}providers:\n{provider}", setting(path))
+        format!(
+            "server:\n  host: 127.0.0.1\n  port: {port}\n  {}\n{more}providers:\n{provider}",
+            setting(path)
+        )
     };
     let absolute = |path: &Path| std::path::absolute(path).expect("a path");
     let (one, other) = (absolute(&one), absolute(&other));

@@ -7,8 +7,8 @@ use std::process::Command;
 use rustix::process::Signal;
 use serde_json::Value;
 use support::{
-    Client, ClosedPort, Gate, Gateway, Process, Reply, UNSHAPED, Upstream, burst, get, post, post_with, provider_yaml,
-    spaced,
+    Client, ClosedPort, Gate, Gateway, Process, Reply, UNSHAPED, Upstream, burst, get, post,
+    post_with, provider_yaml, spaced,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -36,7 +36,9 @@ fn sample(metrics: &str, series: &str) -> Option<f64> {
 
 #[test]
 fn the_latest_requests_the_last_one_first() {
-    let upstream = Upstream::answering(|_, _| Reply::with_headers("Content-Type: application/json\r\n", USAGE));
+    let upstream = Upstream::answering(|_, _| {
+        Reply::with_headers("Content-Type: application/json\r\n", USAGE)
+    });
     let provider = provider_yaml("p", upstream.addr(), &["m"], UNSHAPED, "");
     let gateway = Gateway::start_with("clients: [{name: chat, token: t}]", &provider, &[]);
     post_with(gateway.addr(), CHAT, "Authorization: Bearer t\r\n", body("m"));
@@ -44,7 +46,10 @@ fn the_latest_requests_the_last_one_first() {
     get(gateway.addr(), "/admin/stats");
 
     let page = get(gateway.addr(), "/admin/requests").json();
-    assert_eq!((&page["count"], &page["errors"]), (&2.into(), &serde_json::json!({"model_not_found": 1})));
+    assert_eq!(
+        (&page["count"], &page["errors"]),
+        (&2.into(), &serde_json::json!({"model_not_found": 1}))
+    );
     let rows = page["requests"].as_array().expect("a list");
     let [unknown, chat] = &rows[..] else { panic!("not two: {rows:#?}") };
     for (row, key, want) in [
@@ -67,10 +72,13 @@ fn the_latest_requests_the_last_one_first() {
     ] {
         assert_eq!(row[key], want, "{key} of {row:#}");
     }
-    let times =
-        ["queued_seconds", "first_byte_seconds", "total_seconds"].map(|key| chat[key].as_f64().expect("a time"));
+    let times = ["queued_seconds", "first_byte_seconds", "total_seconds"]
+        .map(|key| chat[key].as_f64().expect("a time"));
     assert!(times.is_sorted(), "{times:?}");
-    assert_eq!(get(gateway.addr(), "/admin/requests?limit=1").json()["requests"].as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        get(gateway.addr(), "/admin/requests?limit=1").json()["requests"].as_array().map(Vec::len),
+        Some(1)
+    );
 }
 
 #[test]
@@ -83,13 +91,17 @@ fn only_so_many_requests_are_kept() {
         client.read_response();
     }
     let rows = requests(&gateway);
-    assert_eq!((rows.len(), &rows[0]["model"], &rows[199]["model"]), (200, &"unknown-204".into(), &"unknown-5".into()));
+    assert_eq!(
+        (rows.len(), &rows[0]["model"], &rows[199]["model"]),
+        (200, &"unknown-204".into(), &"unknown-5".into())
+    );
 }
 
 #[test]
 fn the_queue_page_shows_as_many_as_are_asked_for() {
     let upstream = Upstream::start([Reply::Stall]);
-    let gateway = Gateway::start(&provider_yaml("p", upstream.addr(), &["m"], &spaced(3_600_000), ""));
+    let gateway =
+        Gateway::start(&provider_yaml("p", upstream.addr(), &["m"], &spaced(3_600_000), ""));
     let callers: Vec<_> = (0..4)
         .map(|_| {
             let mut client = Client::connect(gateway.addr());
@@ -112,14 +124,23 @@ fn figures_for_prometheus() {
         1 => Reply::TooMany(vec![("Retry-After", "0".into())]),
         _ => Reply::Json(400, "{}".into()),
     });
-    let provider = provider_yaml("p", upstream.addr(), &["m", "n"], &burst(3_600_000, 7), "retry: {attempts: 1}");
+    let provider = provider_yaml(
+        "p",
+        upstream.addr(),
+        &["m", "n"],
+        &burst(3_600_000, 7),
+        "retry: {attempts: 1}",
+    );
     let gateway = Gateway::start_with("clients: [{name: chat, token: t}]", &provider, &[]);
     post_with(gateway.addr(), CHAT, "Authorization: Bearer t\r\n", body("m"));
     post(gateway.addr(), CHAT, body("m"));
     post(gateway.addr(), CHAT, body("n"));
     post(gateway.addr(), CHAT, body("unknown"));
     let response = get(gateway.addr(), "/metrics");
-    assert_eq!(response.header("content-type").as_deref(), Some("text/plain; version=0.0.4; charset=utf-8"));
+    assert_eq!(
+        response.header("content-type").as_deref(),
+        Some("text/plain; version=0.0.4; charset=utf-8")
+    );
     let metrics = response.text();
     for (series, want) in [
         (r#"limitrate_requests_total{provider="p",model="m",status="200"}"#, 1.0),
@@ -148,12 +169,15 @@ fn figures_for_prometheus() {
         .filter_map(|line| line.split(' ').next_back()?.parse::<f64>().ok())
         .sum();
     assert_eq!(held, 1.0, "one reason at a time:\n{metrics}");
-    assert!(sample(&metrics, "process_resident_memory_bytes").is_some_and(|bytes| bytes > 1e6), "{metrics}");
+    assert!(
+        sample(&metrics, "process_resident_memory_bytes").is_some_and(|bytes| bytes > 1e6),
+        "{metrics}"
+    );
     assert!(sample(&metrics, "process_open_fds").is_some_and(|files| files > 3.0), "{metrics}");
     let mut bounds: Vec<f64> = Vec::new();
-    for line in
-        metrics.lines().filter(|line| line.starts_with("limitrate_time_to_first_byte_seconds_bucket{provider=\"p\""))
-    {
+    for line in metrics.lines().filter(|line| {
+        line.starts_with("limitrate_time_to_first_byte_seconds_bucket{provider=\"p\"")
+    }) {
         bounds.push(line.split(' ').next_back().expect("a value").parse().expect("a number"));
     }
     assert!(bounds.len() > 10 && bounds.is_sorted(), "buckets add up: {bounds:?}");
@@ -173,7 +197,10 @@ fn who_was_never_sent_waited_for_nothing_that_counts() {
     gateway.wait_queued(0);
     let metrics = get(gateway.addr(), "/metrics").text();
     assert_eq!(sample(&metrics, r#"limitrate_queue_wait_seconds_count{provider="p"}"#), Some(1.0));
-    assert_eq!(sample(&metrics, r#"limitrate_requests_total{provider="p",model="m",status="503"}"#), Some(1.0));
+    assert_eq!(
+        sample(&metrics, r#"limitrate_requests_total{provider="p",model="m",status="503"}"#),
+        Some(1.0)
+    );
 }
 
 #[test]
@@ -182,7 +209,8 @@ fn keys_that_end_alike_are_told_apart() {
     let keys = "api_keys: [first-long-key-same, other-long-key-same, another-long-key-apart]";
     let gateway = Gateway::start(&provider_yaml("p", upstream.addr(), &["m"], UNSHAPED, keys));
     let lanes = gateway.stats()["providers"][0]["lanes"].clone();
-    let labels: Vec<_> = lanes.as_array().expect("a list").iter().map(|lane| lane["key"].clone()).collect();
+    let labels: Vec<_> =
+        lanes.as_array().expect("a list").iter().map(|lane| lane["key"].clone()).collect();
     assert_eq!(labels, ["#1", "#2", "...part"]);
 }
 
@@ -190,7 +218,8 @@ fn keys_that_end_alike_are_told_apart() {
 fn stats_are_figures_for_who_wants_them_so() {
     let upstream = Upstream::start([Reply::ok()]);
     let gateway = Gateway::start(&provider_yaml("p", upstream.addr(), &["m"], UNSHAPED, ""));
-    let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1";
+    let prometheus =
+        "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1";
     let figures = ask(&gateway, "/admin/stats", prometheus);
     assert!(figures.text().starts_with("# HELP limitrate_build_info "), "{figures:?}");
     assert_eq!(figures.header("vary").as_deref(), Some("Accept"));
@@ -213,13 +242,20 @@ fn promtool_takes_the_figures() {
         return;
     };
     let upstream = Upstream::answering(|_, _| Reply::ok());
-    let provider = provider_yaml("\"p \\\"\\\\ q\"", upstream.addr(), &["'a \\ \" b'"], UNSHAPED, "api_keys: [a, b]");
+    let provider = provider_yaml(
+        "\"p \\\"\\\\ q\"",
+        upstream.addr(),
+        &["'a \\ \" b'"],
+        UNSHAPED,
+        "api_keys: [a, b]",
+    );
     let gateway = Gateway::start(&provider);
     assert_eq!(post(gateway.addr(), CHAT, body("a \\ \" b")).status, 200);
     post(gateway.addr(), CHAT, body("unknown"));
     let metrics = get(gateway.addr(), "/metrics").text();
     assert!(metrics.contains(r#"model="a \\ \" b""#), "{metrics}");
-    std::io::Write::write_all(&mut promtool.stdin.take().expect("piped"), metrics.as_bytes()).expect("it reads");
+    std::io::Write::write_all(&mut promtool.stdin.take().expect("piped"), metrics.as_bytes())
+        .expect("it reads");
     let output = promtool.wait_with_output().expect("it ends");
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}\n{metrics}");
 }
@@ -227,12 +263,20 @@ fn promtool_takes_the_figures() {
 #[test]
 fn the_page_is_for_everybody_and_its_figures_are_not() {
     let upstream = Upstream::start([Reply::ok()]);
-    let gateway =
-        Gateway::start_with("auth_token: secret", &provider_yaml("p", upstream.addr(), &["m"], UNSHAPED, ""), &[]);
+    let gateway = Gateway::start_with(
+        "auth_token: secret",
+        &provider_yaml("p", upstream.addr(), &["m"], UNSHAPED, ""),
+        &[],
+    );
     let page = get(gateway.addr(), "/admin/");
-    assert_eq!((page.status, page.header("content-type").as_deref()), (200, Some("text/html; charset=utf-8")));
+    assert_eq!(
+        (page.status, page.header("content-type").as_deref()),
+        (200, Some("text/html; charset=utf-8"))
+    );
     let policy = page.header("content-security-policy").expect("a policy");
-    for part in ["default-src 'none'", "frame-ancestors 'none'", "base-uri 'none'", "form-action 'none'"] {
+    for part in
+        ["default-src 'none'", "frame-ancestors 'none'", "base-uri 'none'", "form-action 'none'"]
+    {
         assert!(policy.contains(part), "{policy}");
     }
     assert!(!policy.contains("unsafe") && !policy.contains("http"), "{policy}");
@@ -249,7 +293,8 @@ fn the_page_is_for_everybody_and_its_figures_are_not() {
 #[test]
 fn top_shows_lines_and_requests() {
     let upstream = Upstream::answering(|_, n| if n == 0 { Reply::ok() } else { Reply::Stall });
-    let providers = provider_yaml("nim", upstream.addr(), &["m"], "{mode: spaced, interval_seconds: 3600}", "");
+    let providers =
+        provider_yaml("nim", upstream.addr(), &["m"], "{mode: spaced, interval_seconds: 3600}", "");
     let file = Process::config("auth_token: secret", &providers);
     let process = Process::serve(&file);
     let bearer = "Authorization: Bearer secret\r\n";
@@ -259,7 +304,11 @@ fn top_shows_lines_and_requests() {
     let url = format!("http://{}", process.addr());
     let top = |token: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_limitrate"));
-        let output = command.args(["top", "--url", &url]).env("LIMITRATE_TOKEN", token).output().expect("it runs");
+        let output = command
+            .args(["top", "--url", &url])
+            .env("LIMITRATE_TOKEN", token)
+            .output()
+            .expect("it runs");
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
         (output.status.code(), text(&output.stdout), text(&output.stderr))
     };
@@ -272,14 +321,21 @@ fn top_shows_lines_and_requests() {
         }
         assert!(std::time::Instant::now() < deadline, "nobody waits:\n{screen}");
     };
-    for part in ["nim ", "waits for its slot", "  1  127.0.0.1", "goes in  60 min", " 200    127.0.0.1"] {
+    for part in
+        ["nim ", "waits for its slot", "  1  127.0.0.1", "goes in  60 min", " 200    127.0.0.1"]
+    {
         assert!(screen.contains(part), "no {part:?} in\n{screen}");
     }
     assert!(!screen.contains('\u{1b}'), "no colours into a pipe: {screen:?}");
 
     let (code, out, err) = top("wrong");
     assert_eq!((code, &*out), (Some(1), ""));
-    assert!(err.contains("it wants a token") && err.contains("LIMITRATE_TOKEN") && !err.contains("wrong"), "{err}");
+    assert!(
+        err.contains("it wants a token")
+            && err.contains("LIMITRATE_TOKEN")
+            && !err.contains("wrong"),
+        "{err}"
+    );
     process.signal(Signal::TERM);
     drop(waits);
 
@@ -296,7 +352,9 @@ fn top_finds_the_gateway_and_its_token_in_the_file() {
     let port = probe.local_addr().expect("an address").port();
     drop(probe);
     let provider = provider_yaml("nim", upstream.addr(), &["m"], UNSHAPED, "");
-    let text = format!("server: {{host: 127.0.0.1, port: {port}, auth_token: secret}}\nproviders:\n{provider}");
+    let text = format!(
+        "server: {{host: 127.0.0.1, port: {port}, auth_token: secret}}\nproviders:\n{provider}"
+    );
     let file = Process::file("config.yaml", &text);
     let _process = Process::serve(&file);
     let output = Process::run(&["top", "--config", file.to_str().expect("UTF-8")]);
@@ -306,7 +364,10 @@ fn top_finds_the_gateway_and_its_token_in_the_file() {
 #[test]
 fn a_stream_that_runs_is_no_request_that_is_over() {
     let gate = Gate::closed();
-    let upstream = Upstream::start([Reply::stream(vec![support::sse::event("Hi"), support::sse::done()], &gate)]);
+    let upstream = Upstream::start([Reply::stream(
+        vec![support::sse::event("Hi"), support::sse::done()],
+        &gate,
+    )]);
     let gateway = Gateway::start(&provider_yaml("p", upstream.addr(), &["m"], UNSHAPED, ""));
     let mut client = Client::connect(gateway.addr());
     client.post_json(CHAT, r#"{"model":"m","stream":true}"#);

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use support::{
-    Client, Ended, Ending, Gate, Gateway, PATIENCE, Reply, Response, UNSHAPED, Upstream, get, post, provider_yaml,
-    spaced, sse,
+    Client, Ended, Ending, Gate, Gateway, PATIENCE, Reply, Response, UNSHAPED, Upstream, get, post,
+    provider_yaml, spaced, sse,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -63,7 +63,11 @@ fn assert_all_places_are_free(gateway: &Gateway) -> Vec<Client> {
         client.get("/v1/models");
         match client.read_response().status {
             200 => taken.push(client),
-            status => assert!(Instant::now() < deadline, "{status} with {} of {PLACES} places taken", taken.len()),
+            status => assert!(
+                Instant::now() < deadline,
+                "{status} with {} of {PLACES} places taken",
+                taken.len()
+            ),
         }
     }
     taken
@@ -80,14 +84,29 @@ fn faults_of_the_request_line() -> Vec<Fault> {
         ("two spaces", line("GET  /v1/models HTTP/1.1"), 400, "malformed_request"),
         ("no path", line("GET v1/models HTTP/1.1"), 400, "malformed_request"),
         ("only empty lines", b"\r\n".repeat(20), 400, "malformed_request"),
-        ("a TLS handshake", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), 400, "malformed_request"),
-        ("lines that end in LF", b"GET /v1/models HTTP/1.1\nHost: x\n\n".to_vec(), 400, "malformed_request"),
+        (
+            "a TLS handshake",
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(),
+            400,
+            "malformed_request",
+        ),
+        (
+            "lines that end in LF",
+            b"GET /v1/models HTTP/1.1\nHost: x\n\n".to_vec(),
+            400,
+            "malformed_request",
+        ),
         ("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), 505, "unsupported_version"),
         ("HTTP/1.2", line("GET /v1/models HTTP/1.2"), 505, "unsupported_version"),
         ("an unknown method", line("BREW /v1/models HTTP/1.1"), 501, "unknown_method"),
         ("a method in lower case", line("get /v1/models HTTP/1.1"), 501, "unknown_method"),
         ("a tunnel", line("CONNECT x:443 HTTP/1.1"), 501, "unknown_method"),
-        ("an endless request line", line(&format!("GET /{} HTTP/1.1", "a".repeat(1 << 20))), 431, "head_too_large"),
+        (
+            "an endless request line",
+            line(&format!("GET /{} HTTP/1.1", "a".repeat(1 << 20))),
+            431,
+            "head_too_large",
+        ),
     ]
 }
 
@@ -97,7 +116,12 @@ fn faults_of_the_headers() -> Vec<Fault> {
     vec![
         ("no Host", b"GET /v1/models HTTP/1.1\r\n\r\n".to_vec(), 400, "malformed_request"),
         ("two Hosts", field("Host: gateway"), 400, "malformed_request"),
-        ("a Host with a path", b"GET /v1/models HTTP/1.1\r\nHost: a/admin?\r\n\r\n".to_vec(), 400, "malformed_request"),
+        (
+            "a Host with a path",
+            b"GET /v1/models HTTP/1.1\r\nHost: a/admin?\r\n\r\n".to_vec(),
+            400,
+            "malformed_request",
+        ),
         ("no colon", field("Nonsense"), 400, "malformed_request"),
         ("no name", field(": 1"), 400, "malformed_request"),
         ("a space before the colon", field("X-A : 1"), 400, "malformed_request"),
@@ -107,7 +131,12 @@ fn faults_of_the_headers() -> Vec<Fault> {
         ("a CR inside a value", field("X-A: 1\rX-B: 2"), 400, "malformed_request"),
         ("UTF-8 in a value", field("X-A: 你"), 400, "malformed_request"),
         ("Latin-1 in a value", latin, 400, "malformed_request"),
-        ("a head of 33 KiB", field(&format!("X-A: {}", "a".repeat(33 * 1024))), 431, "head_too_large"),
+        (
+            "a head of 33 KiB",
+            field(&format!("X-A: {}", "a".repeat(33 * 1024))),
+            431,
+            "head_too_large",
+        ),
         ("129 headers", field(&["X-A: 1"; 127].join("\r\n")), 431, "too_many_headers"),
         ("another expectation", field("Expect: a-miracle"), 400, "malformed_request"),
     ]
@@ -120,7 +149,12 @@ fn faults_of_the_body() -> Vec<Fault> {
     vec![
         ("an unknown coding", coding("gzip, chunked"), 501, "unsupported_transfer_encoding"),
         ("identity", coding("identity"), 501, "unsupported_transfer_encoding"),
-        ("chunked twice", coding("chunked\r\nTransfer-Encoding: chunked"), 501, "unsupported_transfer_encoding"),
+        (
+            "chunked twice",
+            coding("chunked\r\nTransfer-Encoding: chunked"),
+            501,
+            "unsupported_transfer_encoding",
+        ),
         ("both lengths", coding("chunked\r\nContent-Length: 3"), 400, "malformed_request"),
         ("two lengths", length("3\r\nContent-Length: 3"), 400, "malformed_request"),
         ("two lengths in one", length("3, 3"), 400, "malformed_request"),
@@ -132,8 +166,18 @@ fn faults_of_the_body() -> Vec<Fault> {
         ("a signed chunk size", chunked("+2\r\n{}\r\n"), 400, "malformed_request"),
         ("a chunk size past 64 bits", chunked("fffffffffffffffff\r\n"), 400, "malformed_request"),
         ("a chunk beyond its size", chunked("2\r\n{}}\r\n"), 400, "malformed_request"),
-        ("an endless chunk extension", chunked(&format!("2;{}", "x".repeat(8 * 1024))), 400, "malformed_request"),
-        ("endless trailers", chunked(&format!("0\r\n{}", "x: y\r\n".repeat(4096))), 400, "malformed_request"),
+        (
+            "an endless chunk extension",
+            chunked(&format!("2;{}", "x".repeat(8 * 1024))),
+            400,
+            "malformed_request",
+        ),
+        (
+            "endless trailers",
+            chunked(&format!("0\r\n{}", "x: y\r\n".repeat(4096))),
+            400,
+            "malformed_request",
+        ),
     ]
 }
 
@@ -141,7 +185,8 @@ fn faults_of_the_body() -> Vec<Fault> {
 fn every_malformed_request_is_answered_and_ends_no_connection_but_its_own() {
     let upstream = Upstream::start([Reply::ok()]);
     let gateway = gateway(&upstream, "");
-    let faults = [faults_of_the_request_line(), faults_of_the_headers(), faults_of_the_body()].concat();
+    let faults =
+        [faults_of_the_request_line(), faults_of_the_headers(), faults_of_the_body()].concat();
     for (n, (what, bytes, status, code)) in faults.into_iter().enumerate() {
         let mut client = Client::connect(gateway.addr());
         client.send(&bytes);
@@ -166,7 +211,10 @@ fn garbage_behind_a_good_request_leaves_that_requests_answer_whole() {
 fn a_body_shorter_than_promised_is_refused_where_the_caller_still_reads() {
     let upstream = Upstream::start([Reply::ok()]);
     let gateway = gateway(&upstream, "");
-    for bytes in [request("Content-Length: 50\r\n", BODY), request("Transfer-Encoding: chunked\r\n", "50\r\n{}")] {
+    for bytes in [
+        request("Content-Length: 50\r\n", BODY),
+        request("Transfer-Encoding: chunked\r\n", "50\r\n{}"),
+    ] {
         let mut client = Client::connect(gateway.addr());
         client.send(bytes);
         client.half_close();
@@ -193,9 +241,11 @@ fn a_request_may_come_byte_by_byte() {
     let upstream = echo();
     let gateway = gateway(&upstream, "");
     let mut client = Client::connect(gateway.addr());
-    for byte in
-        [whole(BODY), request("Transfer-Encoding: chunked\r\n", "5;x\r\n{\"mod\r\n8\r\nel\":\"m\"}\r\n0\r\n\r\n")]
-            .concat()
+    for byte in [
+        whole(BODY),
+        request("Transfer-Encoding: chunked\r\n", "5;x\r\n{\"mod\r\n8\r\nel\":\"m\"}\r\n0\r\n\r\n"),
+    ]
+    .concat()
     {
         client.send([byte]);
     }
@@ -206,13 +256,20 @@ fn a_request_may_come_byte_by_byte() {
 #[test]
 fn http_1_0_is_answered_in_its_own_way() {
     let gate = Gate::open();
-    let stream = |ending| Reply::Stream { chunks: vec![sse::event("a")], gate: gate.clone(), ending };
-    let upstream = Upstream::start([Reply::ok(), Reply::ok(), stream(Ending::Complete), stream(Ending::Close)]);
+    let stream =
+        |ending| Reply::Stream { chunks: vec![sse::event("a")], gate: gate.clone(), ending };
+    let upstream = Upstream::start([
+        Reply::ok(),
+        Reply::ok(),
+        stream(Ending::Complete),
+        stream(Ending::Close),
+    ]);
     let gateway = gateway(&upstream, "");
     let ask = |lines: &str| {
         let mut client = Client::connect(gateway.addr());
         let length = BODY.len();
-        client.send(format!("POST {CHAT} HTTP/1.0\r\n{lines}Content-Length: {length}\r\n\r\n{BODY}"));
+        client
+            .send(format!("POST {CHAT} HTTP/1.0\r\n{lines}Content-Length: {length}\r\n\r\n{BODY}"));
         let response = client.read_response();
         (client, response)
     };
@@ -221,17 +278,26 @@ fn http_1_0_is_answered_in_its_own_way() {
     assert_eq!(client.read_to_end(), b"");
 
     let (mut client, response) = ask("Connection: keep-alive\r\n");
-    assert_eq!((response.status, response.header("connection").as_deref()), (200, Some("keep-alive")));
+    assert_eq!(
+        (response.status, response.header("connection").as_deref()),
+        (200, Some("keep-alive"))
+    );
     client.send("GET /v1/models HTTP/1.0\r\n\r\n");
     assert_eq!(client.read_response().status, 200);
     assert_eq!(client.read_to_end(), b"");
 
     let (_, response) = ask("Connection: keep-alive\r\n");
-    assert_eq!((response.header("transfer-encoding"), response.header("content-length")), (None, None));
+    assert_eq!(
+        (response.header("transfer-encoding"), response.header("content-length")),
+        (None, None)
+    );
     assert_eq!((response.body, response.ended), (sse::event("a"), Ended::Clean));
 
     let (_, response) = ask("");
-    assert!(response.status == 502 || response.ended == Ended::Aborted, "a broken stream ended cleanly: {response:?}");
+    assert!(
+        response.status == 502 || response.ended == Ended::Aborted,
+        "a broken stream ended cleanly: {response:?}"
+    );
 }
 
 #[test]
@@ -263,10 +329,14 @@ fn nothing_is_answered_behind_a_request_that_closes() {
     let upstream = echo();
     let gateway = gateway(&upstream, "");
     let mut client = Client::connect(gateway.addr());
-    let closing = request(&format!("Connection: close\r\nContent-Length: {}\r\n", BODY.len()), BODY);
+    let closing =
+        request(&format!("Connection: close\r\nContent-Length: {}\r\n", BODY.len()), BODY);
     client.send([closing, whole(&tagged("never"))].concat());
     let response = client.read_response();
-    assert_eq!((response.text().as_str(), response.header("connection").as_deref()), (BODY, Some("close")));
+    assert_eq!(
+        (response.text().as_str(), response.header("connection").as_deref()),
+        (BODY, Some("close"))
+    );
     assert_eq!(client.read_to_end(), b"");
     assert_eq!(upstream.requests().len(), 1);
 }
@@ -277,7 +347,8 @@ fn an_upload_of_ten_megabytes_waits_for_the_100() {
     let gateway = gateway(&upstream, "");
     let body = format!(r#"{{"model":"m","x":"{}"}}"#, "x".repeat(10_000_000));
     let mut client = Client::connect(gateway.addr());
-    client.send(request(&format!("Expect: 100-Continue\r\nContent-Length: {}\r\n", body.len()), ""));
+    client
+        .send(request(&format!("Expect: 100-Continue\r\nContent-Length: {}\r\n", body.len()), ""));
     assert_eq!(client.read_head().start, "HTTP/1.1 100 Continue");
     client.send(&body);
     assert_eq!(client.read_response().status, 200);
@@ -306,11 +377,16 @@ fn a_refusal_of_head_has_no_body_and_the_connection_goes_on() {
     let upstream = Upstream::start([Reply::ok()]);
     let gateway = gateway(&upstream, "");
     let mut client = Client::connect(gateway.addr());
-    for (path, status) in [("/nowhere", 404), (CHAT, 405), ("/v1/models/unknown", 404), ("/v1/models", 200)] {
+    for (path, status) in
+        [("/nowhere", 404), (CHAT, 405), ("/v1/models/unknown", 404), ("/v1/models", 200)]
+    {
         client.send(format!("HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
         let response = client.read_response();
         assert_eq!((response.status, response.body.len()), (status, 0), "{path}");
-        assert!(response.header("content-length").is_some_and(|length| length != "0"), "{response:?}");
+        assert!(
+            response.header("content-length").is_some_and(|length| length != "0"),
+            "{response:?}"
+        );
     }
     client.get("/admin/health");
     assert_eq!(client.read_response().status, 200);
@@ -371,7 +447,10 @@ fn a_connection_that_idles_between_two_requests_is_closed() {
 fn a_body_that_stops_coming_is_a_408() {
     let upstream = Upstream::start([Reply::ok()]);
     let gateway = gateway(&upstream, "body_timeout_seconds: 0.2");
-    for bytes in [request("Content-Length: 50\r\n", BODY), request("Transfer-Encoding: chunked\r\n", "50\r\n{}")] {
+    for bytes in [
+        request("Content-Length: 50\r\n", BODY),
+        request("Transfer-Encoding: chunked\r\n", "50\r\n{}"),
+    ] {
         let mut client = Client::connect(gateway.addr());
         let start = Instant::now();
         client.send(bytes);
@@ -472,7 +551,8 @@ fn requests_past_max_queue_are_told_so_and_room_is_used_again() {
     gateway.wait_queued(1);
     let refused = ask().read_response();
     assert_eq!((refused.status, refused.code().as_str()), (503, "queue_full"));
-    let retry_after: u64 = refused.header("retry-after").expect("says when to come back").parse().expect("seconds");
+    let retry_after: u64 =
+        refused.header("retry-after").expect("says when to come back").parse().expect("seconds");
     assert!((1..=30).contains(&retry_after), "{retry_after}");
     let stats = gateway.wait_queued(1);
     assert_eq!((&stats["rejected_full"], &stats["rejected_wait"]), (&1.into(), &0.into()));
@@ -530,9 +610,15 @@ fn a_caller_who_leaves_in_mid_stream_frees_everything() {
 
 /// The provider's side of the only connection is closed, nothing is in flight, and every place is there for others.
 #[track_caller]
-fn assert_everything_is_free(gateway: &Gateway, upstream: &Upstream, rest: Option<Client>, manner: &str) {
+fn assert_everything_is_free(
+    gateway: &Gateway,
+    upstream: &Upstream,
+    rest: Option<Client>,
+    manner: &str,
+) {
     upstream.wait_closed(0, PATIENCE);
-    let stats = gateway.wait_stats(|stats| stats["in_flight"] == 0 && stats["queued_ahead"] == 0, PATIENCE);
+    let stats =
+        gateway.wait_stats(|stats| stats["in_flight"] == 0 && stats["queued_ahead"] == 0, PATIENCE);
     assert_eq!(stats["idle_connections"], 0, "a caller who {manner}");
     if let Some(mut client) = rest {
         client.read_to_end();
@@ -552,7 +638,11 @@ fn a_caller_who_leaves_the_queue_frees_everything() {
         gateway.wait_queued(1);
         let rest = leave(client);
         let stats = gateway.wait_queued(0);
-        assert_eq!((&stats["cancelled_in_queue"], &stats["sent"]), (&1.into(), &1.into()), "a caller who {manner}");
+        assert_eq!(
+            (&stats["cancelled_in_queue"], &stats["sent"]),
+            (&1.into(), &1.into()),
+            "a caller who {manner}"
+        );
         drop(rest);
         assert_all_places_are_free(&gateway);
     }
@@ -591,15 +681,21 @@ fn a_storm_of_garbage_and_hang_ups_leaves_nothing_behind() {
 
 #[test]
 fn a_100_is_no_beginning_of_the_answer() {
-    let upstream =
-        Upstream::start([Reply::Raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n".to_vec())]);
+    let upstream = Upstream::start([Reply::Raw(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n".to_vec(),
+    )]);
     let gateway = gateway(&upstream, "");
     let mut client = Client::connect(gateway.addr());
-    client.send(request(&format!("Expect: 100-continue\r\nContent-Length: {}\r\n", BODY.len()), ""));
+    client
+        .send(request(&format!("Expect: 100-continue\r\nContent-Length: {}\r\n", BODY.len()), ""));
     assert_eq!(client.read_head().start, "HTTP/1.1 100 Continue");
     client.send(BODY);
     let response = client.read_response();
-    assert_eq!((response.status, response.code().as_str()), (502, "upstream_disconnected"), "{response:?}");
+    assert_eq!(
+        (response.status, response.code().as_str()),
+        (502, "upstream_disconnected"),
+        "{response:?}"
+    );
 }
 
 #[test]

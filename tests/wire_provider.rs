@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use support::{
-    Client, Ended, Ending, Gate, Gateway, Gone, PATIENCE, Process, Reply, Response, UNSHAPED, Upstream, get, post,
-    provider_at, provider_yaml, spaced, sse,
+    Client, Ended, Ending, Gate, Gateway, Gone, PATIENCE, Process, Reply, Response, UNSHAPED,
+    Upstream, get, post, provider_at, provider_yaml, spaced, sse,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -47,7 +47,8 @@ fn closed(head_and_body: &str) -> Reply {
 #[test]
 fn every_framing_of_an_answer_is_understood() {
     let hello = |head: &str| format!("{head}\r\nContent-Length: 5\r\n\r\nhello");
-    let chunked = |body: &str| kept(&format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{body}"));
+    let chunked =
+        |body: &str| kept(&format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{body}"));
     let interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n";
     let answers = [
         ("a length", kept(&hello("HTTP/1.1 200 OK"))),
@@ -55,7 +56,10 @@ fn every_framing_of_an_answer_is_understood() {
         ("no reason", kept(&hello("HTTP/1.1 200"))),
         ("lines that end in LF", kept(&hello("HTTP/1.1 200 OK").replace("\r\n", "\n"))),
         ("a space before the colon", kept(&hello("HTTP/1.1 200 OK\r\nX-A : 1"))),
-        ("a head of 60 KiB", kept(&hello(&format!("HTTP/1.1 200 OK\r\nX-A: {}", "a".repeat(60 * 1024))))),
+        (
+            "a head of 60 KiB",
+            kept(&hello(&format!("HTTP/1.1 200 OK\r\nX-A: {}", "a".repeat(60 * 1024)))),
+        ),
         ("interim answers first", kept(&format!("{interim}{}", hello("HTTP/1.1 200 OK")))),
         ("chunks", chunked("2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n")),
         ("chunk extensions", chunked("5;x=\"y\";z\r\nhello\r\n0;last\r\n\r\n")),
@@ -64,7 +68,10 @@ fn every_framing_of_an_answer_is_understood() {
         ("no framing", closed("HTTP/1.1 200 OK\r\n\r\nhello")),
         ("HTTP/1.0", closed(&hello("HTTP/1.0 200 OK"))),
         ("HTTP/1.0 without framing", closed("HTTP/1.0 200 OK\r\n\r\nhello")),
-        ("HTTP/1.0 that keeps the connection", kept(&hello("HTTP/1.0 200 OK\r\nConnection: keep-alive"))),
+        (
+            "HTTP/1.0 that keeps the connection",
+            kept(&hello("HTTP/1.0 200 OK\r\nConnection: keep-alive")),
+        ),
     ];
     for (what, reply) in answers {
         let reused = matches!(reply, Reply::Raw(_));
@@ -82,7 +89,9 @@ fn every_framing_of_an_answer_is_understood() {
 
 #[test]
 fn an_answer_that_has_no_body_by_its_status_has_none_whatever_its_head_says() {
-    for head in ["HTTP/1.1 204 X\r\n", "HTTP/1.1 304 X\r\nContent-Length: 5\r\n", "HTTP/1.1 304 X\r\n"] {
+    for head in
+        ["HTTP/1.1 204 X\r\n", "HTTP/1.1 304 X\r\nContent-Length: 5\r\n", "HTTP/1.1 304 X\r\n"]
+    {
         let upstream = Upstream::start([kept(&format!("{head}\r\n")), Reply::ok()]);
         let gateway = gateway(&upstream, "");
         let mut client = Client::connect(gateway.addr());
@@ -127,7 +136,11 @@ fn an_answer_that_breaks_http_is_a_502_and_its_connection_is_closed() {
         let mut client = Client::connect(gateway.addr());
         client.post_json(CHAT, BODY);
         let refused = client.read_response();
-        assert_eq!((refused.status, refused.code().as_str()), (502, "upstream_invalid_response"), "{what}");
+        assert_eq!(
+            (refused.status, refused.code().as_str()),
+            (502, "upstream_invalid_response"),
+            "{what}"
+        );
         assert_ne!(upstream.wait_closed(0, PATIENCE).0, Gone::ByScript, "{what}");
         client.post_json(CHAT, BODY);
         assert_eq!(client.read_response().status, 200, "the next answer after {what}");
@@ -159,7 +172,13 @@ fn broken_answers(data: &[u8]) -> Vec<Broken> {
             if framing.is_empty() && ending == Ending::Close {
                 continue; // that is its proper end
             }
-            all.push(Broken { what: format!("{ending:?} {name}"), framing, first: first.clone(), then: b"", ending });
+            all.push(Broken {
+                what: format!("{ending:?} {name}"),
+                framing,
+                first: first.clone(),
+                then: b"",
+                ending,
+            });
         }
     }
     let framing = "Transfer-Encoding: chunked\r\n";
@@ -176,7 +195,10 @@ fn break_off(broken: &Broken, media_type: &str, data: &[u8], http: &str) -> Resp
     let upstream = Upstream::start([Reply::pieces(&[&first, broken.then], &gate, broken.ending)]);
     let gateway = gateway(&upstream, "idle_timeout_seconds: 0.3");
     let mut client = Client::connect(gateway.addr());
-    client.send(format!("POST {CHAT} HTTP/{http}\r\nHost: x\r\nContent-Length: {}\r\n\r\n{BODY}", BODY.len()));
+    client.send(format!(
+        "POST {CHAT} HTTP/{http}\r\nHost: x\r\nContent-Length: {}\r\n\r\n{BODY}",
+        BODY.len()
+    ));
     gate.release(1);
     let head = client.read_head();
     let mut chunks = Vec::new();
@@ -193,7 +215,13 @@ fn break_off(broken: &Broken, media_type: &str, data: &[u8], http: &str) -> Resp
     upstream.wait_closed(0, PATIENCE);
     gateway.wait_stats(|stats| stats["upstream_errors"] == 1 && stats["in_flight"] == 0, PATIENCE);
     assert_eq!(gateway.stats()["providers"][0]["succeeded"], 0, "{}", broken.what);
-    Response { status: 200, headers: head.headers, body: chunks.concat(), chunks: Vec::new(), ended }
+    Response {
+        status: 200,
+        headers: head.headers,
+        body: chunks.concat(),
+        chunks: Vec::new(),
+        ended,
+    }
 }
 
 #[test]
@@ -204,14 +232,25 @@ fn a_stream_that_breaks_off_ends_in_an_error_event_and_is_aborted() {
             let what = format!("{} in HTTP/{http}", broken.what);
             let response = break_off(&broken, "text/event-stream; charset=utf-8", &data, http);
             assert_eq!(response.ended, Ended::Aborted, "{what}: {response:?}");
-            let rest = response.body.strip_prefix(&data[..]).unwrap_or_else(|| panic!("{what}: {response:?}"));
+            let rest = response
+                .body
+                .strip_prefix(&data[..])
+                .unwrap_or_else(|| panic!("{what}: {response:?}"));
             let event = std::str::from_utf8(rest).expect("an event is text");
-            let event = event.trim_start_matches('\n').strip_prefix("data: ").and_then(|e| e.strip_suffix("\n\n"));
+            let event = event
+                .trim_start_matches('\n')
+                .strip_prefix("data: ")
+                .and_then(|e| e.strip_suffix("\n\n"));
             let event = event.unwrap_or_else(|| panic!("{what}: no whole event in {response:?}"));
-            let error = serde_json::from_str::<serde_json::Value>(event).expect("an event of JSON")["error"].take();
+            let error = serde_json::from_str::<serde_json::Value>(event).expect("an event of JSON")
+                ["error"]
+                .take();
             assert_eq!(error["code"], "upstream_disconnected", "{what}");
             let message = error["message"].as_str().expect("a message");
-            assert!(message.contains(&format!("after {} body bytes", data.len())), "{what}: {message}");
+            assert!(
+                message.contains(&format!("after {} body bytes", data.len())),
+                "{what}: {message}"
+            );
         }
     }
 }
@@ -222,7 +261,12 @@ fn a_plain_answer_that_breaks_off_is_aborted_behind_what_came() {
     for http in ["1.1", "1.0"] {
         for broken in broken_answers(data) {
             let response = break_off(&broken, "application/json", data, http);
-            assert_eq!(response.ended, Ended::Aborted, "{} in HTTP/{http}: {response:?}", broken.what);
+            assert_eq!(
+                response.ended,
+                Ended::Aborted,
+                "{} in HTTP/{http}: {response:?}",
+                broken.what
+            );
             assert_eq!(response.body, data, "{} in HTTP/{http}", broken.what);
         }
     }
@@ -234,8 +278,14 @@ fn an_error_event_never_completes_a_stream_of_a_known_length() {
     let data = sse::event("one");
     let gate = Gate::closed();
     let length = data.len() + 60;
-    let head = format!("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: {length}\r\n\r\n");
-    let upstream = Upstream::start([Reply::pieces(&[&[head.as_bytes(), &data].concat()], &gate, Ending::Close)]);
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: {length}\r\n\r\n"
+    );
+    let upstream = Upstream::start([Reply::pieces(
+        &[&[head.as_bytes(), &data].concat()],
+        &gate,
+        Ending::Close,
+    )]);
     let gateway = gateway(&upstream, "");
     let mut client = Client::connect(gateway.addr());
     client.post_json(CHAT, BODY);
@@ -253,7 +303,8 @@ fn an_error_event_never_completes_a_stream_of_a_known_length() {
 
 #[test]
 fn what_breaks_off_before_the_first_byte_is_a_502_or_504() {
-    let partial = |ending| Reply::pieces(&[b"HTTP/1.1 200 OK\r\nContent-Le"], &Gate::open(), ending);
+    let partial =
+        |ending| Reply::pieces(&[b"HTTP/1.1 200 OK\r\nContent-Le"], &Gate::open(), ending);
     for (reply, status, code) in [
         (Reply::CloseBeforeAnswer, 502, "upstream_disconnected"),
         (Reply::Reset, 502, "upstream_disconnected"),
@@ -276,7 +327,11 @@ fn what_breaks_off_before_the_first_byte_is_a_502_or_504() {
         let stats = gateway.wait_stats(|stats| stats["in_flight"] == 0, PATIENCE);
         assert_eq!(stats["upstream_errors"], 1, "{reply:?}");
         client.get("/v1/models");
-        assert_eq!(client.read_response().status, 200, "the caller's connection lives on after {reply:?}");
+        assert_eq!(
+            client.read_response().status,
+            200,
+            "the caller's connection lives on after {reply:?}"
+        );
     }
 }
 
@@ -363,9 +418,16 @@ fn a_reused_connection_that_dies_before_the_answer_gives_way_to_a_fresh_one_in_a
         let start = Instant::now();
         assert_eq!(post(gateway.addr(), CHAT, BODY).status, 200);
         let requests = upstream.requests();
-        assert_eq!(requests.iter().map(|request| request.connection).collect::<Vec<_>>(), [0, 0, 1]);
+        assert_eq!(
+            requests.iter().map(|request| request.connection).collect::<Vec<_>>(),
+            [0, 0, 1]
+        );
         // The second left no sooner than `start`, and the third takes a slot of its own.
-        assert!(requests[2].arrived - start >= Duration::from_millis(200), "{:?}", requests[2].arrived - start);
+        assert!(
+            requests[2].arrived - start >= Duration::from_millis(200),
+            "{:?}",
+            requests[2].arrived - start
+        );
         assert_eq!(gateway.stats()["providers"][0]["sent"], 3);
     }
 }
@@ -504,21 +566,33 @@ fn an_answer_before_the_end_of_the_upload_is_relayed() {
             _ => Some(provider),
         };
         let response = client.read_response();
-        assert_eq!((response.status, response.body.as_slice()), (status, &early[..]), "a provider that {then}");
+        assert_eq!(
+            (response.status, response.body.as_slice()),
+            (status, &early[..]),
+            "a provider that {then}"
+        );
         // Half a request is on that connection: it can carry no other.
-        gateway.wait_stats(|stats| stats["in_flight"] == 0 && stats["idle_connections"] == 0, PATIENCE);
+        gateway.wait_stats(
+            |stats| stats["in_flight"] == 0 && stats["idle_connections"] == 0,
+            PATIENCE,
+        );
         if let Some(mut provider) = provider {
             provider.set_read_timeout(Some(PATIENCE)).unwrap();
             let mut sink = vec![0; 1 << 20];
-            let uploaded = std::iter::from_fn(|| provider.read(&mut sink).ok().filter(|n| *n > 0)).sum::<usize>();
-            assert!(uploaded < 30_000_000, "the upload went on behind the answer of a provider that {then}");
+            let uploaded = std::iter::from_fn(|| provider.read(&mut sink).ok().filter(|n| *n > 0))
+                .sum::<usize>();
+            assert!(
+                uploaded < 30_000_000,
+                "the upload went on behind the answer of a provider that {then}"
+            );
         }
     }
 }
 
 #[test]
 fn an_early_answer_comes_although_the_provider_reads_on() {
-    let upstream = Upstream::start([Reply::Early(Box::new(Reply::Json(413, "{}".into()))), Reply::ok()]);
+    let upstream =
+        Upstream::start([Reply::Early(Box::new(Reply::Json(413, "{}".into()))), Reply::ok()]);
     let gateway = gateway(&upstream, "");
     assert_eq!(post(gateway.addr(), CHAT, long_upload()).status, 413);
     assert_eq!(post(gateway.addr(), CHAT, BODY).status, 200);

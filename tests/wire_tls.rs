@@ -15,8 +15,8 @@ use openssl::ssl::{NameType, SslAcceptor, SslMethod, SslStream, SslVersion};
 use openssl::x509::extension::SubjectAlternativeName;
 
 use support::{
-    Client, Ended, Gateway, Identity, Manner, PATIENCE, Process, Proxy, Response, UNSHAPED, localhost, post,
-    provider_at,
+    Client, Ended, Gateway, Identity, Manner, PATIENCE, Process, Proxy, Response, UNSHAPED,
+    localhost, post, provider_at,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -113,7 +113,11 @@ fn ask(authority: &Identity, identity: &Identity, host: &str, manners: Manners) 
 
 #[track_caller]
 fn assert_refused(response: &Response, words: &[&str]) {
-    assert_eq!((response.status, response.code().as_str()), (502, "upstream_unreachable"), "{response:?}");
+    assert_eq!(
+        (response.status, response.code().as_str()),
+        (502, "upstream_unreachable"),
+        "{response:?}"
+    );
     let message = response.error()["message"].as_str().expect("checked by error()").to_lowercase();
     for word in [&["tls"], words].concat() {
         assert!(message.contains(word), "no {word:?} in {message:?}");
@@ -145,15 +149,20 @@ fn the_systems_certificates_are_read_once_for_all_connections() {
     let manners = Manners { closes: Some(true), ..POLITE };
     let server = TlsServer::start(&authority.issue(&localhost(), 1), manners);
     let stranger = TlsServer::start(&Identity::authority().issue(&localhost(), 1), POLITE);
-    let bundle = Process::file("bundle.pem", &String::from_utf8(authority.certificate.to_pem().unwrap()).unwrap());
+    let bundle = Process::file(
+        "bundle.pem",
+        &String::from_utf8(authority.certificate.to_pem().unwrap()).unwrap(),
+    );
     // All three trust the same.
     let models = ["m", "x", "stranger"];
     let addresses = [&server, &server, &stranger].map(|server| server.at("localhost"));
     let entries = models.iter().zip(&addresses);
-    let providers: String = entries.map(|(model, at)| provider_at(model, at, &[model], UNSHAPED, "")).collect();
+    let providers: String =
+        entries.map(|(model, at)| provider_at(model, at, &[model], UNSHAPED, "")).collect();
     let variables = [("SSL_CERT_FILE", bundle.to_str().unwrap()), ("SSL_CERT_DIR", "/nowhere")];
     let process = Process::serve_with(&Process::config("", &providers), "", &variables);
-    let ask = |model: &str| post(process.addr(), CHAT, format!(r#"{{"model":"{model}","messages":[]}}"#));
+    let ask =
+        |model: &str| post(process.addr(), CHAT, format!(r#"{{"model":"{model}","messages":[]}}"#));
 
     assert_eq!(ask("m").status, 200);
     fs::remove_file(&bundle).unwrap();
@@ -169,10 +178,14 @@ fn a_certificate_is_the_providers_own_behind_a_proxy_too() {
     let authority = Identity::authority();
     let server = TlsServer::start(&authority.issue(&localhost(), 1), POLITE);
     let proxy = Proxy::start(Manner::Tunnels);
-    let through = |ca: &str| gateway(&server.at("localhost"), &format!("proxy: http://{}\n{ca}", proxy.addr()));
+    let through = |ca: &str| {
+        gateway(&server.at("localhost"), &format!("proxy: http://{}\n{ca}", proxy.addr()))
+    };
     assert_eq!(post(through(&authority.ca_file()).addr(), CHAT, BODY).status, 200);
     assert_eq!(server.names.recv_timeout(PATIENCE).unwrap().as_deref(), Some("localhost"));
-    assert!(proxy.heads()[0].starts_with(&format!("CONNECT localhost:{} HTTP/1.1\r\n", server.port)));
+    assert!(
+        proxy.heads()[0].starts_with(&format!("CONNECT localhost:{} HTTP/1.1\r\n", server.port))
+    );
     assert_refused(&post(through("").addr(), CHAT, BODY), &["certificate"]);
 }
 
@@ -221,7 +234,10 @@ fn a_body_that_ends_with_the_connection_is_whole_only_behind_a_close_notify() {
             ask(&authority, &identity, "localhost", manners)
         };
         let whole = ask(true);
-        assert_eq!((whole.status, whole.text().as_str(), whole.ended), (200, "hello", Ended::Clean));
+        assert_eq!(
+            (whole.status, whole.text().as_str(), whole.ended),
+            (200, "hello", Ended::Clean)
+        );
         let cut = ask(false);
         // Anybody on the way can send a FIN: the gateway can't know whether that was all.
         assert!(cut.status == 502 || cut.ended == Ended::Aborted, "{cut:?}");
@@ -234,7 +250,10 @@ fn a_body_whose_end_is_known_needs_no_close_notify() {
     let identity = authority.issue(&localhost(), 1);
     let manners = Manners { closes: Some(false), ..POLITE };
     let response = ask(&authority, &identity, "localhost", manners);
-    assert_eq!((response.status, response.text().as_str(), response.ended), (200, "{}", Ended::Clean));
+    assert_eq!(
+        (response.status, response.text().as_str(), response.ended),
+        (200, "{}", Ended::Clean)
+    );
 }
 
 #[test]
@@ -246,5 +265,10 @@ fn a_long_upload_arrives_whole() {
     let body = format!(r#"{{"model":"m","x":"{digits}","messages":[]}}"#);
     assert_eq!(post(gateway.addr(), CHAT, &body).status, 200);
     let request = server.requests.recv_timeout(PATIENCE).unwrap();
-    assert!(request.ends_with(body.as_bytes()), "{} bytes for a body of {}", request.len(), body.len());
+    assert!(
+        request.ends_with(body.as_bytes()),
+        "{} bytes for a body of {}",
+        request.len(),
+        body.len()
+    );
 }

@@ -66,7 +66,8 @@ impl Entry {
 
     /// `NAME=http://HOST:PORT[/BASE][@PID]` or `NAME=PROGRAM`, another build of the gateway.
     pub fn named(argument: &str) -> Result<Entry, String> {
-        let (name, target) = argument.split_once('=').ok_or(format!("{argument}: neither a part nor NAME=URL"))?;
+        let (name, target) =
+            argument.split_once('=').ok_or(format!("{argument}: neither a part nor NAME=URL"))?;
         let Some(rest) = target.strip_prefix("http://") else {
             let program = PathBuf::from(target);
             return match program.is_file() {
@@ -75,12 +76,17 @@ impl Entry {
             };
         };
         let (url, pid) = match rest.split_once('@') {
-            Some((url, pid)) => (url, Some(pid.parse().map_err(|_| format!("{pid} is no process id"))?)),
+            Some((url, pid)) => {
+                (url, Some(pid.parse().map_err(|_| format!("{pid} is no process id"))?))
+            }
             None => (rest, None),
         };
         let (host, base) = url.find('/').map_or((url, "/v1"), |at| url.split_at(at));
         let addresses = host.to_socket_addrs().map_err(|error| format!("{host}: {error}"))?;
-        let address = addresses.into_iter().find(SocketAddr::is_ipv4).ok_or(format!("{host} has no IPv4 address"))?;
+        let address = addresses
+            .into_iter()
+            .find(SocketAddr::is_ipv4)
+            .ok_or(format!("{host} has no IPv4 address"))?;
         let base = base.trim_end_matches('/').to_owned();
         Ok(Entry::new(name, Recipe::Running { address, base, pid }))
     }
@@ -91,7 +97,10 @@ impl Entry {
 
     /// Whether its process is known, so that its memory is. The log makes no difference worth the time to that.
     pub fn is_process(&self) -> bool {
-        !matches!(self.recipe, Recipe::Direct | Recipe::Running { pid: None, .. } | Recipe::Gateway { logs: true, .. })
+        !matches!(
+            self.recipe,
+            Recipe::Direct | Recipe::Running { pid: None, .. } | Recipe::Gateway { logs: true, .. }
+        )
     }
 
     pub fn is_started_here(&self) -> bool {
@@ -112,7 +121,12 @@ impl Entry {
                 (address, "/v1", Process::Own(program))
             }
         };
-        Ok(Contestant { name: self.name.clone(), address: address.into(), base: base.to_owned(), process })
+        Ok(Contestant {
+            name: self.name.clone(),
+            address: address.into(),
+            base: base.to_owned(),
+            process,
+        })
     }
 }
 
@@ -213,7 +227,11 @@ struct Folder(PathBuf);
 impl Folder {
     fn new() -> io::Result<Folder> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let name = format!("limitrate-bench-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "limitrate-bench-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         let folder = Folder(std::env::temp_dir().join(name));
         fs::create_dir(&folder.0)?;
         Ok(folder)
@@ -250,20 +268,31 @@ fn providers(mock: &Mock, logs: bool) -> Settings {
         provider("rpm60000", mock.noted, "mode: spaced, rpm: 60000"),
         provider("hourly", mock.address, "mode: spaced, interval_seconds: 3600"),
     ];
-    Settings { server: format!("max_connections: {CALLERS}"), rest: rest.concat(), files: Vec::new(), socket: None }
+    Settings {
+        server: format!("max_connections: {CALLERS}"),
+        rest: rest.concat(),
+        files: Vec::new(),
+        socket: None,
+    }
 }
 
 /// A gateway that answers for its health.
-pub fn gateway(program: &Path, settings: &Settings, cores: &Cores) -> io::Result<(SocketAddr, Program)> {
+pub fn gateway(
+    program: &Path,
+    settings: &Settings,
+    cores: &Cores,
+) -> io::Result<(SocketAddr, Program)> {
     let (address, folder) = (free_address()?, Folder::new()?);
-    let server = format!("server: {{host: 127.0.0.1, port: {}, {}}}\n", address.port(), settings.server);
+    let server =
+        format!("server: {{host: 127.0.0.1, port: {}, {}}}\n", address.port(), settings.server);
     fs::write(folder.0.join("config.yaml"), server + &settings.rest)?;
     for (name, text) in &settings.files {
         fs::write(folder.0.join(name), text)?;
     }
     let mut command = Command::new(program);
     command.arg("--config").arg(folder.0.join("config.yaml"));
-    let asked = settings.socket.map_or(Address::Tcp(address), |name| Address::Unix(folder.0.join(name)));
+    let asked =
+        settings.socket.map_or(Address::Tcp(address), |name| Address::Unix(folder.0.join(name)));
     Ok((address, start(command, folder, &asked, "/admin/health", cores)?))
 }
 
@@ -289,11 +318,21 @@ fn nginx(mock: &Mock, cores: &Cores) -> io::Result<(SocketAddr, Program)> {
 }
 
 /// Starts a program on its core and asks it until it answers, without a pause: what runs here has another core.
-fn start(mut command: Command, folder: Folder, asked: &Address, path: &str, cores: &Cores) -> io::Result<Program> {
+fn start(
+    mut command: Command,
+    folder: Folder,
+    asked: &Address,
+    path: &str,
+    cores: &Cores,
+) -> io::Result<Program> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let request = format!("GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n");
     let began = now();
-    let name = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = Path::new(command.get_program())
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let child = cores.on_the_proxys(|| command.spawn());
     let child = child.map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
     running().push((child.id(), folder.0.clone()));

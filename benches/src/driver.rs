@@ -100,11 +100,15 @@ impl AsFd for Socket {
 
 /// A chat request with a body of so many bytes, for `{base}/chat/completions`.
 pub fn chat(base: &str, model: &str, is_stream: bool, body_bytes: usize) -> Vec<u8> {
-    let start =
-        format!("{{\"model\":\"{model}\",\"stream\":{is_stream},\"messages\":[{{\"role\":\"user\",\"content\":\"");
+    let start = format!(
+        "{{\"model\":\"{model}\",\"stream\":{is_stream},\"messages\":[{{\"role\":\"user\",\"content\":\""
+    );
     let end = "\"}]}";
     let text = "All work and no play makes a gateway idle. ".bytes().cycle();
-    let text = text.take(body_bytes.saturating_sub(start.len() + end.len())).map(char::from).collect::<String>();
+    let text = text
+        .take(body_bytes.saturating_sub(start.len() + end.len()))
+        .map(char::from)
+        .collect::<String>();
     let length = start.len() + text.len() + end.len();
     format!(
         "POST {base}/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n\
@@ -194,7 +198,11 @@ impl Driver {
 
     /// Goes on where the last run ended. An error is a status other than 200, a broken answer, or that nothing comes.
     pub fn run(&mut self, until: Until) -> io::Result<Seen> {
-        let mut seen = Seen { times: Vec::with_capacity(ROOM), delays: Vec::with_capacity(ROOM), ..Seen::default() };
+        let mut seen = Seen {
+            times: Vec::with_capacity(ROOM),
+            delays: Vec::with_capacity(ROOM),
+            ..Seen::default()
+        };
         let start = now();
         let (deadline, limit) = match until {
             Until::Elapsed(time) => (start + time.as_nanos() as u64, u64::MAX),
@@ -226,7 +234,10 @@ impl Driver {
                 if event.events().contains(EpollFlags::EPOLLOUT) {
                     self.send(at)?;
                 }
-                if !event.events().intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
+                if !event
+                    .events()
+                    .intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR)
+                {
                     continue;
                 }
                 let is_answered = self.read(at, &mut seen, &mut time)?;
@@ -258,7 +269,8 @@ impl Driver {
         if is_stuck != conn.is_stuck {
             conn.is_stuck = is_stuck;
             let out = if is_stuck { EpollFlags::EPOLLOUT } else { EpollFlags::empty() };
-            self.epoll.modify(&conn.socket, &mut EpollEvent::new(EpollFlags::EPOLLIN | out, at as u64))?;
+            self.epoll
+                .modify(&conn.socket, &mut EpollEvent::new(EpollFlags::EPOLLIN | out, at as u64))?;
         }
         Ok(())
     }
@@ -276,7 +288,10 @@ impl Driver {
             return Ok(false);
         }
         if read == 0 {
-            return Err(io::Error::new(ErrorKind::UnexpectedEof, "closed before the answer was whole"));
+            return Err(io::Error::new(
+                ErrorKind::UnexpectedEof,
+                "closed before the answer was whole",
+            ));
         }
         let Conn { message, events, .. } = conn;
         let mut event = |sent_at: u64| {

@@ -41,7 +41,8 @@ impl Message {
                         body(&bytes[..here]);
                     }
                     bytes = &bytes[here..];
-                    let (left, is_chunk) = (left - here as u64, matches!(self.state, State::Chunk(_)));
+                    let (left, is_chunk) =
+                        (left - here as u64, matches!(self.state, State::Chunk(_)));
                     self.state = match (left, is_chunk) {
                         (0, false) => return self.end(bytes),
                         (0, true) => State::ChunkSize,
@@ -196,7 +197,10 @@ fn read_line(line: &[u8], event: &mut impl FnMut(u64)) {
     }
     let digits = memchr::memchr(TIME_MARK, line).map_or(&[][..], |at| &line[at + 1..]);
     let digits = digits.iter().take_while(|byte| byte.is_ascii_digit());
-    event(digits.fold(0, |sum: u64, digit| sum.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'))));
+    event(
+        digits
+            .fold(0, |sum: u64, digit| sum.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'))),
+    );
 }
 
 #[cfg(test)]
@@ -222,10 +226,15 @@ mod tests {
     fn a_message_is_the_same_however_it_is_cut() {
         let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
             b;x=1\r\ndata: @12@\n\r\n10\r\n\ndata: [DONE]\n\n \r\n0\r\nA: b\r\n\r\n";
-        let sized = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-LENGTH: 7\r\n\r\ndata: 1";
+        let sized =
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-LENGTH: 7\r\n\r\ndata: 1";
         for size in 1..chunked.len() {
             let (body, times, ended) = read(chunked, size);
-            assert_eq!((&body[..], ended), (&b"data: @12@\n\ndata: [DONE]\n\n "[..], true), "in pieces of {size}");
+            assert_eq!(
+                (&body[..], ended),
+                (&b"data: @12@\n\ndata: [DONE]\n\n "[..], true),
+                "in pieces of {size}"
+            );
             assert_eq!(times, [12], "in pieces of {size}");
             assert_eq!(read(sized, size).0, b"data: 1", "in pieces of {size}");
         }

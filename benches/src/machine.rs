@@ -70,7 +70,8 @@ impl Cores {
     /// The first of the cores that this process may use is the proxy's; with one core alone nothing is pinned.
     pub fn of_this_machine() -> io::Result<Cores> {
         let allowed = sched_getaffinity(Pid::from_raw(0))?;
-        let cores: Vec<usize> = (0..CpuSet::count()).filter(|&core| allowed.is_set(core).unwrap_or(false)).collect();
+        let cores: Vec<usize> =
+            (0..CpuSet::count()).filter(|&core| allowed.is_set(core).unwrap_or(false)).collect();
         let count = cores.len();
         Ok(match cores[..] {
             [] | [_] => Cores { count, proxy: None, driver: 0, mock: 0 },
@@ -81,12 +82,19 @@ impl Cores {
 
     pub fn told(&self) -> String {
         match self.proxy {
-            None => "one core: nothing is pinned, and all figures are worse than they need be".to_owned(),
+            None => "one core: nothing is pinned, and all figures are worse than they need be"
+                .to_owned(),
             Some(proxy) if self.driver == self.mock => {
-                format!("the proxy under test has core {proxy} for itself; driver and mock share core {}", self.mock)
+                format!(
+                    "the proxy under test has core {proxy} for itself; driver and mock share core {}",
+                    self.mock
+                )
             }
             Some(proxy) => {
-                format!("the proxy under test has core {proxy}, the driver {}, the mock {}", self.driver, self.mock)
+                format!(
+                    "the proxy under test has core {proxy}, the driver {}, the mock {}",
+                    self.driver, self.mock
+                )
             }
         }
     }

@@ -84,7 +84,11 @@ impl Bench {
 
     /// Measures everybody in turn, and everybody again in each round. Who fails once is left out from then on. A program is started
     /// anew each time: where in memory the kernel puts it decides up to a fifth of what it costs, and stays so until its end.
-    fn rounds(&mut self, part: &str, mut measure: impl FnMut(&mut Bench, &Contestant, usize) -> io::Result<()>) {
+    fn rounds(
+        &mut self,
+        part: &str,
+        mut measure: impl FnMut(&mut Bench, &Contestant, usize) -> io::Result<()>,
+    ) {
         let mut entries = self.entries.clone();
         for round in 0..self.rounds {
             entries.retain(|entry| {
@@ -125,8 +129,11 @@ fn run(arguments: Arguments) -> io::Result<()> {
     contestant::end_all_on_a_signal()?;
     let files = machine::raise_file_limit()?;
     let cores = Cores::of_this_machine()?;
-    let (parts, named): (Vec<_>, Vec<_>) = arguments.what.iter().partition(|word| !word.contains('='));
-    if let Some(unknown) = parts.iter().find(|part| !PARTS.iter().any(|(name, _)| name == &part.as_str())) {
+    let (parts, named): (Vec<_>, Vec<_>) =
+        arguments.what.iter().partition(|word| !word.contains('='));
+    if let Some(unknown) =
+        parts.iter().find(|part| !PARTS.iter().any(|(name, _)| name == &part.as_str()))
+    {
         return Err(io::Error::other(format!("{unknown}: no such part, and not NAME=URL")));
     }
     let program = arguments.gateway.unwrap_or_else(built_gateway);
@@ -142,7 +149,10 @@ fn run(arguments: Arguments) -> io::Result<()> {
 
     cores.pin_driver()?;
     let mock = Mock::start(arguments.mock, &cores)?;
-    eprintln!("the mock provider is at http://{}/v1, with the model fast and any key", mock.address);
+    eprintln!(
+        "the mock provider is at http://{}/v1, with the model fast and any key",
+        mock.address
+    );
     eprintln!("{}", cores.told());
     if arguments.mock_only {
         loop {
@@ -154,7 +164,10 @@ fn run(arguments: Arguments) -> io::Result<()> {
     let rounds = if arguments.quick { arguments.rounds.min(2) } else { arguments.rounds.max(1) };
     let mut bench = Bench { mock, cores, entries, table, rounds, is_quick: arguments.quick };
     if files < 2 * contestant::QUEUE as u64 {
-        bench.table.remarks.push(format!("only {files} files may be open: memory may fail for that"));
+        bench
+            .table
+            .remarks
+            .push(format!("only {files} files may be open: memory may fail for that"));
     }
     for (name, part) in PARTS {
         if parts.is_empty() || parts.iter().any(|wanted| wanted.as_str() == name) {
@@ -184,6 +197,7 @@ fn run(arguments: Arguments) -> io::Result<()> {
 /// Where `cargo build --release` puts it.
 fn built_gateway() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-    let target = target.unwrap_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")));
+    let target =
+        target.unwrap_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")));
     target.join("release/limitrate")
 }

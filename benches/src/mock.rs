@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt::ReceiveTimestampns};
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt::ReceiveTimestampns,
+};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
@@ -52,12 +54,17 @@ pub struct Mock {
 impl Mock {
     /// Begins to serve on 127.0.0.1: the first address has this port, or any with 0.
     pub fn start(port: u16, cores: &Cores) -> io::Result<Mock> {
-        let (listener, noted) = (TcpListener::bind(("127.0.0.1", port))?, TcpListener::bind("127.0.0.1:0")?);
+        let (listener, noted) =
+            (TcpListener::bind(("127.0.0.1", port))?, TcpListener::bind("127.0.0.1:0")?);
         setsockopt(&noted, ReceiveTimestampns, &true)?; // connections inherit it
         let arrivals = Mutex::new(Vec::with_capacity(1 << 16));
         let (pace, events) = (AtomicU64::new(0), AtomicU32::new(100));
         let terms = Arc::new(Terms { pace, events, is_cold: AtomicBool::new(false), arrivals });
-        let mock = Mock { address: listener.local_addr()?, noted: noted.local_addr()?, terms: terms.clone() };
+        let mock = Mock {
+            address: listener.local_addr()?,
+            noted: noted.local_addr()?,
+            terms: terms.clone(),
+        };
         let mut server = Server::new([listener, noted], terms)?;
         cores.pin_mock()?; // a thread is born where its maker runs
         thread::Builder::new().name("mock".to_owned()).spawn(move || {
@@ -77,7 +84,9 @@ impl Mock {
 
     /// The arrivals at the second address since the last time this was asked, in their order.
     pub fn take_arrivals(&self) -> Vec<u64> {
-        let mut arrivals = std::mem::take(&mut *self.terms.arrivals.lock().expect("nobody panics while he holds it"));
+        let mut arrivals = std::mem::take(
+            &mut *self.terms.arrivals.lock().expect("nobody panics while he holds it"),
+        );
         arrivals.sort_unstable(); // they were read in the order of epoll
         arrivals
     }
@@ -122,7 +131,10 @@ struct Stream {
 impl Server {
     fn new(listeners: [TcpListener; 2], terms: Arc<Terms>) -> io::Result<Server> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
+        let timer = TimerFd::new(
+            ClockId::CLOCK_MONOTONIC,
+            TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
+        )?;
         for (listener, token) in listeners.iter().zip([LISTENER, NOTED_LISTENER]) {
             listener.set_nonblocking(true)?;
             epoll.add(listener, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
@@ -147,7 +159,8 @@ impl Server {
     fn run(&mut self) -> io::Result<()> {
         let mut events = [EpollEvent::empty(); 256];
         loop {
-            let timeout = if self.eager.is_empty() { EpollTimeout::NONE } else { EpollTimeout::ZERO };
+            let timeout =
+                if self.eager.is_empty() { EpollTimeout::NONE } else { EpollTimeout::ZERO };
             let count = match self.epoll.wait(&mut events, timeout) {
                 Err(nix::Error::EINTR) => 0,
                 count => count?,
@@ -180,7 +193,8 @@ impl Server {
                 self.conns.push(None);
                 self.conns.len() - 1
             });
-            self.epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, FIRST_CONN + at as u64))?;
+            self.epoll
+                .add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, FIRST_CONN + at as u64))?;
             self.lives += 1;
             self.conns[at] = Some(Conn {
                 socket,
@@ -309,10 +323,14 @@ impl Server {
         let Some((first, ..)) = self.paced.front() else { return Ok(()) };
         let mut time = now();
         if *first <= time {
-            while let Some((due, at, life)) = self.paced.front().copied().filter(|(due, ..)| *due <= time) {
+            while let Some((due, at, life)) =
+                self.paced.front().copied().filter(|(due, ..)| *due <= time)
+            {
                 self.paced.pop_front();
                 let conn = self.conns[at].as_ref().filter(|conn| conn.life == life);
-                let Some(pace) = conn.and_then(|conn| Some(conn.stream.as_ref()?.pace)) else { continue };
+                let Some(pace) = conn.and_then(|conn| Some(conn.stream.as_ref()?.pace)) else {
+                    continue;
+                };
                 if self.send_event(at) {
                     self.paced.push_back((due + pace, at, life));
                 }
@@ -329,7 +347,9 @@ impl Server {
 
     fn wait_for_room(&mut self, at: usize) {
         let Some(conn) = &self.conns[at] else { return };
-        let _ = self.epoll.modify(&conn.socket, &mut interest(EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT, at));
+        let _ = self
+            .epoll
+            .modify(&conn.socket, &mut interest(EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT, at));
     }
 
     fn close(&mut self, at: usize) {
@@ -371,9 +391,12 @@ fn asks_for_stream(body: &[u8]) -> bool {
 fn read_noted(socket: &TcpStream, buf: &mut [u8]) -> io::Result<(usize, Option<u64>)> {
     let mut control = nix::cmsg_space!(TimeSpec);
     let mut parts = [IoSliceMut::new(buf)];
-    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::empty())?;
+    let message =
+        recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::empty())?;
     let arrived = message.cmsgs()?.find_map(|control| match control {
-        ControlMessageOwned::ScmTimestampns(at) => Some(at.tv_sec() as u64 * 1_000_000_000 + at.tv_nsec() as u64),
+        ControlMessageOwned::ScmTimestampns(at) => {
+            Some(at.tv_sec() as u64 * 1_000_000_000 + at.tv_nsec() as u64)
+        }
         _ => None,
     });
     Ok((message.bytes, arrived))
@@ -432,6 +455,10 @@ impl Answers {
             let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n";
             format!("{head}{extra}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
         };
-        Answers { plain: whole(chat, ""), closing: whole(chat, "Connection: close\r\n"), models: whole(models, "") }
+        Answers {
+            plain: whole(chat, ""),
+            closing: whole(chat, "Connection: close\r\n"),
+            models: whole(models, ""),
+        }
     }
 }

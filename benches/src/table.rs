@@ -36,13 +36,23 @@ impl Table {
     }
 
     /// Notes a value of one contestant in one round.
-    pub fn note(&mut self, figure: &str, digits: usize, goal: Goal, contestant: &str, round: usize, value: f64) {
+    pub fn note(
+        &mut self,
+        figure: &str,
+        digits: usize,
+        goal: Goal,
+        contestant: &str,
+        round: usize,
+        value: f64,
+    ) {
         let at = self.rows.iter().position(|row| row.figure == figure).unwrap_or_else(|| {
             let cells = vec![Vec::new(); self.contestants.len()];
             self.rows.push(Row { figure: figure.to_owned(), digits, goal, cells });
             self.rows.len() - 1
         });
-        let Some(column) = self.contestants.iter().position(|name| name == contestant) else { return };
+        let Some(column) = self.contestants.iter().position(|name| name == contestant) else {
+            return;
+        };
         let cell = &mut self.rows[at].cells[column];
         cell.resize(cell.len().max(round + 1), f64::NAN);
         cell[round] = value;
@@ -78,14 +88,17 @@ impl Table {
                     continue;
                 };
                 text += &format!(" {}", number(value, row.digits));
-                let ratio = gateway.filter(|gateway| *gateway != column).and_then(|at| ratio(&row.cells[at], cell));
+                let ratio = gateway
+                    .filter(|gateway| *gateway != column)
+                    .and_then(|at| ratio(&row.cells[at], cell));
                 if let Some(ratio) = ratio {
                     text += &format!(" ({ratio:.2})");
                 }
                 text += " |";
             }
             let measured = gateway.and_then(|at| median(&row.cells[at]));
-            let of_nginx = gateway.zip(nginx).and_then(|(at, nginx)| ratio(&row.cells[at], &row.cells[nginx]));
+            let of_nginx =
+                gateway.zip(nginx).and_then(|(at, nginx)| ratio(&row.cells[at], &row.cells[nginx]));
             text += &format!(" {} |\n", row.goal.told(measured, of_nginx, row.digits));
         }
         text
@@ -96,10 +109,18 @@ impl Goal {
     fn told(self, measured: Option<f64>, of_nginx: Option<f64>, digits: usize) -> String {
         let (goal, is_met) = match self {
             Goal::None => return String::new(),
-            Goal::AtMost(most) => (format!("≤ {}", number(most, digits)), measured.map(|value| value <= most)),
-            Goal::Within(most) => (format!("± {}", number(most, digits)), measured.map(|value| value.abs() <= most)),
-            Goal::AtMostOfNginx(most) => (format!("≤ {most:.2} nginx"), of_nginx.map(|ratio| ratio <= most)),
-            Goal::AtLeastOfNginx(least) => (format!("≥ {least:.2} nginx"), of_nginx.map(|ratio| ratio >= least)),
+            Goal::AtMost(most) => {
+                (format!("≤ {}", number(most, digits)), measured.map(|value| value <= most))
+            }
+            Goal::Within(most) => {
+                (format!("± {}", number(most, digits)), measured.map(|value| value.abs() <= most))
+            }
+            Goal::AtMostOfNginx(most) => {
+                (format!("≤ {most:.2} nginx"), of_nginx.map(|ratio| ratio <= most))
+            }
+            Goal::AtLeastOfNginx(least) => {
+                (format!("≥ {least:.2} nginx"), of_nginx.map(|ratio| ratio >= least))
+            }
         };
         match is_met {
             Some(true) => format!("{goal}: met"),
@@ -116,8 +137,12 @@ pub fn is_proxy(name: &str) -> bool {
 
 /// The median of the ratios of the rounds that both have; nothing is said of what is not positive.
 fn ratio(of: &[f64], to: &[f64]) -> Option<f64> {
-    let ratios: Vec<f64> =
-        of.iter().zip(to).filter(|(of, to)| **of > 0.0 && **to > 0.0).map(|(of, to)| of / to).collect();
+    let ratios: Vec<f64> = of
+        .iter()
+        .zip(to)
+        .filter(|(of, to)| **of > 0.0 && **to > 0.0)
+        .map(|(of, to)| of / to)
+        .collect();
     median(&ratios)
 }
 
@@ -164,13 +189,25 @@ mod tests {
     #[test]
     fn ratios_are_taken_within_rounds_and_goals_checked() {
         let mut table = Table::new(["direct", "nginx", "limitrate"].map(str::to_owned).to_vec());
-        for (round, (nginx, gateway)) in [(10.0, 20.0), (1000.0, 3000.0), (4.0, 10.0)].into_iter().enumerate() {
+        for (round, (nginx, gateway)) in
+            [(10.0, 20.0), (1000.0, 3000.0), (4.0, 10.0)].into_iter().enumerate()
+        {
             table.note("requests/s", 0, Goal::AtLeastOfNginx(0.7), "nginx", round, nginx * 1000.0);
-            table.note("requests/s", 0, Goal::AtLeastOfNginx(0.7), "limitrate", round, gateway * 1000.0);
+            table.note(
+                "requests/s",
+                0,
+                Goal::AtLeastOfNginx(0.7),
+                "limitrate",
+                round,
+                gateway * 1000.0,
+            );
         }
         table.note("RSS", 2, Goal::AtMost(4.0), "limitrate", 0, 4.06);
         let text = table.markdown();
-        assert!(text.contains("| requests/s | | 10,000 (2.50) | 20,000 | ≥ 0.70 nginx: met |"), "{text}");
+        assert!(
+            text.contains("| requests/s | | 10,000 (2.50) | 20,000 | ≥ 0.70 nginx: met |"),
+            "{text}"
+        );
         assert!(text.contains("| RSS | | | 4.06 | **≤ 4.00: missed** |"), "{text}");
     }
 }

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+};
 
 use crate::http::Message;
 use crate::machine::Cores;
@@ -23,7 +25,8 @@ pub struct Identity {
 
 impl Identity {
     pub fn new() -> io::Result<Identity> {
-        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).map_err(io::Error::other)?;
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])
+            .map_err(io::Error::other)?;
         Ok(Identity { certificate: made.cert.pem(), key: made.signing_key.serialize_pem() })
     }
 
@@ -36,7 +39,9 @@ impl Identity {
 pub fn provider(identity: &Identity, cores: &Cores) -> io::Result<SocketAddr> {
     let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).map_err(io::Error::other)?;
     let config = ServerConfig::builder().with_no_client_auth();
-    let config = Arc::new(config.with_single_cert(vec![identity.certificate()?], key).map_err(io::Error::other)?);
+    let config = Arc::new(
+        config.with_single_cert(vec![identity.certificate()?], key).map_err(io::Error::other)?,
+    );
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     cores.pin_mock()?;
@@ -56,8 +61,7 @@ fn serve(socket: TcpStream, config: Arc<ServerConfig>) -> io::Result<()> {
     let connection = ServerConnection::new(config).map_err(io::Error::other)?;
     let mut stream = StreamOwned::new(connection, socket);
     read_message(&mut stream)?;
-    let answer =
-        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}";
+    let answer = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}";
     stream.write_all(answer.as_bytes())?;
     stream.conn.send_close_notify();
     stream.flush()
@@ -78,8 +82,12 @@ pub fn ask_at_once(
     connections: usize,
 ) -> io::Result<()> {
     thread::scope(|scope| {
-        let callers: Vec<_> = (0..connections).map(|_| scope.spawn(|| ask(address, config.clone(), request))).collect();
-        callers.into_iter().try_for_each(|caller| caller.join().map_err(|_| io::Error::other("a caller panicked"))?)
+        let callers: Vec<_> = (0..connections)
+            .map(|_| scope.spawn(|| ask(address, config.clone(), request)))
+            .collect();
+        callers.into_iter().try_for_each(|caller| {
+            caller.join().map_err(|_| io::Error::other("a caller panicked"))?
+        })
     })
 }
 

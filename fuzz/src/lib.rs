@@ -18,9 +18,9 @@ use futures_lite::io::AsyncRead;
 use limitrate::config::{self, Config};
 use limitrate::error::Error;
 use limitrate::http1::{
-    BodyDecoder, BodyFault, BodyLength, FINAL_CHUNK, Framing, HEADER_LIMIT, Headers, ReadError, Reader, RequestHead,
-    ResponseHead, parse_request_head, parse_response_head, read_request_head, read_response_head, write_chunk,
-    write_request_head, write_response_head,
+    BodyDecoder, BodyFault, BodyLength, FINAL_CHUNK, Framing, HEADER_LIMIT, Headers, ReadError,
+    Reader, RequestHead, ResponseHead, parse_request_head, parse_response_head, read_request_head,
+    read_response_head, write_chunk, write_request_head, write_response_head,
 };
 use limitrate::openai::{EventScanner, Usage, peek, splice_model};
 use limitrate::shaping::books::{Ask, Books, BooksMemory};
@@ -58,11 +58,18 @@ pub fn body(input: &[u8]) {
     let mut wire = Vec::new();
     pieces(input).for_each(|piece| write_chunk(&mut wire, piece));
     wire.extend_from_slice(FINAL_CHUNK);
-    assert_eq!(decode(Framing::Chunked, [&wire[..]]), (input.to_vec(), Ok(Vec::new())), "written and read back");
+    assert_eq!(
+        decode(Framing::Chunked, [&wire[..]]),
+        (input.to_vec(), Ok(Vec::new())),
+        "written and read back"
+    );
 }
 
 /// Payload, and what follows the body or its fault.
-fn decode<'a>(framing: Framing, pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<u8>, Result<Vec<u8>, BodyFault>) {
+fn decode<'a>(
+    framing: Framing,
+    pieces: impl IntoIterator<Item = &'a [u8]>,
+) -> (Vec<u8>, Result<Vec<u8>, BodyFault>) {
     let mut decoder = BodyDecoder::new(framing);
     let (mut payload, mut unread) = (Vec::new(), Vec::new());
     for piece in pieces {
@@ -71,7 +78,10 @@ fn decode<'a>(framing: Framing, pieces: impl IntoIterator<Item = &'a [u8]>) -> (
             match decoder.decode(&unread) {
                 Err(fault) => return (payload, Err(fault)),
                 Ok(decoded) => {
-                    assert!(decoded.consumed > 0 && decoded.data.end <= decoded.consumed, "{decoded:?}");
+                    assert!(
+                        decoded.consumed > 0 && decoded.data.end <= decoded.consumed,
+                        "{decoded:?}"
+                    );
                     payload.extend_from_slice(&unread[decoded.data]);
                     unread.drain(..decoded.consumed);
                 }
@@ -90,23 +100,34 @@ pub fn config(input: &[u8]) {
     match config::parse(text, Path::new("no-such-folder/config.yaml"), &env) {
         Ok(config) => assert_sound(&config),
         Err(faults) => {
-            assert!(faults.in_brief().all(|fault| fault.starts_with("no-such-folder/config.yaml:")), "{faults}");
+            assert!(
+                faults.in_brief().all(|fault| fault.starts_with("no-such-folder/config.yaml:")),
+                "{faults}"
+            );
             assert!(!faults.to_string().contains(SECRET), "{faults}");
         }
     }
 }
 
 fn assert_sound(config: &Config) {
-    let names: HashSet<&str> = config.providers.iter().map(|provider| provider.name.as_str()).collect();
+    let names: HashSet<&str> =
+        config.providers.iter().map(|provider| provider.name.as_str()).collect();
     assert!(!names.is_empty() && names.len() == config.providers.len(), "{names:?}");
     for provider in &config.providers {
         let pace = provider.rate_limit.pace;
         assert!(!provider.name.is_empty() && !provider.name.contains('/'), "{:?}", provider.name);
         assert!(!provider.models.is_empty() && provider.max_queue > 0);
         assert!(!pace.interval.is_zero() && pace.capacity > 0, "{pace:?}");
-        assert!(provider.base_url.path.is_empty() || provider.base_url.path.starts_with('/'), "{}", provider.base_url);
+        assert!(
+            provider.base_url.path.is_empty() || provider.base_url.path.starts_with('/'),
+            "{}",
+            provider.base_url
+        );
         for (name, value) in &provider.headers {
-            assert!(!name.contains(['\r', '\n', '\0', ':']) && !value.reveal().contains(['\r', '\n', '\0']));
+            assert!(
+                !name.contains(['\r', '\n', '\0', ':'])
+                    && !value.reveal().contains(['\r', '\n', '\0'])
+            );
         }
     }
 }
@@ -115,9 +136,11 @@ fn assert_sound(config: &Config) {
 pub fn refusal(input: &[u8]) {
     let Ok(Some((head, length))) = parse_response_head(input, false) else { return };
     let day = Duration::from_secs(24 * 3600);
-    for now in
-        [SystemTime::UNIX_EPOCH - day, SystemTime::UNIX_EPOCH + 20_000 * day, SystemTime::UNIX_EPOCH + u32::MAX * day]
-    {
+    for now in [
+        SystemTime::UNIX_EPOCH - day,
+        SystemTime::UNIX_EPOCH + 20_000 * day,
+        SystemTime::UNIX_EPOCH + u32::MAX * day,
+    ] {
         let verdict = judge(head.status, &head.headers, &input[length..], now);
         match verdict {
             Verdict::CoolDown { wait, .. } => {
@@ -139,7 +162,9 @@ pub fn request_head(input: &[u8]) {
     whole.0.iter().for_each(assert_forwardable);
     // The reader bounds a head, the parser does not.
     match parse_request_head(input) {
-        Ok(head) => assert_faithful(&head, std::str::from_utf8(input).expect("what was taken is ASCII")),
+        Ok(head) => {
+            assert_faithful(&head, std::str::from_utf8(input).expect("what was taken is ASCII"))
+        }
         Err(error) => assert_honest(&error),
     }
 }
@@ -151,7 +176,8 @@ fn assert_faithful(head: &RequestHead, text: &str) {
     assert_eq!(words[0], &*head.method);
     assert!(!words[1].starts_with('/') || words[1] == head.target, "{:?}", head.target);
     let fields = lines.filter_map(|line| line.split_once(':'));
-    let mut fields: Vec<_> = fields.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().into())).collect();
+    let mut fields: Vec<_> =
+        fields.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().into())).collect();
     let apart = ["host", "content-length", "transfer-encoding", "expect"];
     fields.retain(|(name, _)| !apart.contains(&name.as_str()));
     assert_eq!(without(&head.headers, &["host"]), fields);
@@ -185,7 +211,8 @@ fn assert_honest(error: &Error) {
 fn assert_forwardable(head: &RequestHead) {
     assert!(head.target.starts_with('/') || head.target == "*", "{:?}", head.target);
     assert!(head.headers.len() <= HEADER_LIMIT && head.framing != Framing::UntilClose);
-    let Some(host) = head.headers.get("host").and_then(|host| std::str::from_utf8(host).ok()) else {
+    let Some(host) = head.headers.get("host").and_then(|host| std::str::from_utf8(host).ok())
+    else {
         assert!(head.http_10, "no Host");
         return;
     };
@@ -198,7 +225,8 @@ fn assert_forwardable(head: &RequestHead) {
     };
     let mut wire = Vec::new();
     write_request_head(&mut wire, &head.method, &head.target, host, head.headers.iter(), length);
-    let again = parse_request_head(&wire).unwrap_or_else(|error| panic!("{error}: {}", wire.escape_ascii()));
+    let again = parse_request_head(&wire)
+        .unwrap_or_else(|error| panic!("{error}: {}", wire.escape_ascii()));
     assert_eq!((&again.method, &again.target), (&head.method, &head.target));
     assert_eq!(again.framing, length.map_or(Framing::Empty, Framing::Length));
     assert_eq!(without(&again.headers, &["connection"]), without(&head.headers, &["connection"]));
@@ -212,8 +240,14 @@ pub fn response_head(input: &[u8]) {
         assert_eq!(read_response(input.chunks(1), to_head), whole, "byte by byte");
         if let Ok((head, _)) = &whole {
             assert!((200..=999).contains(&head.status) && head.headers.len() <= HEADER_LIMIT);
-            assert!(!(head.keep_alive && head.framing == Framing::UntilClose), "kept alive past its close");
-            assert!(head.framing == Framing::Empty || !(to_head || [204, 304].contains(&head.status)), "{head:?}");
+            assert!(
+                !(head.keep_alive && head.framing == Framing::UntilClose),
+                "kept alive past its close"
+            );
+            assert!(
+                head.framing == Framing::Empty || !(to_head || [204, 304].contains(&head.status)),
+                "{head:?}"
+            );
             assert_relayable(head);
         }
     }
@@ -226,7 +260,8 @@ fn read_response<'a>(
     to_head: bool,
 ) -> Result<(ResponseHead, Vec<u8>), String> {
     let mut reader = Reader::new(Pieces::new(pieces));
-    let head = ready(read_response_head(&mut reader, to_head)).map_err(|fault| fault.to_string())?;
+    let head =
+        ready(read_response_head(&mut reader, to_head)).map_err(|fault| fault.to_string())?;
     while ready(reader.fill()).expect("memory does not break") > 0 {}
     Ok((head, reader.buffered().to_vec()))
 }
@@ -263,7 +298,10 @@ pub fn splice(input: &[u8]) {
         let spliced = splice_model(input.to_vec(), found.model_span.clone(), new);
         let again = peek(&spliced).expect("still a request");
         assert_eq!((again.model.as_str(), again.max_tokens), (new, found.max_tokens));
-        assert_eq!(splice_back(spliced.clone(), again.model_span, &input[found.model_span.clone()]), input);
+        assert_eq!(
+            splice_back(spliced.clone(), again.model_span, &input[found.model_span.clone()]),
+            input
+        );
         if let Some(mut tree) = tree.clone() {
             tree["model"] = Value::from(new);
             assert_eq!(serde_json::from_slice::<Value>(&spliced).ok(), Some(tree));
@@ -297,7 +335,10 @@ pub fn sse(input: &[u8]) {
     let totals: Vec<_> = data.filter_map(|data| Usage::of(data)?.total()).collect();
     let sum = totals.iter().fold(0, |sum: u64, total| sum.saturating_add(*total));
     let total = scanner.usage().total();
-    assert!(total.is_none_or(|total| !totals.is_empty() && total <= sum), "{total:?} was never sent");
+    assert!(
+        total.is_none_or(|total| !totals.is_empty() && total <= sum),
+        "{total:?} was never sent"
+    );
 }
 
 /// A stream cut into lines, which end in LF, CRLF or CR.
@@ -330,7 +371,8 @@ pub fn state(input: &[u8]) {
         for lane in lanes.as_array().expect("a provider has a list of keys") {
             let key = lane["key"].as_str().expect("a key has a fingerprint");
             let models = lane["models"].as_object().expect("models have names").keys();
-            let memory = state.take(provider, key, models.map(String::as_str)).expect("a key is found");
+            let memory =
+                state.take(provider, key, models.map(String::as_str)).expect("a key is found");
             recall(&memory);
         }
     }
@@ -354,7 +396,10 @@ fn recall(memory: &BooksMemory) {
             books.recall(memory, elapsed, now);
             books.spend_day(u32::MAX, now);
             for model in 0..limits.len() {
-                let next = books.next(now, Ask { model, tokens: u64::MAX }).at.expect("nothing is in flight");
+                let next = books
+                    .next(now, Ask { model, tokens: u64::MAX })
+                    .at
+                    .expect("nothing is in flight");
                 assert!(next - now.mono <= MAX_WAIT, "{:?}", next - now.mono);
                 assert!(books.nth(now, model, 7, 7).at >= books.nth(now, model, 0, 0).at);
             }
@@ -393,7 +438,11 @@ impl<'a> Pieces<'a> {
 }
 
 impl AsyncRead for Pieces<'_> {
-    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
         if self.here.is_empty() {
             self.here = self.coming.next().unwrap_or_default();
         }

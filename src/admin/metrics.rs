@@ -17,7 +17,11 @@ use crate::telemetry::{BOUNDS, Telemetry, Totals};
 pub const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// All figures.
-pub async fn metrics(providers: &[Rc<Provider>], telemetry: &Telemetry, started: Instant) -> Vec<u8> {
+pub async fn metrics(
+    providers: &[Rc<Provider>],
+    telemetry: &Telemetry,
+    started: Instant,
+) -> Vec<u8> {
     let rows = stats::rows(providers, telemetry).await;
     let mut text = Text::default();
     of_the_program(&mut text, started);
@@ -35,19 +39,25 @@ pub fn wants_metrics(accept: &str) -> bool {
         let ranges = accept.split(',').filter_map(|range| {
             let mut parts = range.split(';').map(str::trim);
             let kind = parts.next()?;
-            let weight = parts.find_map(|part| part.strip_prefix("q=")?.parse::<f64>().ok()).unwrap_or(1.0);
+            let weight =
+                parts.find_map(|part| part.strip_prefix("q=")?.parse::<f64>().ok()).unwrap_or(1.0);
             wanted.iter().any(|wanted| wanted.eq_ignore_ascii_case(kind)).then_some(weight)
         });
         ranges.fold(0.0, f64::max)
     };
-    weight(&["text/plain", "application/openmetrics-text"]) > weight(&["application/json", "text/html"])
+    weight(&["text/plain", "application/openmetrics-text"])
+        > weight(&["application/json", "text/html"])
 }
 
 fn of_the_program(text: &mut Text, started: Instant) {
     text.family("limitrate_build_info", "gauge", "The version that runs.");
     text.sample("limitrate_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
     text.family("process_start_time_seconds", "gauge", "When it started, in Unix time.");
-    text.sample("process_start_time_seconds", &[], unix_seconds(SystemTime::now()) - started.elapsed().as_secs_f64());
+    text.sample(
+        "process_start_time_seconds",
+        &[],
+        unix_seconds(SystemTime::now()) - started.elapsed().as_secs_f64(),
+    );
     if let Some(bytes) = resident_bytes() {
         text.family("process_resident_memory_bytes", "gauge", "Memory in use.");
         text.sample("process_resident_memory_bytes", &[], bytes);
@@ -66,19 +76,34 @@ fn resident_bytes() -> Option<u64> {
 }
 
 fn of_the_lines(text: &mut Text, rows: &[Row]) {
-    let mut gauge = |name, help, value: &dyn Fn(&Row) -> f64| text.each(rows, name, "gauge", help, value);
+    let mut gauge =
+        |name, help, value: &dyn Fn(&Row) -> f64| text.each(rows, name, "gauge", help, value);
     gauge("limitrate_queue_length", "Requests that wait in line.", &|row| row.queued_ahead as f64);
-    gauge("limitrate_tokens", "Sends that could go now, less the requests that wait.", &|row| row.tokens);
-    gauge("limitrate_in_flight", "Requests that were sent and are not answered to the end.", &|row| {
-        row.in_flight as f64
+    gauge("limitrate_tokens", "Sends that could go now, less the requests that wait.", &|row| {
+        row.tokens
     });
+    gauge(
+        "limitrate_in_flight",
+        "Requests that were sent and are not answered to the end.",
+        &|row| row.in_flight as f64,
+    );
     gauge("limitrate_estimated_wait_seconds", "What a request that came now would wait.", &|row| {
         row.estimated_wait_seconds
     });
-    gauge("limitrate_effective_rpm", "Requests a minute that may be sent as things stand.", &|row| row.effective_rpm);
-    gauge("limitrate_observed_rpm", "Requests that were sent in the last minute.", &|row| row.observed_rpm.into());
-    gauge("limitrate_idle_connections", "Connections kept to the provider.", &|row| row.idle_connections as f64);
-    gauge("limitrate_kept_places", "Places kept for callers who may try again.", &|row| row.kept_places as f64);
+    gauge(
+        "limitrate_effective_rpm",
+        "Requests a minute that may be sent as things stand.",
+        &|row| row.effective_rpm,
+    );
+    gauge("limitrate_observed_rpm", "Requests that were sent in the last minute.", &|row| {
+        row.observed_rpm.into()
+    });
+    gauge("limitrate_idle_connections", "Connections kept to the provider.", &|row| {
+        row.idle_connections as f64
+    });
+    gauge("limitrate_kept_places", "Places kept for callers who may try again.", &|row| {
+        row.kept_places as f64
+    });
 
     text.family("limitrate_held_by", "gauge", "1 for what the next send waits for.");
     for row in rows {
@@ -88,18 +113,29 @@ fn of_the_lines(text: &mut Text, rows: &[Row]) {
         }
     }
 
-    let mut counter = |name, help, value: &dyn Fn(&Row) -> f64| text.each(rows, name, "counter", help, value);
-    counter("limitrate_sends_total", "Requests that left, retries included.", &|row| row.sent as f64);
-    counter("limitrate_cooldowns_total", "Answers that made the provider or a model pause.", &|row| {
-        row.cooldowns as f64
+    let mut counter =
+        |name, help, value: &dyn Fn(&Row) -> f64| text.each(rows, name, "counter", help, value);
+    counter("limitrate_sends_total", "Requests that left, retries included.", &|row| {
+        row.sent as f64
     });
-    counter("limitrate_cancelled_in_queue_total", "Callers who left the line.", &|row| row.cancelled_in_queue as f64);
-    counter("limitrate_returned_to_place_total", "Callers who tried again and got their place back.", &|row| {
-        row.returned_to_place as f64
+    counter(
+        "limitrate_cooldowns_total",
+        "Answers that made the provider or a model pause.",
+        &|row| row.cooldowns as f64,
+    );
+    counter("limitrate_cancelled_in_queue_total", "Callers who left the line.", &|row| {
+        row.cancelled_in_queue as f64
     });
-    counter("limitrate_moved_elsewhere_total", "Requests that another provider could send sooner.", &|row| {
-        row.moved_elsewhere as f64
-    });
+    counter(
+        "limitrate_returned_to_place_total",
+        "Callers who tried again and got their place back.",
+        &|row| row.returned_to_place as f64,
+    );
+    counter(
+        "limitrate_moved_elsewhere_total",
+        "Requests that another provider could send sooner.",
+        &|row| row.moved_elsewhere as f64,
+    );
 
     text.family(
         "limitrate_upstream_answers_total",
@@ -114,7 +150,11 @@ fn of_the_lines(text: &mut Text, rows: &[Row]) {
             ("broken", row.upstream_errors),
         ];
         for (kind, count) in answers {
-            text.sample("limitrate_upstream_answers_total", &[("provider", &row.provider), ("kind", kind)], count);
+            text.sample(
+                "limitrate_upstream_answers_total",
+                &[("provider", &row.provider), ("kind", kind)],
+                count,
+            );
         }
     }
     text.family("limitrate_rejected_total", "counter", "Requests that were refused, by the limit.");
@@ -126,7 +166,11 @@ fn of_the_lines(text: &mut Text, rows: &[Row]) {
             ("day", row.rejected_day),
         ];
         for (limit, count) in refusals {
-            text.sample("limitrate_rejected_total", &[("provider", &row.provider), ("limit", limit)], count);
+            text.sample(
+                "limitrate_rejected_total",
+                &[("provider", &row.provider), ("limit", limit)],
+                count,
+            );
         }
     }
 }
@@ -134,13 +178,26 @@ fn of_the_lines(text: &mut Text, rows: &[Row]) {
 fn of_the_lanes(text: &mut Text, rows: &[Row]) {
     let mut each = |name, kind, help, value: &dyn Fn(&LaneRow) -> u64| {
         text.family(name, kind, help);
-        for (row, lane) in rows.iter().flat_map(|row| row.lanes.iter().map(move |lane| (row, lane))) {
+        for (row, lane) in rows.iter().flat_map(|row| row.lanes.iter().map(move |lane| (row, lane)))
+        {
             text.sample(name, &[("provider", &row.provider), ("key", &lane.key)], value(lane));
         }
     };
-    each("limitrate_key_sends_total", "counter", "Requests that left with this API key.", &|lane| lane.sent);
-    each("limitrate_key_cooldowns_total", "counter", "Answers that made this API key pause.", &|lane| lane.cooldowns);
-    each("limitrate_key_in_flight", "gauge", "Requests in flight with this API key.", &|lane| lane.in_flight as u64);
+    each(
+        "limitrate_key_sends_total",
+        "counter",
+        "Requests that left with this API key.",
+        &|lane| lane.sent,
+    );
+    each(
+        "limitrate_key_cooldowns_total",
+        "counter",
+        "Answers that made this API key pause.",
+        &|lane| lane.cooldowns,
+    );
+    each("limitrate_key_in_flight", "gauge", "Requests in flight with this API key.", &|lane| {
+        lane.in_flight as u64
+    });
 }
 
 fn of_the_requests(text: &mut Text, totals: &Totals) {
@@ -151,15 +208,22 @@ fn of_the_requests(text: &mut Text, totals: &Totals) {
         "Requests by the status that their caller got; without provider where they came to none.",
     );
     for (status, count) in &totals.unrouted {
-        text.sample(name, &[("provider", ""), ("model", ""), ("status", &status.to_string())], count);
+        text.sample(
+            name,
+            &[("provider", ""), ("model", ""), ("status", &status.to_string())],
+            count,
+        );
     }
-    let models = totals
-        .providers
-        .iter()
-        .flat_map(|(provider, totals)| totals.models.iter().map(move |(model, totals)| (provider, model, totals)));
+    let models = totals.providers.iter().flat_map(|(provider, totals)| {
+        totals.models.iter().map(move |(model, totals)| (provider, model, totals))
+    });
     for (provider, model, totals) in models.clone() {
         for (status, count) in &totals.statuses {
-            text.sample(name, &[("provider", provider), ("model", model), ("status", &status.to_string())], count);
+            text.sample(
+                name,
+                &[("provider", provider), ("model", model), ("status", &status.to_string())],
+                count,
+            );
         }
     }
     let name = "limitrate_tokens_total";
@@ -175,7 +239,11 @@ fn of_the_requests(text: &mut Text, totals: &Totals) {
         text.sample(name, &[("code", code)], count);
     }
     let name = "limitrate_client_requests_total";
-    text.family(name, "counter", "Requests by client of the configuration; all without a name are other.");
+    text.family(
+        name,
+        "counter",
+        "Requests by client of the configuration; all without a name are other.",
+    );
     for (client, count) in &totals.clients {
         text.sample(name, &[("client", client)], count);
     }
@@ -194,13 +262,19 @@ fn of_the_times(text: &mut Text, rows: &[Row]) {
         text.family(name, "histogram", help);
         rows.iter().for_each(|row| text.histogram(name, &row.provider, of(row)));
     };
-    histogram("limitrate_queue_wait_seconds", "From a request to its last send.", &|row| &row.queued_histogram);
-    histogram("limitrate_time_to_first_byte_seconds", "From a request to the beginning of its answer.", &|row| {
-        &row.first_byte_histogram
+    histogram("limitrate_queue_wait_seconds", "From a request to its last send.", &|row| {
+        &row.queued_histogram
     });
-    histogram("limitrate_request_duration_seconds", "From a request to the end of its answer.", &|row| {
-        &row.total_histogram
-    });
+    histogram(
+        "limitrate_time_to_first_byte_seconds",
+        "From a request to the beginning of its answer.",
+        &|row| &row.first_byte_histogram,
+    );
+    histogram(
+        "limitrate_request_duration_seconds",
+        "From a request to the end of its answer.",
+        &|row| &row.total_histogram,
+    );
 }
 
 /// Families one after the other, all samples of each behind its head.
@@ -214,7 +288,14 @@ impl Text {
     }
 
     /// A family with one sample for each provider.
-    fn each(&mut self, rows: &[Row], name: &str, kind: &str, help: &str, value: &dyn Fn(&Row) -> f64) {
+    fn each(
+        &mut self,
+        rows: &[Row],
+        name: &str,
+        kind: &str,
+        help: &str,
+        value: &dyn Fn(&Row) -> f64,
+    ) {
         self.family(name, kind, help);
         for row in rows {
             self.sample(name, &[("provider", &row.provider)], value(row));
@@ -222,7 +303,8 @@ impl Text {
     }
 
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        let labels: Vec<_> = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+        let labels: Vec<_> =
+            labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
         match labels[..] {
             [] => self.line(format_args!("{name} {value}")),
             _ => self.line(format_args!("{name}{{{}}} {value}", labels.join(","))),
@@ -235,7 +317,11 @@ impl Text {
         let mut below = 0;
         for (bound, count) in bounds.zip(row.buckets) {
             below += count;
-            self.sample(&format!("{name}_bucket"), &[("provider", provider), ("le", &bound)], below);
+            self.sample(
+                &format!("{name}_bucket"),
+                &[("provider", provider), ("le", &bound)],
+                below,
+            );
         }
         self.sample(&format!("{name}_sum"), &[("provider", provider)], row.sum);
         self.sample(&format!("{name}_count"), &[("provider", provider)], row.count);
@@ -257,8 +343,14 @@ mod tests {
     #[test]
     fn who_gets_metrics() {
         for (accept, want) in [
-            ("application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", true),
-            ("application/openmetrics-text; version=0.0.1; q=0.75, text/plain;version=0.0.4;q=0.5,*/*;q=0.1", true),
+            (
+                "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+                true,
+            ),
+            (
+                "application/openmetrics-text; version=0.0.1; q=0.75, text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+                true,
+            ),
             ("text/plain", true),
             ("TEXT/PLAIN;q=0.2", true),
             ("*/*", false),

@@ -36,7 +36,10 @@ mod tests {
         for (part, directive) in [("style", "style-src"), ("script", "script-src")] {
             let inside = between(page, &format!("<{part}>"), &format!("</{part}>"));
             let hash = openssl::base64::encode_block(&openssl::sha::sha256(inside.as_bytes()));
-            assert!(PAGE_HEADERS[0].1.contains(&format!("{directive} 'sha256-{hash}';")), "now it is {part} {hash}");
+            assert!(
+                PAGE_HEADERS[0].1.contains(&format!("{directive} 'sha256-{hash}';")),
+                "now it is {part} {hash}"
+            );
         }
     }
 }

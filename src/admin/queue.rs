@@ -15,7 +15,9 @@ pub async fn queue(providers: &[Rc<Provider>], limit: usize) -> Vec<u8> {
     let mut rows = Vec::new();
     for provider in providers {
         let waiting = provider.waiting().await.unwrap_or_default();
-        rows.extend(waiting.into_iter().take(limit).map(|waiting| queue_row(provider, waiting, wall, mono)));
+        rows.extend(
+            waiting.into_iter().take(limit).map(|waiting| queue_row(provider, waiting, wall, mono)),
+        );
     }
     serde_json::to_vec(&Queue { queue: rows }).expect("numbers and strings always serialize")
 }

@@ -20,8 +20,12 @@ pub async fn stats(
     started: Instant,
 ) -> Vec<u8> {
     let providers = rows(providers, telemetry).await;
-    serde_json::to_vec(&Stats { server: server_row(server, started), histogram_bounds: BOUNDS, providers })
-        .expect("numbers and strings always serialize")
+    serde_json::to_vec(&Stats {
+        server: server_row(server, started),
+        histogram_bounds: BOUNDS,
+        providers,
+    })
+    .expect("numbers and strings always serialize")
 }
 
 /// Every provider as it stands.
@@ -183,7 +187,8 @@ pub(super) struct HistogramRow {
 }
 
 async fn row(provider: &Provider, telemetry: &Telemetry) -> Option<Row> {
-    let (setup, counters, now) = (provider.setup(), provider.counters(), provider.snapshot().await?);
+    let (setup, counters, now) =
+        (provider.setup(), provider.counters(), provider.snapshot().await?);
     let config = &setup.config;
     let (rate, tally) = (&config.rate_limit, now.tally);
     let pace = &rate.pace;
@@ -307,12 +312,20 @@ fn model_row(model: &Model) -> Option<ModelRow> {
 
 impl From<Timing> for Summary {
     fn from(timing: Timing) -> Summary {
-        Summary { count: timing.count, sum: timing.sum.as_secs_f64(), max: timing.max.as_secs_f64() }
+        Summary {
+            count: timing.count,
+            sum: timing.sum.as_secs_f64(),
+            max: timing.max.as_secs_f64(),
+        }
     }
 }
 
 impl From<Histogram> for HistogramRow {
     fn from(histogram: Histogram) -> HistogramRow {
-        HistogramRow { count: histogram.count(), sum: histogram.sum.as_secs_f64(), buckets: histogram.buckets }
+        HistogramRow {
+            count: histogram.count(),
+            sum: histogram.sum.as_secs_f64(),
+            buckets: histogram.buckets,
+        }
     }
 }

@@ -54,16 +54,23 @@ impl Target {
     /// Where a URL leads: `http://`, `https://` or `unix:PATH`; its path does not matter.
     pub fn of_url(url: &str) -> Result<Target, String> {
         if let Some(path) = url.strip_prefix("unix:") {
-            return Ok(Target { way: Way::Socket(path.into()), authority: "localhost".into(), token: None });
+            return Ok(Target {
+                way: Way::Socket(path.into()),
+                authority: "localhost".into(),
+                token: None,
+            });
         }
-        let url = Url::parse(url).map_err(|error| format!("it {}; write e.g. {DEFAULT_URL}", url_fault(url, error)))?;
+        let url = Url::parse(url)
+            .map_err(|error| format!("it {}; write e.g. {DEFAULT_URL}", url_fault(url, error)))?;
         match (url.scheme(), url.host_str(), url.port_or_known_default()) {
             (scheme @ ("http" | "https"), Some(host), Some(port)) => {
                 let name = host.trim_matches(['[', ']']).to_owned();
                 let way = if scheme == "http" { Way::Plain } else { Way::Tls(Some(name)) };
                 Ok(Target { way, authority: format!("{host}:{port}"), token: None })
             }
-            _ => Err(format!("it has to begin with http://, https:// or unix:, e.g. {DEFAULT_URL}")),
+            _ => {
+                Err(format!("it has to begin with http://, https:// or unix:, e.g. {DEFAULT_URL}"))
+            }
         }
     }
 
@@ -71,7 +78,11 @@ impl Target {
     pub fn of_config(server: &config::Server) -> Target {
         let Some(port) = server.port else {
             let socket = server.socket.as_ref().expect("without a port there is a socket");
-            return Target { way: Way::Socket(socket.path.clone()), authority: "localhost".into(), token: None };
+            return Target {
+                way: Way::Socket(socket.path.clone()),
+                authority: "localhost".into(),
+                token: None,
+            };
         };
         let host = match server.host.parse() {
             Ok(IpAddr::V4(ip)) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.to_string(),
@@ -99,10 +110,15 @@ impl Target {
     }
 
     /// One page, of no more than `limit_bytes`.
-    pub async fn page<T: DeserializeOwned>(&self, path: &str, limit_bytes: usize) -> Result<T, Problem> {
+    pub async fn page<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        limit_bytes: usize,
+    ) -> Result<T, Problem> {
         let late = || Err(Problem::Other(format!("no answer within {} s", LIMIT.as_secs())));
         let body = within(LIMIT, self.fetch(path, limit_bytes)).await.unwrap_or_else(late)?;
-        serde_json::from_slice(&body).map_err(|_| Problem::Other("what answers is not limitrate".into()))
+        serde_json::from_slice(&body)
+            .map_err(|_| Problem::Other("what answers is not limitrate".into()))
     }
 
     async fn fetch(&self, path: &str, limit_bytes: usize) -> Result<Vec<u8>, Problem> {
@@ -111,12 +127,17 @@ impl Target {
             let unix = UnixStream::connect(socket).await.map_err(|error| unconnected(&error))?;
             return self.get(unix, path, limit_bytes).await;
         }
-        let tcp = TcpStream::connect(&*self.authority).await.map_err(|error| unconnected(&error))?;
+        let tcp =
+            TcpStream::connect(&*self.authority).await.map_err(|error| unconnected(&error))?;
         let Way::Tls(name) = &self.way else { return self.get(tcp, path, limit_bytes).await };
         let any = name.is_none();
-        let tls = TlsConnector::new().danger_accept_invalid_certs(any).danger_accept_invalid_hostnames(any);
-        let tls =
-            tls.connect(name.as_deref().unwrap_or("localhost"), tcp).await.map_err(|error| unconnected(&error))?;
+        let tls = TlsConnector::new()
+            .danger_accept_invalid_certs(any)
+            .danger_accept_invalid_hostnames(any);
+        let tls = tls
+            .connect(name.as_deref().unwrap_or("localhost"), tcp)
+            .await
+            .map_err(|error| unconnected(&error))?;
         self.get(tls, path, limit_bytes).await
     }
 
@@ -132,7 +153,9 @@ impl Target {
         let mut request = Vec::new();
         http1::write_request_head(&mut request, "GET", path, &self.authority, headers, None);
         reader.get_mut().write_all(&request).await.map_err(|error| error.to_string())?;
-        let head = http1::read_response_head(&mut reader, false).await.map_err(|fault| fault.to_string())?;
+        let head = http1::read_response_head(&mut reader, false)
+            .await
+            .map_err(|fault| fault.to_string())?;
         match head.status {
             200 => {}
             401 => return Err(Problem::Locked),
@@ -140,7 +163,9 @@ impl Target {
         }
         let mut decoder = BodyDecoder::new(head.framing);
         let mut body = Vec::new();
-        while !decoder.drain(&mut reader, &mut body).map_err(|fault| fault.to_string())? && body.len() <= limit_bytes {
+        while !decoder.drain(&mut reader, &mut body).map_err(|fault| fault.to_string())?
+            && body.len() <= limit_bytes
+        {
             if reader.fill().await.map_err(|error| error.to_string())? == 0 {
                 decoder.at_eof().map_err(|fault| fault.to_string())?;
                 break;
@@ -175,7 +200,15 @@ mod tests {
         ] {
             assert_eq!(Target::of_url(url).map(|place| place.url()).as_deref(), Ok(reached));
         }
-        for url in ["127.0.0.1:8080", "gateway", "ftp://gateway", "http://", "http://a b/", "http://bücher/", ""] {
+        for url in [
+            "127.0.0.1:8080",
+            "gateway",
+            "ftp://gateway",
+            "http://",
+            "http://a b/",
+            "http://bücher/",
+            "",
+        ] {
             let error = Target::of_url(url).expect_err(url);
             assert!(error.contains("http://127.0.0.1:8080"), "{url}: {error}");
             assert!(!error.contains("international"), "{url}: {error}");
@@ -187,7 +220,8 @@ mod tests {
             "server: {{{server}}}\n\
              providers: [{{name: p, base_url: 'http://127.0.0.1:1/v1', models: [m], rate_limit: {{rpm: 1}}}}]"
         );
-        let config = config::parse(&text, Path::new("config.yaml"), &|_| None).expect("a good configuration");
+        let config = config::parse(&text, Path::new("config.yaml"), &|_| None)
+            .expect("a good configuration");
         Target::of_config(&config.server).url()
     }
 

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use crate::config::{
-    self, Budget, Client, Config, Day, DayReset, Fairness, Mode, Origins, Pace, Priority, Routing, Server, Socket,
-    TrustedProxies,
+    self, Budget, Client, Config, Day, DayReset, Fairness, Mode, Origins, Pace, Priority, Routing,
+    Server, Socket, TrustedProxies,
 };
 use crate::provider;
 
@@ -15,8 +15,11 @@ use crate::provider;
 pub fn report(file: &Path, config: &Config) -> String {
     let noun = if config.providers.len() == 1 { "provider" } else { "providers" };
     let first = format!("{}: fine, {} {noun}\n", file.display(), config.providers.len());
-    let server = Some(settings(&config.server)).filter(|lines| !lines.is_empty()).map(|lines| block("server", &lines));
-    let providers = config.providers.iter().map(|provider| block(&headline(provider), &details(provider)));
+    let server = Some(settings(&config.server))
+        .filter(|lines| !lines.is_empty())
+        .map(|lines| block("server", &lines));
+    let providers =
+        config.providers.iter().map(|provider| block(&headline(provider), &details(provider)));
     let warnings = warnings(config).into_iter().map(|warning| format!("\nwarning: {warning}\n"));
     [first].into_iter().chain(server).chain(providers).chain(warnings).collect()
 }
@@ -38,7 +41,12 @@ pub fn warnings(config: &Config) -> Vec<String> {
         let own = excess(&provider.name, &rate.pace, &rate.budget, keys);
         let of_model = |model: &config::Model| {
             let limit = model.rate_limit.as_ref()?;
-            excess(&format!("{}/{}", provider.name, model.id), limit.pace.as_ref()?, &limit.budget, keys)
+            excess(
+                &format!("{}/{}", provider.name, model.id),
+                limit.pace.as_ref()?,
+                &limit.budget,
+                keys,
+            )
         };
         own.into_iter().chain(provider.models.iter().filter_map(of_model)).collect::<Vec<_>>()
     };
@@ -57,24 +65,36 @@ fn settings(server: &Server) -> Vec<(&'static str, String)> {
     let mut lines = Vec::new();
     if let Some(Socket { path, mode }) = &server.socket {
         let alone = if server.port.is_none() { ", and on no port" } else { "" };
-        lines.push(("socket", format!("{} with the permissions {mode:04o}{alone}", path.display())));
+        lines
+            .push(("socket", format!("{} with the permissions {mode:04o}{alone}", path.display())));
     }
     if let Some(tls) = &server.tls {
         lines.push(("tls", format!("1.2 and 1.3, certificate until {}", tls.ends())));
     }
     if server.trusted_proxies != TrustedProxies::default() {
-        lines.push(("trusted", format!("{}, where they say for whom they ask", server.trusted_proxies)));
+        lines.push((
+            "trusted",
+            format!("{}, where they say for whom they ask", server.trusted_proxies),
+        ));
     }
     match &server.cors_origins {
         Origins::Unset => {}
         Origins::Any => lines.push(("pages", "of every origin may call".to_owned())),
-        Origins::Listed(origins) => lines.push(("pages", format!("of {} may call", origins.join(", ")))),
+        Origins::Listed(origins) => {
+            lines.push(("pages", format!("of {} may call", origins.join(", "))))
+        }
     }
     if server.routing == Routing::Earliest {
-        lines.push(("routing", "earliest, to the provider that can send a request soonest".to_owned()));
+        lines.push((
+            "routing",
+            "earliest, to the provider that can send a request soonest".to_owned(),
+        ));
     }
     if server.fallback {
-        lines.push(("fallback", "to the next provider of the same model when one can't do it".to_owned()));
+        lines.push((
+            "fallback",
+            "to the next provider of the same model when one can't do it".to_owned(),
+        ));
     }
     if server.fairness == Fairness::Fifo {
         lines.push(("fairness", "fifo, first come, first served, whoever it is".to_owned()));
@@ -91,7 +111,10 @@ fn describe_client(client: &Client) -> String {
         Priority::Normal => "",
         Priority::Low => ", goes last",
     };
-    let most = client.max_queue.map(|max| format!(", at most {max} waiting at a provider")).unwrap_or_default();
+    let most = client
+        .max_queue
+        .map(|max| format!(", at most {max} waiting at a provider"))
+        .unwrap_or_default();
     format!("{}{priority}{most}", client.name)
 }
 
@@ -100,7 +123,9 @@ fn heartbeats(server: &Server) -> Option<String> {
     let Some(after) = server.heartbeat_after else { return Some("none".to_owned()) };
     if server.heartbeat_json {
         let after = seconds(after);
-        return Some(format!("after {after} in streams, in front of plain answers four times as late"));
+        return Some(format!(
+            "after {after} in streams, in front of plain answers four times as late"
+        ));
     }
     (after != config::HEARTBEAT_AFTER).then(|| format!("after {} in streams", seconds(after)))
 }
@@ -111,9 +136,11 @@ fn headline(provider: &config::Provider) -> String {
 }
 
 fn details(provider: &config::Provider) -> Vec<(&'static str, String)> {
-    let mut lines = vec![("base_url", provider.base_url.to_string()), ("models", model_names(provider))];
+    let mut lines =
+        vec![("base_url", provider.base_url.to_string()), ("models", model_names(provider))];
     if let Some(proxy) = &provider.proxy {
-        let from = proxy.variable.map(|variable| format!(", as {variable} says")).unwrap_or_default();
+        let from =
+            proxy.variable.map(|variable| format!(", as {variable} says")).unwrap_or_default();
         let with = if proxy.credential.is_some() { ", with a user name" } else { "" };
         lines.insert(1, ("proxy", format!("http://{}{with}{from}", proxy.authority())));
     }
@@ -124,7 +151,9 @@ fn details(provider: &config::Provider) -> Vec<(&'static str, String)> {
     let rate = &provider.rate_limit;
     let wait = match rate.max_wait {
         None => ", each waits for as long as it takes".to_owned(),
-        Some(wait) => format!("; one that would wait over {} gets 503 with Retry-After", seconds(wait)),
+        Some(wait) => {
+            format!("; one that would wait over {} gets 503 with Retry-After", seconds(wait))
+        }
     };
     lines.push(("queue", format!("up to {} requests{wait}", provider.max_queue)));
     lines.extend(limits(&rate.budget).into_iter().map(|limit| ("limit", limit)));
@@ -145,7 +174,10 @@ fn spread(pace: &Pace) -> String {
     match pace.mode {
         Mode::Spaced => format!("spaced, one send every {every} ({a_minute} a minute)"),
         Mode::Burst => {
-            format!("burst, up to {} at once, then one send every {every} ({a_minute} a minute)", pace.capacity)
+            format!(
+                "burst, up to {} at once, then one send every {every} ({a_minute} a minute)",
+                pace.capacity
+            )
         }
         Mode::Window => format!("window, up to {0} at once ({0} a minute)", pace.capacity),
     }
@@ -154,7 +186,8 @@ fn spread(pace: &Pace) -> String {
 /// The most sends in any 60 s, with all keys together.
 fn worst_case(provider: &config::Provider) -> u64 {
     let rate = &provider.rate_limit;
-    let of_one = provider::worst_case_per_minute(Some(&rate.pace), &rate.budget).expect("a pace always limits");
+    let of_one = provider::worst_case_per_minute(Some(&rate.pace), &rate.budget)
+        .expect("a pace always limits");
     of_one * provider.api_keys.len().max(1) as u64
 }
 
@@ -185,13 +218,17 @@ fn open_door(server: &Server) -> Option<String> {
 
 fn expired(server: &Server) -> Option<String> {
     let tls = server.tls.as_ref().filter(|tls| !tls.is_valid_at(SystemTime::now()))?;
-    Some(format!("the certificate in server.tls is not valid today (until {}); clients refuse it", tls.ends()))
+    Some(format!(
+        "the certificate in server.tls is not valid today (until {}); clients refuse it",
+        tls.ends()
+    ))
 }
 
 /// A bucket that starts full lets more than `rpm` through in its first minute.
 fn excess(name: &str, pace: &Pace, budget: &Budget, keys: usize) -> Option<String> {
     let rpm = pace.rpm.filter(|_| pace.mode == Mode::Burst)?;
-    let most = provider::worst_case_per_minute(Some(pace), budget).filter(|most| *most as f64 > rpm.ceil())?;
+    let most = provider::worst_case_per_minute(Some(pace), budget)
+        .filter(|most| *most as f64 > rpm.ceil())?;
     let each = if keys > 1 { " with each key" } else { "" };
     Some(format!(
         "{name}: capacity {} on top of rpm {rpm} lets {most} requests through in the first 60 s{each}; \
@@ -257,8 +294,7 @@ mod tests {
             ],
             "{mode: burst, rpm: 3, capacity: 3, rpd: 9}",
         );
-        let advice =
-            "requests through in the first 60 s; add strict_window: true if your provider counts a rolling minute";
+        let advice = "requests through in the first 60 s; add strict_window: true if your provider counts a rolling minute";
         let (of_models, of_providers): (Vec<_>, Vec<_>) =
             warnings(&config).into_iter().partition(|warning| warning.contains("/n: "));
         assert_eq!(
@@ -292,7 +328,10 @@ mod tests {
         assert_eq!(limits(&second.rate_limit.budget), [""; 0]);
         assert_eq!(worst_case(second), 40);
         let own = second.models[1].rate_limit.as_ref().unwrap();
-        assert_eq!((own.pace, limits(&own.budget)), (None, vec!["at most 5 sends in any 24 h".to_owned()]));
+        assert_eq!(
+            (own.pace, limits(&own.budget)),
+            (None, vec!["at most 5 sends in any 24 h".to_owned()])
+        );
     }
     /// A configuration with this `server:` and one provider with this line more.
     fn with(server: &str, provider: &str) -> Config {
@@ -300,7 +339,8 @@ mod tests {
             "server: {{{server}}}\nproviders:\n  - name: p\n    base_url: http://h\n    models: [m]\n    \
              rate_limit: {{mode: burst, rpm: 30, capacity: 5}}\n    {provider}\n"
         );
-        config::parse(&text, Path::new("test"), &|_| None).unwrap_or_else(|faults| panic!("{text}{faults}"))
+        config::parse(&text, Path::new("test"), &|_| None)
+            .unwrap_or_else(|faults| panic!("{text}{faults}"))
     }
 
     #[test]
@@ -309,7 +349,10 @@ mod tests {
             let lines = settings(&with(server, "").server);
             lines.into_iter().map(|(key, text)| format!("{key}: {text}")).collect::<Vec<_>>()
         };
-        assert_eq!(told("port: 1, routing: first, fairness: client, heartbeat_after_seconds: 15"), [""; 0]);
+        assert_eq!(
+            told("port: 1, routing: first, fairness: client, heartbeat_after_seconds: 15"),
+            [""; 0]
+        );
         let clients = "[{name: a, token: t1, priority: high}, {name: b, token: t2, priority: low, max_queue: 3}, \
                        {name: c, token: t3}]";
         assert_eq!(
@@ -332,7 +375,10 @@ mod tests {
         for (server, heartbeats) in [
             ("heartbeat_after_seconds: null", "none"),
             ("heartbeat_after_seconds: 0.5", "after 0.5 s in streams"),
-            ("heartbeat_json: true", "after 15 s in streams, in front of plain answers four times as late"),
+            (
+                "heartbeat_json: true",
+                "after 15 s in streams, in front of plain answers four times as late",
+            ),
         ] {
             assert_eq!(told(server), [format!("heartbeats: {heartbeats}")]);
         }
@@ -344,16 +390,26 @@ mod tests {
             ("", None, 34, ""),
             ("api_key: k1", None, 34, ""),
             ("api_keys: [k1]", None, 34, ""),
-            ("api_keys: [k1, k2, k3]", Some("3, each with these limits"), 102, " with each of 3 keys"),
+            (
+                "api_keys: [k1, k2, k3]",
+                Some("3, each with these limits"),
+                102,
+                " with each of 3 keys",
+            ),
         ] {
             let config = with("", keys);
             let provider = &config.providers[0];
             let told = details(provider);
-            let text = |key: &str| told.iter().find(|(name, _)| *name == key).map(|(_, text)| text.as_str());
+            let text = |key: &str| {
+                told.iter().find(|(name, _)| *name == key).map(|(_, text)| text.as_str())
+            };
             assert_eq!(text("api_keys"), line);
             assert_eq!(text("worst case"), Some(format!("{most} sends in any 60 s").as_str()));
             let pace = "burst, up to 5 at once, then one send every 2 s (30 a minute)";
-            assert_eq!(summary(provider), format!("p: {pace}{each}, at most {most} in any 60 s, models: m"));
+            assert_eq!(
+                summary(provider),
+                format!("p: {pace}{each}, at most {most} in any 60 s, models: m")
+            );
             let of_each = "34 requests through in the first 60 s with each key;";
             assert_eq!(warnings(&config)[0].contains(of_each), line.is_some(), "{keys}");
         }
@@ -361,7 +417,9 @@ mod tests {
 
     #[test]
     fn clients_without_a_token_for_the_others_are_warned_of() {
-        let warned = |server: &str| warnings(&with(server, "")).iter().any(|text| text.contains("auth_token"));
+        let warned = |server: &str| {
+            warnings(&with(server, "")).iter().any(|text| text.contains("auth_token"))
+        };
         assert!(warned("clients: [{name: a, token: t1}]"));
         assert!(!warned("auth_token: t0, clients: [{name: a, token: t1}]"));
         assert!(!warned("clients: []"));

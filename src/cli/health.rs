@@ -13,7 +13,8 @@ const PAGE_LIMIT_BYTES: usize = 4096;
 
 /// Asks a gateway: how it is, or why that can't be said, in words either way.
 pub fn ask(place: &Target) -> Result<String, String> {
-    let (url, page) = (place.url(), smol::block_on(place.page::<Page>("/admin/health", PAGE_LIMIT_BYTES)));
+    let (url, page) =
+        (place.url(), smol::block_on(place.page::<Page>("/admin/health", PAGE_LIMIT_BYTES)));
     let problem = match page {
         Ok(Page { status, version, uptime_seconds }) if status == "ok" => {
             let version: String = version.chars().filter(|char| !log::is_harmful(*char)).collect();

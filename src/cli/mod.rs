@@ -112,10 +112,12 @@ pub fn run(arguments: Vec<String>) -> ExitCode {
         Some(Command::Health(health)) => {
             with_target(health.url, health.config.or(args.config), |target, _| ask(target))
         }
-        Some(Command::Top(top)) => with_target(top.url, top.config.or(args.config), |target, token| {
-            let given = std::env::var("LIMITRATE_TOKEN").ok().filter(|token| !token.is_empty());
-            top::run(&target.with_token(given.map(Secret::new).or(token)))
-        }),
+        Some(Command::Top(top)) => {
+            with_target(top.url, top.config.or(args.config), |target, token| {
+                let given = std::env::var("LIMITRATE_TOKEN").ok().filter(|token| !token.is_empty());
+                top::run(&target.with_token(given.map(Secret::new).or(token)))
+            })
+        }
     }
 }
 
@@ -130,7 +132,8 @@ fn with_target(
             then(Target::of_config(&config.server), config.server.auth_token.clone())
         }),
         (url, _) => {
-            let target = url.unwrap_or_else(|| Target::of_url(ask::DEFAULT_URL).expect("the default is a URL"));
+            let target = url
+                .unwrap_or_else(|| Target::of_url(ask::DEFAULT_URL).expect("the default is a URL"));
             then(target, None)
         }
     }
@@ -182,7 +185,11 @@ fn serve(file: &Path, config: Config) -> ExitCode {
     serve_until_signalled(&config, Some(file), |server| {
         let places: Vec<String> = server.places().iter().map(directions).collect();
         let given = if server.is_adopted() { " (given by systemd)" } else { "" };
-        say(format_args!("limitrate {} at {}{given}", env!("CARGO_PKG_VERSION"), places.join(" and ")));
+        say(format_args!(
+            "limitrate {} at {}{given}",
+            env!("CARGO_PKG_VERSION"),
+            places.join(" and ")
+        ));
     })
 }
 
@@ -216,7 +223,11 @@ fn ask(place: Target) -> ExitCode {
 }
 
 /// `file` is read again on SIGHUP.
-fn serve_until_signalled(config: &Config, file: Option<&Path>, announce: impl FnOnce(&Server)) -> ExitCode {
+fn serve_until_signalled(
+    config: &Config,
+    file: Option<&Path>,
+    announce: impl FnOnce(&Server),
+) -> ExitCode {
     let code = match try_serving(config, file, announce) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -238,9 +249,14 @@ fn serve_until_signalled(config: &Config, file: Option<&Path>, announce: impl Fn
     code
 }
 
-fn try_serving(config: &Config, file: Option<&Path>, announce: impl FnOnce(&Server)) -> std::io::Result<()> {
+fn try_serving(
+    config: &Config,
+    file: Option<&Path>,
+    announce: impl FnOnce(&Server),
+) -> std::io::Result<()> {
     let given = sockets_of_systemd()?;
-    let server = if given.is_empty() { Server::bind(config) } else { Server::adopt(config, given) }?;
+    let server =
+        if given.is_empty() { Server::bind(config) } else { Server::adopt(config, given) }?;
     // From here on everything on standard error is a line of the log.
     log::start(config.log);
     warn(config);
@@ -258,7 +274,12 @@ fn try_serving(config: &Config, file: Option<&Path>, announce: impl FnOnce(&Serv
 }
 
 /// SIGTERM and SIGINT drain; the second one ends at once. SIGHUP reads the file again, where there is one. Never returns.
-async fn forward_signals(mut signals: Signals, stop: Sender<Stop>, file: Option<PathBuf>, reloads: Sender<Config>) {
+async fn forward_signals(
+    mut signals: Signals,
+    stop: Sender<Stop>,
+    file: Option<PathBuf>,
+    reloads: Sender<Config>,
+) {
     while let Some(Ok(signal)) = signals.next().await {
         if let (Signal::Hup, Some(file)) = (signal, &file) {
             reload(file, &reloads);
@@ -314,7 +335,9 @@ fn raise_file_limit(max_connections: u64) {
 /// sd_listen_fds(3): sockets that systemd has opened for this process. To be asked for once.
 fn sockets_of_systemd() -> std::io::Result<Vec<OwnedFd>> {
     let sockets = sd_listen_fds::get().map_err(|error| {
-        std::io::Error::other(format!("LISTEN_PID and LISTEN_FDS are not as systemd sets them: {error}"))
+        std::io::Error::other(format!(
+            "LISTEN_PID and LISTEN_FDS are not as systemd sets them: {error}"
+        ))
     })?;
     Ok(sockets.into_iter().map(|(_, socket)| socket.into_std()).collect())
 }

@@ -36,13 +36,18 @@ pub(super) fn parse(text: &str) -> Result<BaseUrl, String> {
         }
     };
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("has a user name or password before the host; move it to api_key or headers".into());
+        return Err(
+            "has a user name or password before the host; move it to api_key or headers".into()
+        );
     }
     if url.query().is_some() || url.fragment().is_some() {
-        return Err("has a ? or # part; end it with the path (a caller's own query is passed on)".into());
+        return Err(
+            "has a ? or # part; end it with the path (a caller's own query is passed on)".into()
+        );
     }
     let host = host(&url).ok_or_else(|| format!("has no host; {EXAMPLE}"))?;
-    let port = port(&url).ok_or_else(|| format!("has port 0, which nobody can listen on; {EXAMPLE}"))?;
+    let port =
+        port(&url).ok_or_else(|| format!("has port 0, which nobody can listen on; {EXAMPLE}"))?;
     Ok(BaseUrl::new(tls, host, port, url.path().trim_end_matches('/').to_owned()))
 }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::DayReset;
 
 /// What to write instead of what [`parse`] does not take.
-pub(super) const REMEDY: &str = r#"write "00:00" (UTC), with an offset "00:00-08:00" or "07:30+05:30", or rolling"#;
+pub(super) const REMEDY: &str =
+    r#"write "00:00" (UTC), with an offset "00:00-08:00" or "07:30+05:30", or rolling"#;
 
 const DAY_MINUTES: u32 = 24 * 60;
 
@@ -31,7 +32,9 @@ pub(super) fn parse(text: &str) -> Option<DayReset> {
 
 /// Those of `HH:MM`, below a day.
 fn minutes(text: &str) -> Option<u32> {
-    let [h1 @ b'0'..=b'2', h2 @ b'0'..=b'9', b':', m1 @ b'0'..=b'5', m2 @ b'0'..=b'9'] = *text.as_bytes() else {
+    let [h1 @ b'0'..=b'2', h2 @ b'0'..=b'9', b':', m1 @ b'0'..=b'5', m2 @ b'0'..=b'9'] =
+        *text.as_bytes()
+    else {
         return None;
     };
     let two = |tens: u8, ones: u8| u32::from(tens - b'0') * 10 + u32::from(ones - b'0');

@@ -17,8 +17,7 @@ const OPEN: &str = "adaptive attempts body_timeout_seconds ca_file capacity cert
     mode models name pool_idle_seconds pool_max_idle port priority request_timeout_seconds routing rpd rpm socket \
     socket_mode state_file statuses strict_window tpm trusted_proxies upstream window_margin_ms write_timeout_seconds";
 /// Those of which only the name may be seen: secrets, URLs, which may hold one, and sections.
-const CLOSED: &str =
-    "api_key api_keys auth_token base_url clients headers log providers proxy rate_limit retry server tls token";
+const CLOSED: &str = "api_key api_keys auth_token base_url clients headers log providers proxy rate_limit retry server tls token";
 
 /// What stands for everything that may not be seen.
 const MASK: &str = "***";
@@ -56,13 +55,21 @@ enum About {
 }
 
 /// The line of `text` on which `node` begins, at `position`. `path` are the keys that lead to it.
-pub(super) fn of_node(text: &str, position: (usize, usize), node: &Node, is_key: bool, path: &str) -> Option<Excerpt> {
+pub(super) fn of_node(
+    text: &str,
+    position: (usize, usize),
+    node: &Node,
+    is_key: bool,
+    path: &str,
+) -> Option<Excerpt> {
     let (line, before) = split_at(text, position)?;
     let rest: String = line[before..].iter().collect();
     let len = extent(&rest, node);
     let harmless = match (&node.kind, len) {
         (Kind::Null, None) => return Some(excerpt(&line, before, Some(0), About::Any)),
-        (Kind::List(_) | Kind::Map(_), _) | (_, None) => return Some(excerpt(&line, before, len, About::Any)),
+        (Kind::List(_) | Kind::Map(_), _) | (_, None) => {
+            return Some(excerpt(&line, before, len, About::Any));
+        }
         // It is in `path`.
         (Kind::Text(_), _) if is_key => true,
         (Kind::Text(raw), _) if is_variable(raw) => true,
@@ -70,7 +77,12 @@ pub(super) fn of_node(text: &str, position: (usize, usize), node: &Node, is_key:
         _ => !is_key && is_open(path) && !text.contains('&'),
     };
     let plain = rest.chars().take(len.unwrap_or_default()).all(is_plain);
-    Some(excerpt(&line, before, len, if harmless && plain { About::Harmless } else { About::Secret }))
+    Some(excerpt(
+        &line,
+        before,
+        len,
+        if harmless && plain { About::Harmless } else { About::Secret },
+    ))
 }
 
 /// The line of `text` in which something at `position` is no YAML.
@@ -99,7 +111,9 @@ fn split_at(text: &str, (line, column): (usize, usize)) -> Option<(Vec<char>, us
 fn extent(rest: &str, node: &Node) -> Option<usize> {
     let until = |end: fn(char) -> bool| rest.chars().take_while(|c| !end(*c)).count();
     let len = match &node.kind {
-        Kind::Text(value) if !value.is_empty() && rest.starts_with(value.as_str()) => value.chars().count(),
+        Kind::Text(value) if !value.is_empty() && rest.starts_with(value.as_str()) => {
+            value.chars().count()
+        }
         Kind::Text(_) => return quoted(rest),
         Kind::List(_) => 0,
         // Its first key.
@@ -126,7 +140,8 @@ fn quoted(rest: &str) -> Option<usize> {
 /// Of a line in which the fault is about `len` characters behind the first `before`.
 fn excerpt(line: &[char], before: usize, len: Option<usize>, about: About) -> Excerpt {
     let end = (before + len.unwrap_or(1)).min(line.len());
-    let [front, middle, behind] = [&line[..before], &line[before..end], &line[end..]].map(String::from_iter);
+    let [front, middle, behind] =
+        [&line[..before], &line[before..end], &line[end..]].map(String::from_iter);
     let mut seen = String::new();
     mask(&front, &mut seen);
     let mut start = seen.chars().count();
@@ -162,10 +177,15 @@ fn mask_word(word: &str, seen: &mut String) {
     let core = word.trim_start_matches(BEFORE);
     let front = &word[..word.len() - core.len()];
     // The last bracket of a variable is its own.
-    let variable = core.strip_prefix("${").and_then(|rest| rest.find('}')).map_or(0, |end| "${}".len() + end);
+    let variable =
+        core.strip_prefix("${").and_then(|rest| rest.find('}')).map_or(0, |end| "${}".len() + end);
     let (bare, behind) = core.split_at(core.trim_end_matches(BEHIND).len().max(variable));
     let is_setting = OPEN.split(' ').chain(CLOSED.split(' ')).any(|name| name == bare);
-    if is_setting || is_variable(bare) || matches!(bare, "-" | "---") || bare.is_empty() && word.len() <= MASK.len() {
+    if is_setting
+        || is_variable(bare)
+        || matches!(bare, "-" | "---")
+        || bare.is_empty() && word.len() <= MASK.len()
+    {
         seen.extend([front, bare, behind]);
         return;
     }
@@ -222,7 +242,8 @@ fn window(line: &str, start: usize, end: usize) -> (String, usize) {
     let front = if skipped > 0 { CUT } else { "" };
     let rest: Vec<char> = line.chars().skip(skipped).collect();
     let fits = rest.len() <= LINE_CHARS;
-    let shown: String = rest.iter().take(if fits { rest.len() } else { LINE_CHARS - CUT.len() }).collect();
+    let shown: String =
+        rest.iter().take(if fits { rest.len() } else { LINE_CHARS - CUT.len() }).collect();
     (format!("{front}{shown}{}", if fits { "" } else { CUT }), front.len() + start - skipped)
 }
 
@@ -239,7 +260,8 @@ mod tests {
     fn shown(text: &str, n: usize, path: &str) -> (String, String) {
         let tree = tree::parse(text).unwrap();
         let (node, is_key) = tree.find(n).unwrap();
-        let excerpt = of_node(text, tree::position_of(text, n).unwrap(), node, is_key, path).unwrap();
+        let excerpt =
+            of_node(text, tree::position_of(text, n).unwrap(), node, is_key, path).unwrap();
         (excerpt.line, excerpt.carets)
     }
 
@@ -251,7 +273,13 @@ mod tests {
     #[test]
     fn values_are_seen_where_their_setting_is_harmless() {
         assert_shown("rpm: 0 # s3cret", 2, "providers[0].rate_limit.rpm", "rpm: 0", "     ^");
-        assert_shown("models: [a, 'b c']", 4, "providers[0].models[1]", "models: [***, 'b c']", "              ^^^^^");
+        assert_shown(
+            "models: [a, 'b c']",
+            4,
+            "providers[0].models[1]",
+            "models: [***, 'b c']",
+            "              ^^^^^",
+        );
         assert_shown("mode: \"a\\\"b\" ", 2, "p.mode", "mode: \"a\\\"b\"", "      ^^^^^^");
         for path in [
             "api_key",
@@ -272,7 +300,13 @@ mod tests {
     #[test]
     fn keys_are_seen_as_they_are_in_the_path_and_their_values_are_not() {
         assert_shown("apikey: sk-s3cret", 1, "p.apikey", "apikey: ***", "^^^^^^");
-        assert_shown("{rpm: 1, s3cret: s3cret, token: s3cret}", 1, "rpm", "{rpm: ***, ***: ***, token: ***}", " ^^^");
+        assert_shown(
+            "{rpm: 1, s3cret: s3cret, token: s3cret}",
+            1,
+            "rpm",
+            "{rpm: ***, ***: ***, token: ***}",
+            " ^^^",
+        );
         assert_shown("7: s3cret", 1, "p", "***: ***", "^^^");
         assert_shown("\u{feff}# a\nb:\tc", 1, "b", "b: ***", "^");
     }
@@ -280,7 +314,13 @@ mod tests {
     #[test]
     fn variables_are_seen_by_name_and_never_with_a_default() {
         assert_shown("api_key: ${KEY}", 2, "api_key", "api_key: ${KEY}", "         ^^^^^^");
-        assert_shown("api_key: \"${KEY}\"", 2, "api_key", "api_key: \"${KEY}\"", "         ^^^^^^^^");
+        assert_shown(
+            "api_key: \"${KEY}\"",
+            2,
+            "api_key",
+            "api_key: \"${KEY}\"",
+            "         ^^^^^^^^",
+        );
         assert_shown("api_key: sk-${KEY}", 2, "api_key", "api_key: ***", "         ^^^");
         assert_shown("api_key: ${KEY:-s3cret}", 2, "api_key", "api_key: ***", "         ^^^");
         assert_shown(
@@ -317,11 +357,23 @@ mod tests {
     fn long_lines_are_cut_around_the_fault() {
         let value = "x".repeat(200);
         let (line, carets) = shown(&format!("name: {value}"), 2, "p.name");
-        assert_eq!((line, carets), (format!("name: {}...", "x".repeat(40)), format!("      {}", "^".repeat(43))));
-        let list = format!("{{models: [{}], rpm: 0, statuses: [{}]}}", "m, ".repeat(90), "500, ".repeat(90));
+        assert_eq!(
+            (line, carets),
+            (format!("name: {}...", "x".repeat(40)), format!("      {}", "^".repeat(43)))
+        );
+        let list = format!(
+            "{{models: [{}], rpm: 0, statuses: [{}]}}",
+            "m, ".repeat(90),
+            "500, ".repeat(90)
+        );
         let (line, carets) = shown(&list, 94, "p.rpm");
         assert_eq!(line.find("rpm: 0").map(|at| at + 5), carets.find('^'), "{line}\n{carets}");
-        assert!(line.starts_with("...") && line.ends_with("...") && line.len() <= LINE_CHARS + CUT.len(), "{line}");
+        assert!(
+            line.starts_with("...")
+                && line.ends_with("...")
+                && line.len() <= LINE_CHARS + CUT.len(),
+            "{line}"
+        );
     }
 
     /// A setting that is in neither list is masked; this is where its name has to be judged.
@@ -347,7 +399,8 @@ mod tests {
             let is_off = setting.starts_with("  ") || setting.starts_with(|first| first != ' ');
             format!("{}\n", if is_off { line.replacen('#', "", 1) } else { line.to_owned() })
         };
-        let example: String = include_str!("../../config.example.yaml").lines().map(switched_on).collect();
+        let example: String =
+            include_str!("../../config.example.yaml").lines().map(switched_on).collect();
         let tree = tree::parse(&example).unwrap();
         let mut settings = BTreeSet::new();
         names(&tree, &mut settings);

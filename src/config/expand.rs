@@ -16,7 +16,9 @@ pub(super) fn expand(text: &str, env: Env<'_>) -> Result<String, String> {
         rest = &rest[dollar + 1..];
         if let Some(after) = rest.strip_prefix('{') {
             let Some((inside, after)) = after.split_once('}') else {
-                return Err("has a `${` without its `}`; write ${NAME}, or $${ for a plain ${".into());
+                return Err(
+                    "has a `${` without its `}`; write ${NAME}, or $${ for a plain ${".into()
+                );
             };
             out.push_str(&variable(inside, env)?);
             rest = after;
@@ -44,9 +46,9 @@ fn variable(inside: &str, env: Env<'_>) -> Result<String, String> {
         (Some(value), None) => Ok(value),
         (Some(value), Some(_)) if !value.is_empty() => Ok(value),
         (_, Some(default)) => Ok(default.replace("$$", "$")),
-        (None, None) => {
-            Err(format!("the variable {name} is not set; run export {name}=... first, or write ${{{name}:-default}}"))
-        }
+        (None, None) => Err(format!(
+            "the variable {name} is not set; run export {name}=... first, or write ${{{name}:-default}}"
+        )),
     }
 }
 

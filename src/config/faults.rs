@@ -40,7 +40,10 @@ impl Faults {
     }
 
     pub(super) fn at_line(file: &Path, line: usize, problem: &str) -> Self {
-        Self::only(file, Placed { line: Some(line), column: None, text: problem.into(), excerpt: None })
+        Self::only(
+            file,
+            Placed { line: Some(line), column: None, text: problem.into(), excerpt: None },
+        )
     }
 
     /// The text is no YAML; there is only ever one such fault.
@@ -56,10 +59,15 @@ impl Faults {
         let place = |fault: Fault| {
             let position = tree::position_of(text, fault.node);
             let found = position.zip(tree.find(fault.node));
-            let excerpt = found
-                .and_then(|(position, (node, is_key))| excerpt::of_node(text, position, node, is_key, &fault.path));
+            let excerpt = found.and_then(|(position, (node, is_key))| {
+                excerpt::of_node(text, position, node, is_key, &fault.path)
+            });
             let (line, column) = position.unzip();
-            let text = if fault.path.is_empty() { fault.problem } else { format!("{}: {}", fault.path, fault.problem) };
+            let text = if fault.path.is_empty() {
+                fault.problem
+            } else {
+                format!("{}: {}", fault.path, fault.problem)
+            };
             Placed { line, column, text, excerpt }
         };
         let mut faults: Vec<Placed> = faults.into_iter().take(SHOWN_LIMIT).map(place).collect();
@@ -78,17 +86,21 @@ impl Faults {
     }
 
     fn place(&self, fault: &Placed) -> String {
-        let numbers = [fault.line, fault.column].into_iter().flatten().map(|number| format!(":{number}"));
+        let numbers =
+            [fault.line, fault.column].into_iter().flatten().map(|number| format!(":{number}"));
         format!("{}{}: ", self.file.display(), numbers.collect::<String>())
     }
 
     fn the_others(&self) -> Option<String> {
-        (self.more > 0).then(|| format!("{}: and {} more; mend these first", self.file.display(), self.more))
+        (self.more > 0)
+            .then(|| format!("{}: and {} more; mend these first", self.file.display(), self.more))
     }
 
     fn explained(&self, fault: &Placed) -> String {
         let place = self.place(fault);
-        let (Some(line), Some(excerpt)) = (fault.line, &fault.excerpt) else { return place + &fault.text };
+        let (Some(line), Some(excerpt)) = (fault.line, &fault.excerpt) else {
+            return place + &fault.text;
+        };
         let (problem, remedy) = parted(&fault.text);
         let Excerpt { line: shown, carets } = excerpt;
         let below = format!("{carets} {remedy}");

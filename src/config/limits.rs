@@ -5,7 +5,9 @@
 use std::time::Duration;
 
 use super::section::{SECONDS_MAX, SECONDS_MIN, Section};
-use super::{Budget, CooldownScope, Day, DayReset, Mode, ModelLimit, Pace, RateLimit, Retry, day_reset};
+use super::{
+    Budget, CooldownScope, Day, DayReset, Mode, ModelLimit, Pace, RateLimit, Retry, day_reset,
+};
 
 /// Faster than this is no limit any more, and its interval would come near zero.
 const RPM_MAX: f64 = 60_000_000.0;
@@ -17,7 +19,8 @@ const TPM_MAX: u64 = 1_000_000_000_000;
 
 const RPM_REMEDY: &str = "write the requests per minute your key allows, e.g. rpm: 40";
 const STATUSES_REMEDY: &str = "write e.g. statuses: [429, 503]";
-const MODES: [(&str, Mode); 3] = [("spaced", Mode::Spaced), ("burst", Mode::Burst), ("window", Mode::Window)];
+const MODES: [(&str, Mode); 3] =
+    [("spaced", Mode::Spaced), ("burst", Mode::Burst), ("window", Mode::Window)];
 /// Those that pass by themselves. 529 is what Anthropic says when it is overloaded, as others say 503.
 const RETRIED: [u16; 6] = [429, 500, 502, 503, 504, 529];
 
@@ -41,7 +44,13 @@ pub(super) fn provider(mut keys: Section<'_, '_, '_>) -> Option<RateLimit> {
         keys.refuse("adaptive", problem);
     }
     keys.finish();
-    Some(RateLimit { pace: pace?, budget, max_wait: max_wait.map(Duration::from_secs_f64), cooldown, adaptive })
+    Some(RateLimit {
+        pace: pace?,
+        budget,
+        max_wait: max_wait.map(Duration::from_secs_f64),
+        cooldown,
+        adaptive,
+    })
 }
 
 /// `rate_limit:` of a model.
@@ -49,13 +58,19 @@ pub(super) fn model(mut keys: Section<'_, '_, '_>) -> ModelLimit {
     let (pace, window) = pace(&mut keys);
     if pace.is_none() {
         for key in ["mode", "strict_window"] {
-            keys.refuse(key, "says nothing without rpm or interval_seconds; write one of them, or remove it");
+            keys.refuse(
+                key,
+                "says nothing without rpm or interval_seconds; write one of them, or remove it",
+            );
         }
     }
     let budget = budget(&mut keys, window);
-    let telling = ["rpm", "interval_seconds", "mode", "strict_window", "rpd", "tpm", "max_concurrent"];
+    let telling =
+        ["rpm", "interval_seconds", "mode", "strict_window", "rpd", "tpm", "max_concurrent"];
     if telling.into_iter().all(|key| keys.optional(key).is_none()) {
-        keys.fault("sets no limit; write at least one of rpm, rpd, tpm and max_concurrent, or remove it");
+        keys.fault(
+            "sets no limit; write at least one of rpm, rpd, tpm and max_concurrent, or remove it",
+        );
     }
     keys.finish();
     ModelLimit { pace, budget }
@@ -97,10 +112,17 @@ fn pace(keys: &mut Section<'_, '_, '_>) -> (Option<Pace>, Option<u32>) {
         keys.refuse("capacity", "belongs to mode: burst; remove it, or write mode: burst");
     }
     if mode == Mode::Window {
-        keys.refuse("interval_seconds", "belongs to mode: spaced and burst; remove it, or write mode: spaced");
-        keys.refuse("strict_window", "belongs to mode: spaced and burst (mode: window is strict by itself); remove it");
+        keys.refuse(
+            "interval_seconds",
+            "belongs to mode: spaced and burst; remove it, or write mode: spaced",
+        );
+        keys.refuse(
+            "strict_window",
+            "belongs to mode: spaced and burst (mode: window is strict by itself); remove it",
+        );
     }
-    let counted = if mode == Mode::Window { Some("mode: window") } else { strict.then_some("strict_window") };
+    let counted =
+        if mode == Mode::Window { Some("mode: window") } else { strict.then_some("strict_window") };
     let window = counted.map(|by| window(keys, rpm, by));
     let given = keys.optional("rpm").is_some() || keys.optional("interval_seconds").is_some();
     let pace = (given || window.is_some()).then(|| Pace {
@@ -126,17 +148,29 @@ fn window(keys: &mut Section<'_, '_, '_>, rpm: Option<f64>, by: &str) -> u32 {
 
 fn budget(keys: &mut Section<'_, '_, '_>, window: Option<u32>) -> Budget {
     let margin = keys.integer("window_margin_ms", 500, 0..=60_000);
-    let rpd = keys.whole("rpd", 1..=COUNT_MAX, "write the requests per day your key allows, e.g. rpd: 1000");
+    let rpd = keys.whole(
+        "rpd",
+        1..=COUNT_MAX,
+        "write the requests per day your key allows, e.g. rpd: 1000",
+    );
     let reset = day_reset(keys);
-    let tpm = keys.whole("tpm", 1..=TPM_MAX, "write the tokens per minute your key allows, e.g. tpm: 60000");
+    let tpm = keys.whole(
+        "tpm",
+        1..=TPM_MAX,
+        "write the tokens per minute your key allows, e.g. tpm: 60000",
+    );
     let remedy = "write how many requests may be in flight, e.g. max_concurrent: 4";
     let max_concurrent = keys.whole("max_concurrent", 1..=COUNT_MAX, remedy);
     let daily = keys.optional("rpd").is_some();
     if !daily {
-        keys.refuse("day_resets_at", "belongs to rpd; remove it, or write the requests per day, e.g. rpd: 1000");
+        keys.refuse(
+            "day_resets_at",
+            "belongs to rpd; remove it, or write the requests per day, e.g. rpd: 1000",
+        );
     }
     if !daily && window.is_none() && keys.optional("tpm").is_none() {
-        let problem = "belongs to mode: window, strict_window, rpd and tpm; remove it, or write one of them";
+        let problem =
+            "belongs to mode: window, strict_window, rpd and tpm; remove it, or write one of them";
         keys.refuse("window_margin_ms", problem);
     }
     Budget {
@@ -157,7 +191,10 @@ fn day_reset(keys: &mut Section<'_, '_, '_>) -> DayReset {
         return midnight;
     };
     day_reset::parse(&text.value).unwrap_or_else(|| {
-        keys.walk.fault(&found, format!("must be a time of day or rolling, not {}; {}", text.shown, day_reset::REMEDY));
+        keys.walk.fault(
+            &found,
+            format!("must be a time of day or rolling, not {}; {}", text.shown, day_reset::REMEDY),
+        );
         midnight
     })
 }
@@ -185,7 +222,11 @@ mod tests {
             (Some(60.0), Some(2.0), 2000),
             (Some(20.0), Some(2.0), 3000),
         ] {
-            assert_eq!(interval(rpm, seconds), Duration::from_millis(millis), "{rpm:?} {seconds:?}");
+            assert_eq!(
+                interval(rpm, seconds),
+                Duration::from_millis(millis),
+                "{rpm:?} {seconds:?}"
+            );
         }
         assert_eq!(interval(Some(RPM_MAX), None), Duration::from_micros(1));
         assert_eq!(interval(Some(RPM_MIN), None), Duration::from_secs(600_000));

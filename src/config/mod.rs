@@ -61,13 +61,16 @@ pub const HEARTBEAT_AFTER: Duration = Duration::from_secs(15);
 /// Reads and validates the file at `path`, or says everything that is wrong with it.
 pub fn load(path: &Path, env: Env<'_>) -> Result<Config, Faults> {
     let bytes = File::open(path).and_then(read_bounded).map_err(|error| {
-        let problem = format!("cannot be read: {error}; copy config.example.yaml and name the copy with --config");
+        let problem = format!(
+            "cannot be read: {error}; copy config.example.yaml and name the copy with --config"
+        );
         Faults::whole_file(path, problem)
     })?;
     match std::str::from_utf8(&bytes) {
         Ok(text) => parse(text, path, env),
         Err(error) => {
-            let line = 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+            let line =
+                1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
             Err(Faults::at_line(path, line, "is not UTF-8 text; save the file as UTF-8"))
         }
     }

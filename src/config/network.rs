@@ -35,8 +35,11 @@ impl TrustedProxies {
 impl fmt::Display for TrustedProxies {
     /// As in the file.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let networks = self.networks.iter().map(|Network { address, prefix }| format!("{address}/{prefix}"));
-        f.write_str(&networks.chain(self.unix.then(|| UNIX.to_owned())).collect::<Vec<_>>().join(", "))
+        let networks =
+            self.networks.iter().map(|Network { address, prefix }| format!("{address}/{prefix}"));
+        f.write_str(
+            &networks.chain(self.unix.then(|| UNIX.to_owned())).collect::<Vec<_>>().join(", "),
+        )
     }
 }
 
@@ -47,14 +50,17 @@ impl Network {
         let first = network.first();
         if first != network.address {
             let prefix = network.prefix;
-            return Err(format!("has bits behind its prefix; write {first}/{prefix} for the whole network"));
+            return Err(format!(
+                "has bits behind its prefix; write {first}/{prefix} for the whole network"
+            ));
         }
         Ok(network)
     }
 
     /// Any address in a block. An address alone is a block of one. The error says what is wrong.
     pub(super) fn read(text: &str) -> Result<Network, String> {
-        let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+        let (address, prefix) =
+            text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
         let address: IpAddr = address.parse().map_err(|_| String::new())?;
         let all = if address.is_ipv4() { 32 } else { 128 };
         let length = match prefix {
@@ -104,7 +110,8 @@ impl Network {
 pub(super) fn trusted_proxies(keys: &mut Section<'_, '_, '_>) -> TrustedProxies {
     let mut trusted = TrustedProxies::default();
     let Some(found) = keys.optional("trusted_proxies") else { return trusted };
-    for item in keys.walk.items(&found, "write e.g. trusted_proxies: [127.0.0.1, 10.0.0.0/8, unix]") {
+    for item in keys.walk.items(&found, "write e.g. trusted_proxies: [127.0.0.1, 10.0.0.0/8, unix]")
+    {
         trusted_proxy(keys.walk, &item, &mut trusted);
     }
     trusted
@@ -119,8 +126,12 @@ fn trusted_proxy(walk: &mut Walk<'_>, item: &Found<'_>, trusted: &mut TrustedPro
     match Network::parse(&text.value) {
         Ok(network) => trusted.networks.push(network),
         Err(problem) if problem.is_empty() => {
-            let remedy = "write e.g. 127.0.0.1, 10.0.0.0/8, fd00::/8, or unix for peers on the unix socket";
-            walk.fault(item, format!("must be an address or a network, not {}; {remedy}", text.shown));
+            let remedy =
+                "write e.g. 127.0.0.1, 10.0.0.0/8, fd00::/8, or unix for peers on the unix socket";
+            walk.fault(
+                item,
+                format!("must be an address or a network, not {}; {remedy}", text.shown),
+            );
         }
         Err(problem) => walk.fault(item, problem),
     }
@@ -133,7 +144,11 @@ mod tests {
     #[test]
     fn a_network_is_what_its_prefix_says() {
         for (network, inside, outside) in [
-            ("10.0.0.0/8", &["10.0.0.0", "10.255.255.255", "::ffff:10.1.2.3"][..], &["11.0.0.0", "::10.0.0.1"][..]),
+            (
+                "10.0.0.0/8",
+                &["10.0.0.0", "10.255.255.255", "::ffff:10.1.2.3"][..],
+                &["11.0.0.0", "::10.0.0.1"][..],
+            ),
             ("127.0.0.1", &["127.0.0.1"], &["127.0.0.2"]),
             ("0.0.0.0/0", &["1.2.3.4"], &["::1"]),
             ("192.168.1.128/25", &["192.168.1.200"], &["192.168.1.127"]),
@@ -142,10 +157,15 @@ mod tests {
             ("2001:db8::/33", &["2001:db8:7fff::"], &["2001:db8:8000::"]),
             ("::ffff:10.0.0.0/104", &["10.9.9.9"], &["11.0.0.0"]),
         ] {
-            let trusted = TrustedProxies { unix: false, networks: vec![Network::parse(network).unwrap()] };
+            let trusted =
+                TrustedProxies { unix: false, networks: vec![Network::parse(network).unwrap()] };
             for (addresses, want) in [(inside, true), (outside, false)] {
                 for address in addresses {
-                    assert_eq!(trusted.contain(address.parse().unwrap()), want, "{address} in {network}");
+                    assert_eq!(
+                        trusted.contain(address.parse().unwrap()),
+                        want,
+                        "{address} in {network}"
+                    );
                 }
             }
         }
@@ -153,9 +173,17 @@ mod tests {
 
     #[test]
     fn what_is_no_network_is_refused() {
-        for text in
-            ["", "x", "10.0.0.0/33", "10.0.0.0/", "10.0.0.0/+8", "10.0.0.1/8", "::1/129", "10.0.0.0/8/8", "10.0.0"]
-        {
+        for text in [
+            "",
+            "x",
+            "10.0.0.0/33",
+            "10.0.0.0/",
+            "10.0.0.0/+8",
+            "10.0.0.1/8",
+            "::1/129",
+            "10.0.0.0/8/8",
+            "10.0.0",
+        ] {
             assert!(Network::parse(text).is_err(), "{text}");
         }
         assert!(Network::parse("10.1.2.3/8").unwrap_err().contains("10.0.0.0/8"));

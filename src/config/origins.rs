@@ -22,14 +22,18 @@ pub enum Origins {
 /// Reads the list.
 pub(super) fn cors_origins(keys: &mut Section<'_, '_, '_>) -> Origins {
     let Some(found) = keys.optional("cors_origins") else { return Origins::Unset };
-    let remedy = "write e.g. cors_origins: [\"https://chat.example.com\"], or [\"*\"] for every page";
+    let remedy =
+        "write e.g. cors_origins: [\"https://chat.example.com\"], or [\"*\"] for every page";
     let items = keys.walk.items(&found, remedy);
     let origins: Vec<String> = items.iter().filter_map(|item| origin(keys.walk, item)).collect();
     if !origins.iter().any(|origin| origin == ANY) {
         return Origins::Listed(origins);
     }
     if origins.len() > 1 {
-        keys.walk.fault(&found, "has * beside others, which it covers; write [\"*\"] alone, or only the others");
+        keys.walk.fault(
+            &found,
+            "has * beside others, which it covers; write [\"*\"] alone, or only the others",
+        );
     }
     Origins::Any
 }

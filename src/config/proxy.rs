@@ -26,7 +26,9 @@ pub(super) fn proxy(keys: &mut Section<'_, '_, '_>, base_url: Option<&BaseUrl>) 
                 let remedy = "or write proxy: none for this provider";
                 keys.walk.fault(
                     &blamed,
-                    format!("is reached by the proxy that {variable} holds, which {problem}; {remedy}"),
+                    format!(
+                        "is reached by the proxy that {variable} holds, which {problem}; {remedy}"
+                    ),
                 );
                 None
             }
@@ -36,7 +38,9 @@ pub(super) fn proxy(keys: &mut Section<'_, '_, '_>, base_url: Option<&BaseUrl>) 
         return None;
     }
     let text = keys.walk.text(&found).filter(|text| text.value != "none")?;
-    parse(&text.value).map_err(|problem| Walk::fault(keys.walk, &found, format!("{problem}; {EXAMPLE}, or none"))).ok()
+    parse(&text.value)
+        .map_err(|problem| Walk::fault(keys.walk, &found, format!("{problem}; {EXAMPLE}, or none")))
+        .ok()
 }
 
 /// The variable that names a proxy for this URL, and what it holds.
@@ -45,18 +49,22 @@ fn from_environment(base_url: &BaseUrl, env: Env<'_>) -> Option<(&'static str, S
         return None;
     }
     let first = |names: &[&'static str]| {
-        let set = |name: &'static str| Some((name, env(name).filter(|value| !value.trim().is_empty())?));
+        let set =
+            |name: &'static str| Some((name, env(name).filter(|value| !value.trim().is_empty())?));
         names.iter().copied().find_map(set)
     };
     // The one for everything may be of a kind that is not spoken here, and is not meant for us then.
     let for_all = || first(&["all_proxy", "ALL_PROXY"]).filter(|(_, url)| parse(url).is_ok());
     let found = first(&["https_proxy", "HTTPS_PROXY"]).or_else(for_all)?;
-    let exempt = first(&["no_proxy", "NO_PROXY"]).is_some_and(|(_, list)| is_exempt(&list, base_url));
+    let exempt =
+        first(&["no_proxy", "NO_PROXY"]).is_some_and(|(_, list)| is_exempt(&list, base_url));
     (!is_loopback(&base_url.host) && !exempt).then_some(found)
 }
 
 fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.ends_with(".localhost") || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+    host == "localhost"
+        || host.ends_with(".localhost")
+        || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
 }
 
 /// Whether a list as in `no_proxy` has this host: `*`, a name (its subdomains too, with or without a leading dot), an
@@ -81,7 +89,10 @@ fn is_exempt(list: &str, BaseUrl { host, port, .. }: &BaseUrl) -> bool {
             (Ok(_), Err(_)) | (Err(_), Ok(_)) => false,
             (Err(_), Err(_)) => {
                 let name = name.trim_start_matches("*.").trim_start_matches('.');
-                !name.is_empty() && host.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+                !name.is_empty()
+                    && host
+                        .strip_suffix(name)
+                        .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
             }
         }
     })
@@ -105,7 +116,10 @@ fn parse(text: &str) -> Result<Proxy, String> {
     let text = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let url = Url::parse(&text).map_err(|error| base_url::url_fault(&text, error))?;
     if url.scheme() != "http" {
-        return Err("does not begin with http://, the only kind of proxy that is spoken (HTTP CONNECT)".into());
+        return Err(
+            "does not begin with http://, the only kind of proxy that is spoken (HTTP CONNECT)"
+                .into(),
+        );
     }
     if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
         return Err("has something behind its port".into());
@@ -114,7 +128,10 @@ fn parse(text: &str) -> Result<Proxy, String> {
     let port = base_url::port(&url).ok_or("has port 0")?;
     let decoded = |text: &str| {
         let bytes = percent_encoding::percent_decode_str(text);
-        bytes.decode_utf8().map(|text| text.into_owned()).map_err(|_| "has a user name or password that is not UTF-8")
+        bytes
+            .decode_utf8()
+            .map(|text| text.into_owned())
+            .map_err(|_| "has a user name or password that is not UTF-8")
     };
     let (user, password) = (decoded(url.username())?, decoded(url.password().unwrap_or_default())?);
     // RFC 7617 section 2.
@@ -139,7 +156,12 @@ mod tests {
             ("http://proxy.lan/", "proxy.lan", 80, None),
             ("http://[fd00::1]:3128", "fd00::1", 3128, None),
             // RFC 7617 section 2's example.
-            ("http://Aladdin:open%20sesame@p:1", "p", 1, Some("Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==")),
+            (
+                "http://Aladdin:open%20sesame@p:1",
+                "p",
+                1,
+                Some("Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="),
+            ),
             ("http://user@p:1", "p", 1, Some("Basic dXNlcjo=")),
         ] {
             let proxy = parse(text).unwrap();

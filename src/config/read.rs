@@ -11,8 +11,8 @@ use std::path::Path;
 use super::section::{Found, SECONDS_MIN, Section, Walk, join};
 use super::tree::{Kind, Node};
 use super::{
-    BaseUrl, Config, Model, Provider, Secret, Server, base_url, limits, network, origins, proxy, read_bounded, sharing,
-    socket, tls,
+    BaseUrl, Config, Model, Provider, Secret, Server, base_url, limits, network, origins, proxy,
+    read_bounded, sharing, socket, tls,
 };
 
 const KIB: u64 = 1 << 10;
@@ -38,7 +38,8 @@ pub(super) fn config(walk: &mut Walk<'_>, root: &Node) -> Option<Config> {
     let mut keys = walk.section(&file, root.id)?;
     let server = keys.section("server").map(server);
     let log = keys.section("log").map(sharing::log);
-    let items = keys.list("providers", "write at least one entry: - name: ..., as in config.example.yaml");
+    let items =
+        keys.list("providers", "write at least one entry: - name: ..., as in config.example.yaml");
     let mut names = Vec::new();
     let providers = items.iter().filter_map(|item| provider(keys.walk, item, &mut names)).collect();
     keys.finish();
@@ -52,8 +53,10 @@ fn server(mut keys: Section<'_, '_, '_>) -> Server {
     if port.is_none() {
         keys.refuse("tls", "is of no use with port: null, since the socket speaks plain HTTP; remove one of the two");
     }
-    let auth_token =
-        keys.secret("auth_token", "write the token that callers send, or remove the key to accept everybody");
+    let auth_token = keys.secret(
+        "auth_token",
+        "write the token that callers send, or remove the key to accept everybody",
+    );
     let clients = sharing::clients(&mut keys, auth_token.as_ref());
     let (heartbeat_after, heartbeat_json) = sharing::heartbeats(&mut keys);
     let server = Server {
@@ -83,10 +86,13 @@ fn server(mut keys: Section<'_, '_, '_>) -> Server {
         state_file: sharing::state_file(&mut keys),
     };
     if server.max_buffered_bytes < server.max_body_bytes
-        && let Some(found) = keys.optional("max_buffered_bytes").or_else(|| keys.optional("max_body_bytes"))
+        && let Some(found) =
+            keys.optional("max_buffered_bytes").or_else(|| keys.optional("max_body_bytes"))
     {
         let (all, one) = (server.max_buffered_bytes, server.max_body_bytes);
-        let problem = format!("is {all}, less than one body may take (max_body_bytes: {one}); write at least that");
+        let problem = format!(
+            "is {all}, less than one body may take (max_body_bytes: {one}); write at least that"
+        );
         keys.walk.fault(&found, problem);
     }
     keys.finish();
@@ -106,7 +112,10 @@ fn host(keys: &mut Section<'_, '_, '_>) -> String {
     let is_name = !text.value.is_empty() && text.value.chars().all(name);
     if !is_name && text.value.parse::<IpAddr>().is_err() {
         let remedy = "write e.g. host: 0.0.0.0 (everybody) or 127.0.0.1 (this machine), and the port under port";
-        keys.walk.fault(&found, format!("must be an address or a host name, not {}; {remedy}", text.shown));
+        keys.walk.fault(
+            &found,
+            format!("must be an address or a host name, not {}; {remedy}", text.shown),
+        );
     }
     text.value
 }
@@ -116,11 +125,14 @@ fn provider(walk: &mut Walk<'_>, item: &Found<'_>, names: &mut Vec<String>) -> O
     let mut keys = walk.section(item, item.node.id)?;
     let name = keys.required("name", "write a word of your choice, e.g. name: openai");
     let name = name.and_then(|found| provider_name(keys.walk, &found, names));
-    let base_url = keys.required("base_url", "write where the API is, e.g. base_url: https://api.example.com/v1");
+    let base_url = keys
+        .required("base_url", "write where the API is, e.g. base_url: https://api.example.com/v1");
     let base_url = base_url.and_then(|found| base_url_of(keys.walk, &found));
     let api_keys = sharing::api_keys(&mut keys);
-    let headers =
-        keys.optional("headers").map(|found| headers(keys.walk, &found, !api_keys.is_empty())).unwrap_or_default();
+    let headers = keys
+        .optional("headers")
+        .map(|found| headers(keys.walk, &found, !api_keys.is_empty()))
+        .unwrap_or_default();
     let proxy = proxy::proxy(&mut keys, base_url.as_ref());
     let ca_pem = keys.optional("ca_file").and_then(|found| ca_pem(keys.walk, &found));
     let models = models(&mut keys);
@@ -152,10 +164,17 @@ fn provider(walk: &mut Walk<'_>, item: &Found<'_>, names: &mut Vec<String>) -> O
     })
 }
 
-fn provider_name(walk: &mut Walk<'_>, found: &Found<'_>, names: &mut Vec<String>) -> Option<String> {
+fn provider_name(
+    walk: &mut Walk<'_>,
+    found: &Found<'_>,
+    names: &mut Vec<String>,
+) -> Option<String> {
     let name = walk.word(found)?;
     if name.contains('/') {
-        walk.fault(found, "has a /, which parts provider and model in <provider>/<model>; write e.g. a - instead");
+        walk.fault(
+            found,
+            "has a /, which parts provider and model in <provider>/<model>; write e.g. a - instead",
+        );
     }
     walk.once(found, &name, names, "is the name of an earlier provider; give each its own");
     Some(name)
@@ -175,7 +194,10 @@ fn base_url_of(walk: &mut Walk<'_>, found: &Found<'_>) -> Option<BaseUrl> {
 fn headers(walk: &mut Walk<'_>, found: &Found<'_>, has_api_key: bool) -> Vec<(String, Secret)> {
     let Kind::Map(pairs) = &found.node.kind else {
         let noun = found.node.kind.noun();
-        walk.fault(found, format!("must be a mapping, not {noun}; write e.g. headers: {{x-team: \"lab\"}}"));
+        walk.fault(
+            found,
+            format!("must be a mapping, not {noun}; write e.g. headers: {{x-team: \"lab\"}}"),
+        );
         return Vec::new();
     };
     let mut headers: Vec<(String, Secret)> = Vec::new();
@@ -191,14 +213,16 @@ fn headers(walk: &mut Walk<'_>, found: &Found<'_>, has_api_key: bool) -> Vec<(St
             walk.fault(&Found { node: key, path }, problem);
             continue;
         }
-        headers.extend(walk.secret(&Found { node: value, path }).map(|value| (name.clone(), value)));
+        headers
+            .extend(walk.secret(&Found { node: value, path }).map(|value| (name.clone(), value)));
     }
     headers
 }
 
 fn header_name_fault(name: &str, taken: bool, has_api_key: bool) -> Option<&'static str> {
     // RFC 9110 section 5.6.2.
-    let is_token_char = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let is_token_char =
+        |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     let lower = name.to_ascii_lowercase();
     if name.is_empty() || !name.bytes().all(is_token_char) {
         Some("is no header name; use letters, digits and - only")
@@ -217,11 +241,17 @@ fn ca_pem(walk: &mut Walk<'_>, found: &Found<'_>) -> Option<Vec<u8>> {
     let text = walk.text(found)?;
     let problem = match read_regular(&walk.folder.join(&text.value)) {
         Err(error) => {
-            format!("{} cannot be read: {error}; a relative path starts at the folder of this file", text.shown)
+            format!(
+                "{} cannot be read: {error}; a relative path starts at the folder of this file",
+                text.shown
+            )
         }
         Ok(pem) if holds_certificate(&pem) => return Some(pem),
         Ok(_) => {
-            format!("{} holds no PEM certificate; it needs -----BEGIN CERTIFICATE----- and what follows", text.shown)
+            format!(
+                "{} holds no PEM certificate; it needs -----BEGIN CERTIFICATE----- and what follows",
+                text.shown
+            )
         }
     };
     walk.fault(found, problem);
@@ -253,10 +283,12 @@ fn model(walk: &mut Walk<'_>, item: &Found<'_>, ids: &mut Vec<String>) -> Option
         return Some(Model { upstream: id.clone(), id, rate_limit: None });
     }
     let mut keys = walk.section(item, item.node.id)?;
-    let id = keys.required("id", "write the name callers use, e.g. {id: fast, upstream: vendor/model-a}");
+    let id = keys
+        .required("id", "write the name callers use, e.g. {id: fast, upstream: vendor/model-a}");
     let id = id.and_then(|found| model_id(keys.walk, &found, ids));
     let upstream = keys.optional("upstream").map(|found| keys.walk.word(&found));
-    let rate_limit = keys.optional("rate_limit").and_then(|_| keys.section("rate_limit")).map(limits::model);
+    let rate_limit =
+        keys.optional("rate_limit").and_then(|_| keys.section("rate_limit")).map(limits::model);
     keys.finish();
     let id = id?;
     let upstream = upstream.unwrap_or_else(|| Some(id.clone()))?;

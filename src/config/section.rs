@@ -44,7 +44,11 @@ impl<'e> Walk<'e> {
 
     /// Notes a fault of the value `at`.
     pub fn fault(&mut self, at: &Found<'_>, problem: impl Into<String>) {
-        self.faults.push(Fault { node: at.node.id, path: at.path.clone(), problem: problem.into() });
+        self.faults.push(Fault {
+            node: at.node.id,
+            path: at.path.clone(),
+            problem: problem.into(),
+        });
     }
 
     /// `at` as a text, expanded.
@@ -118,10 +122,15 @@ impl<'e> Walk<'e> {
         let (value, shown) = self.any_number(at, remedy)?;
         // The cast saturates; what is no whole number is sorted out first.
         let whole = Some(value).filter(|value| value.fract() == 0.0 && *value >= 0.0);
-        let whole = whole.and_then(|value| T::try_from(value as u64).ok()).filter(|whole| bounds.contains(whole));
+        let whole = whole
+            .and_then(|value| T::try_from(value as u64).ok())
+            .filter(|whole| bounds.contains(whole));
         if whole.is_none() {
             let (least, most) = (bounds.start(), bounds.end());
-            self.fault(at, format!("must be a whole number from {least} to {most}, not {shown}; {remedy}"));
+            self.fault(
+                at,
+                format!("must be a whole number from {least} to {most}, not {shown}; {remedy}"),
+            );
         }
         whole
     }
@@ -146,7 +155,13 @@ impl<'e> Walk<'e> {
     /// `at` as a mapping; `blamed` is the node that a missing key is reported at.
     pub fn section<'n>(&mut self, at: &Found<'n>, blamed: usize) -> Option<Section<'_, 'e, 'n>> {
         let Kind::Map(pairs) = &at.node.kind else {
-            self.fault(at, format!("must be a mapping, not {}; write lines of `key: value`", at.node.kind.noun()));
+            self.fault(
+                at,
+                format!(
+                    "must be a mapping, not {}; write lines of `key: value`",
+                    at.node.kind.noun()
+                ),
+            );
             return None;
         };
         let mut entries: Vec<Entry<'n>> = Vec::new();
@@ -155,13 +170,19 @@ impl<'e> Walk<'e> {
                 let whole = Found { node: key, path: at.path.clone() };
                 self.fault(
                     &whole,
-                    format!("has a key that is {}; write a word, in quotes if need be", key.kind.noun()),
+                    format!(
+                        "has a key that is {}; write a word, in quotes if need be",
+                        key.kind.noun()
+                    ),
                 );
                 continue;
             };
             let entry = Entry { name, key, value };
             if entries.iter().any(|other| other.name == name) {
-                self.fault(&Found { node: key, path: join(&at.path, name) }, "is written twice; keep one of them");
+                self.fault(
+                    &Found { node: key, path: join(&at.path, name) },
+                    "is written twice; keep one of them",
+                );
                 continue;
             }
             entries.push(entry);
@@ -208,7 +229,11 @@ impl<'w, 'e, 'n> Section<'w, 'e, 'n> {
                 None => format!("use one of {}", self.known.join(", ")),
             };
             let path = join(&self.path, entry.name);
-            self.walk.faults.push(Fault { node: entry.key.id, path, problem: format!("is no known key; {remedy}") });
+            self.walk.faults.push(Fault {
+                node: entry.key.id,
+                path,
+                problem: format!("is no known key; {remedy}"),
+            });
         }
         self.walk
     }
@@ -240,7 +265,11 @@ impl<'w, 'e, 'n> Section<'w, 'e, 'n> {
 
     /// Notes a fault of the mapping itself.
     pub fn fault(&mut self, problem: &str) {
-        self.walk.faults.push(Fault { node: self.blamed, path: self.path.clone(), problem: problem.into() });
+        self.walk.faults.push(Fault {
+            node: self.blamed,
+            path: self.path.clone(),
+            problem: problem.into(),
+        });
     }
 
     /// Notes `problem` if `key` is there.
@@ -257,7 +286,13 @@ impl<'w, 'e, 'n> Section<'w, 'e, 'n> {
             Some(found) => self.walk.section(&found, blamed),
             None => {
                 let path = join(&self.path, key);
-                Some(Section { walk: self.walk, blamed, path, entries: Vec::new(), known: Vec::new() })
+                Some(Section {
+                    walk: self.walk,
+                    blamed,
+                    path,
+                    entries: Vec::new(),
+                    known: Vec::new(),
+                })
             }
         }
     }
@@ -305,12 +340,18 @@ impl<'w, 'e, 'n> Section<'w, 'e, 'n> {
             },
             other => other.noun().to_owned(),
         };
-        self.walk.fault(&found, format!("must be true or false, not {not}; write {key}: {default}"));
+        self.walk
+            .fault(&found, format!("must be true or false, not {not}; write {key}: {default}"));
         default
     }
 
     /// A finite number within `bounds`. `remedy` follows every fault of it.
-    pub fn number(&mut self, key: &'static str, bounds: RangeInclusive<f64>, remedy: &str) -> Option<f64> {
+    pub fn number(
+        &mut self,
+        key: &'static str,
+        bounds: RangeInclusive<f64>,
+        remedy: &str,
+    ) -> Option<f64> {
         let found = self.optional(key)?;
         let (value, shown) = self.walk.any_number(&found, remedy)?;
         let (least, most) = (*bounds.start(), *bounds.end());
@@ -384,10 +425,14 @@ fn unsendable(value: &str) -> Option<&'static str> {
         );
     }
     if value.chars().any(|c| c.is_ascii_control()) {
-        return Some("holds a line break or control character, which no header can carry; copy the value anew");
+        return Some(
+            "holds a line break or control character, which no header can carry; copy the value anew",
+        );
     }
     if !value.is_ascii() {
-        return Some("holds a character outside ASCII, which no header can carry; copy the value anew");
+        return Some(
+            "holds a character outside ASCII, which no header can carry; copy the value anew",
+        );
     }
     if value.trim() != value {
         return Some("begins or ends with a space, which is lost in a header; cut it off");
@@ -397,7 +442,8 @@ fn unsendable(value: &str) -> Option<&'static str> {
 
 /// `section.key`, the key in quotes where it is no plain word.
 pub(super) fn join(path: &str, key: &str) -> String {
-    let plain = !key.is_empty() && key.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-'));
+    let plain =
+        !key.is_empty() && key.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-'));
     let key = if plain && key.len() <= SHOWN_CHARS { key.to_owned() } else { quoted(key) };
     if path.is_empty() { key } else { format!("{path}.{key}") }
 }

@@ -30,7 +30,10 @@ pub(super) fn doors(keys: &mut Section<'_, '_, '_>) -> (Option<u16>, Option<Sock
     if let Some(found) = &no_port
         && keys.optional("socket").is_none()
     {
-        keys.walk.fault(found, "is null, and there is no socket to serve on instead; write a number, e.g. port: 8080");
+        keys.walk.fault(
+            found,
+            "is null, and there is no socket to serve on instead; write a number, e.g. port: 8080",
+        );
     }
     if keys.optional("socket").is_none() {
         keys.refuse("socket_mode", "is of no use without socket; write socket: PATH, or remove it");
@@ -44,9 +47,12 @@ fn socket_path(keys: &mut Section<'_, '_, '_>) -> Option<PathBuf> {
     let text = keys.walk.text(&found)?;
     let path = keys.walk.folder.join(&text.value);
     let problem = if text.value.is_empty() || text.value.contains('\0') {
-        "is no path; write where the socket shall be, e.g. socket: /run/limitrate/limitrate.sock".to_owned()
+        "is no path; write where the socket shall be, e.g. socket: /run/limitrate/limitrate.sock"
+            .to_owned()
     } else if path.as_os_str().as_bytes().len() > PATH_BYTES {
-        format!("is longer than the {PATH_BYTES} bytes that a unix socket's path can have; write a shorter one")
+        format!(
+            "is longer than the {PATH_BYTES} bytes that a unix socket's path can have; write a shorter one"
+        )
     } else {
         return Some(path);
     };
@@ -58,11 +64,15 @@ fn socket_path(keys: &mut Section<'_, '_, '_>) -> Option<PathBuf> {
 fn socket_mode(keys: &mut Section<'_, '_, '_>) -> u32 {
     let Some(found) = keys.optional("socket_mode") else { return MODE };
     let Some(text) = keys.walk.text(&found) else { return MODE };
-    let octal = (3..=4).contains(&text.value.len()) && text.value.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+    let octal = (3..=4).contains(&text.value.len())
+        && text.value.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
     match u32::from_str_radix(&text.value, 8).ok().filter(|mode| octal && *mode <= 0o777) {
         Some(mode) => mode,
         None => {
-            let problem = format!("must be permissions in octal, not {}; write e.g. socket_mode: \"0660\"", text.shown);
+            let problem = format!(
+                "must be permissions in octal, not {}; write e.g. socket_mode: \"0660\"",
+                text.shown
+            );
             keys.walk.fault(&found, problem);
             MODE
         }

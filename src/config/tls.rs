@@ -8,7 +8,9 @@ use std::time::SystemTime;
 use openssl::asn1::Asn1Time;
 use openssl::error::ErrorStack;
 use openssl::pkey::{PKey, Private};
-use openssl::ssl::{SslAcceptor, SslContext, SslMethod, SslOptions, SslSessionCacheMode, SslVersion};
+use openssl::ssl::{
+    SslAcceptor, SslContext, SslMethod, SslOptions, SslSessionCacheMode, SslVersion,
+};
 use openssl::x509::X509;
 
 use super::read::read_regular;
@@ -36,9 +38,12 @@ impl Tls {
 
     /// Whether the certificate's time covers this one.
     pub fn is_valid_at(&self, time: SystemTime) -> bool {
-        let seconds = time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let seconds =
+            time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let time = Asn1Time::from_unix(i64::try_from(seconds).unwrap_or(i64::MAX));
-        time.is_ok_and(|time| self.chain[0].not_before() <= time && self.chain[0].not_after() >= time)
+        time.is_ok_and(|time| {
+            self.chain[0].not_before() <= time && self.chain[0].not_after() >= time
+        })
     }
 
     /// Key and certificates that belong together, in an order that can be sent.
@@ -60,7 +65,9 @@ impl Tls {
 
 impl PartialEq for Tls {
     fn eq(&self, other: &Tls) -> bool {
-        let der = |tls: &Tls| tls.chain.iter().map(|certificate| certificate.to_der().ok()).collect::<Vec<_>>();
+        let der = |tls: &Tls| {
+            tls.chain.iter().map(|certificate| certificate.to_der().ok()).collect::<Vec<_>>()
+        };
         der(self) == der(other) && self.key.public_eq(&other.key)
     }
 }
@@ -75,8 +82,10 @@ impl fmt::Debug for Tls {
 pub(super) fn tls(keys: &mut Section<'_, '_, '_>) -> Option<Tls> {
     let found = keys.optional("tls")?;
     let mut keys = keys.section("tls")?;
-    let cert_file = keys.required("cert_file", "write the file of the certificate, e.g. cert_file: fullchain.pem");
-    let key_file = keys.required("key_file", "write the file of its private key, e.g. key_file: privkey.pem");
+    let cert_file = keys
+        .required("cert_file", "write the file of the certificate, e.g. cert_file: fullchain.pem");
+    let key_file =
+        keys.required("key_file", "write the file of its private key, e.g. key_file: privkey.pem");
     let chain = cert_file.as_ref().and_then(|found| chain(keys.walk, found));
     let key = key_file.as_ref().and_then(|found| private_key(keys.walk, found));
     let walk = keys.finish();
@@ -89,7 +98,13 @@ pub(super) fn tls(keys: &mut Section<'_, '_, '_>) -> Option<Tls> {
     match Tls::new(chain, key) {
         Ok(tls) => Some(tls),
         Err(error) => {
-            walk.fault(&at, format!("is refused by OpenSSL: {}; make a new key and certificate", reason(&error)));
+            walk.fault(
+                &at,
+                format!(
+                    "is refused by OpenSSL: {}; make a new key and certificate",
+                    reason(&error)
+                ),
+            );
             None
         }
     }
@@ -100,7 +115,8 @@ fn chain(walk: &mut Walk<'_>, found: &Found<'_>) -> Option<Vec<X509>> {
     match X509::stack_from_pem(&pem) {
         Ok(chain) if !chain.is_empty() => Some(chain),
         _ => {
-            let needs = "it needs -----BEGIN CERTIFICATE----- and what follows, the server's own first";
+            let needs =
+                "it needs -----BEGIN CERTIFICATE----- and what follows, the server's own first";
             walk.fault(found, format!("{shown} holds no PEM certificate; {needs}"));
             None
         }
@@ -120,7 +136,9 @@ fn private_key(walk: &mut Walk<'_>, found: &Found<'_>) -> Option<PKey<Private>> 
                 "{shown} is encrypted, and nobody could type its passphrase; decrypt it with openssl pkey -in IN -out OUT"
             )
         }
-        Err(_) => format!("{shown} holds no PEM private key; it needs -----BEGIN PRIVATE KEY----- and what follows"),
+        Err(_) => format!(
+            "{shown} holds no PEM private key; it needs -----BEGIN PRIVATE KEY----- and what follows"
+        ),
     };
     walk.fault(found, problem);
     None
@@ -141,13 +159,18 @@ fn file(walk: &mut Walk<'_>, found: &Found<'_>) -> Option<(Vec<u8>, String)> {
 
 /// Why the key can't be used with the first certificate.
 fn mismatch(chain: &[X509], key: &PKey<Private>) -> Option<&'static str> {
-    let fits = |certificate: &X509| certificate.public_key().is_ok_and(|public| public.public_eq(key));
+    let fits =
+        |certificate: &X509| certificate.public_key().is_ok_and(|public| public.public_eq(key));
     if fits(&chain[0]) {
         return None;
     }
     Some(match chain.iter().any(fits) {
-        true => "belongs to a certificate further down in cert_file; put the server's own certificate first",
-        false => "does not belong to the certificate in cert_file; write the key that it was made with",
+        true => {
+            "belongs to a certificate further down in cert_file; put the server's own certificate first"
+        }
+        false => {
+            "does not belong to the certificate in cert_file; write the key that it was made with"
+        }
     })
 }
 

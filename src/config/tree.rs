@@ -75,7 +75,11 @@ impl Node {
         match &self.kind {
             Kind::List(items) => items.iter().find_map(|item| item.find(id)),
             Kind::Map(entries) => entries.iter().find_map(|(key, value)| {
-                if key.id == id { Some((key, true)) } else { key.find(id).or_else(|| value.find(id)) }
+                if key.id == id {
+                    Some((key, true))
+                } else {
+                    key.find(id).or_else(|| value.find(id))
+                }
             }),
             Kind::Null | Kind::Bool(_) | Kind::Number(_) | Kind::Text(_) => None,
         }
@@ -204,7 +208,10 @@ fn forbidden_character(text: &str) -> Option<SyntaxFault> {
     let before = &text[..at];
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
     Some(SyntaxFault {
-        position: Some((before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)),
+        position: Some((
+            before.matches('\n').count() + 1,
+            before[line_start..].chars().count() + 1,
+        )),
         problem: format!("has the control character U+{:04X}; delete it", character as u32),
     })
 }
@@ -228,19 +235,31 @@ const EXPLANATIONS: [(&str, &str); 14] = [
     ("too many values", "has too many values; remove the aliases that repeat each other"),
     ("repetition limit", "has too many values; remove the aliases that repeat each other"),
     ("recursion limit", "is nested too deeply; remove brackets or aliases that contain themselves"),
-    ("a YAML tag", "has a YAML tag (a word that begins with !); remove it, or put the value in quotes"),
-    ("invalid value", "has a YAML tag (a word that begins with !) that does not fit its value; remove the tag"),
+    (
+        "a YAML tag",
+        "has a YAML tag (a word that begins with !); remove it, or put the value in quotes",
+    ),
+    (
+        "invalid value",
+        "has a YAML tag (a word that begins with !) that does not fit its value; remove the tag",
+    ),
     ("more than one document", "holds more than one document; remove the lines that are only ---"),
     (
         "unknown anchor",
         "has an alias (a word that begins with *) without its anchor; put the value in quotes if it is no alias",
     ),
-    ("cannot start any token", "has a value that begins with a special character; put the value in quotes"),
+    (
+        "cannot start any token",
+        "has a value that begins with a special character; put the value in quotes",
+    ),
     (
         "mapping values are not allowed",
         "has a `: ` where none can be; put the value in quotes, or line the key up with its neighbours",
     ),
-    ("could not find expected ':'", "has a key without `: `; write the key, a colon, a space and the value"),
+    (
+        "could not find expected ':'",
+        "has a key without `: `; write the key, a colon, a space and the value",
+    ),
     ("found unexpected end of stream", "has a quote that is never closed; close it"),
     (
         "did not find expected ',' or",
@@ -250,7 +269,10 @@ const EXPLANATIONS: [(&str, &str); 14] = [
         "did not find expected key",
         "does not line up; indent the keys of one section equally, and put values that begin with a quote or bracket in quotes whole",
     ),
-    ("did not find expected '-'", "does not line up; begin each entry of this list with - at the same indentation"),
+    (
+        "did not find expected '-'",
+        "does not line up; begin each entry of this list with - at the same indentation",
+    ),
 ];
 
 #[cfg(test)]
@@ -264,9 +286,9 @@ mod tests {
                 Kind::Text(text) => (text.trim() == wanted).then_some(node),
                 Kind::Number(number) => (number.to_string() == wanted).then_some(node),
                 Kind::List(items) => items.iter().find_map(|item| find(item, wanted)),
-                Kind::Map(entries) => {
-                    entries.iter().find_map(|(key, value)| find(key, wanted).or_else(|| find(value, wanted)))
-                }
+                Kind::Map(entries) => entries
+                    .iter()
+                    .find_map(|(key, value)| find(key, wanted).or_else(|| find(value, wanted))),
                 Kind::Null | Kind::Bool(_) => None,
             }
         }
@@ -285,7 +307,9 @@ mod tests {
     #[test]
     fn lines_in_flow_style() {
         let text = "a: {x: 1,\n  y: [2,\n 3], 'z':\n\n 4}\nb: 5";
-        for (wanted, expected) in [("x", 1), ("2", 2), ("3", 3), ("z", 3), ("4", 5), ("b", 6), ("5", 6)] {
+        for (wanted, expected) in
+            [("x", 1), ("2", 2), ("3", 3), ("z", 3), ("4", 5), ("b", 6), ("5", 6)]
+        {
             assert_eq!(line(text, wanted), expected, "{wanted}");
         }
     }
@@ -293,7 +317,9 @@ mod tests {
     #[test]
     fn lines_around_strings_of_many_lines() {
         let text = "a: |\n  one\n\n  two: 2\nb: \"x\n  y\"\nc: plain\n  and on\nd: 1\r\ne: 9\n";
-        for (wanted, expected) in [("a", 1), ("b", 5), ("x y", 5), ("plain and on", 7), ("1", 9), ("9", 10)] {
+        for (wanted, expected) in
+            [("a", 1), ("b", 5), ("x y", 5), ("plain and on", 7), ("1", 9), ("9", 10)]
+        {
             assert_eq!(line(text, wanted), expected, "{wanted}");
         }
     }
@@ -365,9 +391,11 @@ mod tests {
         let wide = format!("a: &a [{}]\nb: [{}]", "1,".repeat(2000), "*a,".repeat(2000));
         let deep = "[".repeat(1000);
         let own = "&a [*a]";
-        for (text, words) in
-            [(wide.as_str(), "too many values"), (&deep, "nested too deeply"), (own, "nested too deeply")]
-        {
+        for (text, words) in [
+            (wide.as_str(), "too many values"),
+            (&deep, "nested too deeply"),
+            (own, "nested too deeply"),
+        ] {
             let fault = parse(text).expect_err("refused");
             assert!(fault.problem.contains(words), "{fault:?}");
         }

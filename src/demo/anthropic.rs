@@ -13,8 +13,7 @@ pub(super) fn message(reply: &Reply) -> Value {
 /// The same as a stream (<https://docs.anthropic.com/en/docs/build-with-claude/streaming>): each event is named as its data
 /// says, the input is counted at the start and the output at the end.
 pub(super) fn events(reply: &Reply) -> Vec<String> {
-    let delta =
-        |word| json!({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": word}});
+    let delta = |word| json!({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": word}});
     let mut events = vec![
         json!({"type": "message_start", "message": envelope(reply, json!([]), Value::Null, 1)}),
         json!({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
@@ -26,7 +25,9 @@ pub(super) fn events(reply: &Reply) -> Vec<String> {
             "usage": {"output_tokens": reply.reply_tokens}}),
         json!({"type": "message_stop"}),
     ]);
-    let named = |event: Value| format!("event: {}\ndata: {event}\n\n", event["type"].as_str().unwrap_or_default());
+    let named = |event: Value| {
+        format!("event: {}\ndata: {event}\n\n", event["type"].as_str().unwrap_or_default())
+    };
     events.into_iter().map(named).collect()
 }
 

@@ -63,7 +63,8 @@ providers:
     rate_limit: {{mode: burst, rpm: 120, capacity: 10, max_wait_seconds: 30}}
 "
     );
-    config::parse(&text, Path::new("the demo"), &|_| None).expect("the demo's own configuration is valid")
+    config::parse(&text, Path::new("the demo"), &|_| None)
+        .expect("the demo's own configuration is valid")
 }
 
 /// What the start of the demo prints.
@@ -75,7 +76,8 @@ pub fn instructions(gateway: SocketAddr) -> String {
         )
     };
     let one = chat("demo", "Hello!", "");
-    let three = chat("demo", "Hello number $i!", "-s -w '\\n' ").replace("'{", "\"{").replace("}'", "}\"");
+    let three =
+        chat("demo", "Hello number $i!", "-s -w '\\n' ").replace("'{", "\"{").replace("}'", "}\"");
     let three = escape_inner_quotes(&three);
     format!(
         "limitrate {} demo at http://{gateway}/v1 (any API key will do; Ctrl-C ends it)\n\n\
@@ -91,7 +93,9 @@ pub fn instructions(gateway: SocketAddr) -> String {
 
 /// Inside a double-quoted shell word the JSON's own quotes need a backslash; `$i` must stay open to the shell.
 fn escape_inner_quotes(command: &str) -> String {
-    let (Some(start), Some(end)) = (command.find("\"{"), command.rfind("}\"")) else { return command.into() };
+    let (Some(start), Some(end)) = (command.find("\"{"), command.rfind("}\"")) else {
+        return command.into();
+    };
     let inner = command[start + 1..=end].replace('"', "\\\"");
     format!("{}\"{inner}\"", &command[..start])
 }
@@ -132,13 +136,23 @@ async fn answer(mut stream: TcpStream, path: &str, body: &[u8]) -> io::Result<()
     let request: Value = serde_json::from_slice(body).unwrap_or_default();
     let reply = Reply::to(&request);
     let (whole, events) = match path {
-        "/v1/chat/completions" => (openai::completion(true, &reply), openai::events(true, &reply, &request)),
-        "/v1/completions" => (openai::completion(false, &reply), openai::events(false, &reply, &request)),
+        "/v1/chat/completions" => {
+            (openai::completion(true, &reply), openai::events(true, &reply, &request))
+        }
+        "/v1/completions" => {
+            (openai::completion(false, &reply), openai::events(false, &reply, &request))
+        }
         "/v1/responses" => (responses::response(&reply), responses::events(&reply)),
         "/v1/messages" => (anthropic::message(&reply), anthropic::events(&reply)),
-        "/v1/messages/count_tokens" => return plain(&mut stream, 200, &anthropic::count(&reply)).await,
-        "/v1/embeddings" => return plain(&mut stream, 200, &openai::embeddings(&request, &reply)).await,
-        "/v1/models" => return plain(&mut stream, 200, &json!({"object": "list", "data": []})).await,
+        "/v1/messages/count_tokens" => {
+            return plain(&mut stream, 200, &anthropic::count(&reply)).await;
+        }
+        "/v1/embeddings" => {
+            return plain(&mut stream, 200, &openai::embeddings(&request, &reply)).await;
+        }
+        "/v1/models" => {
+            return plain(&mut stream, 200, &json!({"object": "list", "data": []})).await;
+        }
         _ => {
             let error = json!({"message": format!("the demo provider has no {path}"), "type": "invalid_request_error",
                 "param": null, "code": "unknown_path"});
@@ -165,7 +179,9 @@ impl Reply {
     fn to(request: &Value) -> Reply {
         let prompt = prompt(request);
         let said = opening(&prompt);
-        let text = format!("You said: {said}. This is limitrate's built-in demo provider; it only says things back.");
+        let text = format!(
+            "You said: {said}. This is limitrate's built-in demo provider; it only says things back."
+        );
         Reply {
             model: request["model"].as_str().unwrap_or("demo").to_owned(),
             prompt_tokens: prompt.split_whitespace().count(),
@@ -183,7 +199,8 @@ impl Reply {
 /// What the user said last, or the prompt of a legacy completion. Agents put instructions of their own before and behind it.
 fn prompt(request: &Value) -> String {
     let is_said = |message: &&Value| message["role"] != "system" && message["role"] != "developer";
-    let last = |name: &str| request[name].as_array().and_then(|messages| messages.iter().rfind(is_said));
+    let last =
+        |name: &str| request[name].as_array().and_then(|messages| messages.iter().rfind(is_said));
     let content = match last("messages").or(last("input")) {
         Some(message) => &message["content"],
         None if request["input"].is_string() => &request["input"],
@@ -192,7 +209,9 @@ fn prompt(request: &Value) -> String {
     match content {
         Value::String(text) => text.clone(),
         Value::Null => "nothing".into(),
-        Value::Array(parts) => parts.iter().rev().find_map(|part| part["text"].as_str()).unwrap_or_default().into(),
+        Value::Array(parts) => {
+            parts.iter().rev().find_map(|part| part["text"].as_str()).unwrap_or_default().into()
+        }
         other => other.to_string(),
     }
 }
@@ -212,7 +231,14 @@ async fn plain(stream: &mut TcpStream, status: u16, body: &Value) -> io::Result<
     let body = body.to_string();
     let mut out = Vec::new();
     let fields = [("Content-Type", b"application/json".as_slice())];
-    http1::write_response_head(&mut out, status, b"", fields.into_iter(), BodyLength::Length(body.len() as u64), true);
+    http1::write_response_head(
+        &mut out,
+        status,
+        b"",
+        fields.into_iter(),
+        BodyLength::Length(body.len() as u64),
+        true,
+    );
     out.extend_from_slice(body.as_bytes());
     stream.write_all(&out).await
 }

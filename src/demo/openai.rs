@@ -12,7 +12,8 @@ pub(super) fn completion(chat: bool, reply: &Reply) -> Value {
             ("chat.completion", json!({"index": 0, "message": message, "finish_reason": "stop"}))
         }
         false => {
-            let choice = json!({"index": 0, "text": reply.text, "logprobs": null, "finish_reason": "stop"});
+            let choice =
+                json!({"index": 0, "text": reply.text, "logprobs": null, "finish_reason": "stop"});
             ("text_completion", choice)
         }
     };
@@ -30,12 +31,16 @@ pub(super) fn events(chat: bool, reply: &Reply, request: &Value) -> Vec<String> 
     };
     let choice = |text: Option<&str>, finish: Value| match chat {
         true => {
-            let delta = text.map_or(json!({}), |text| json!({"role": "assistant", "content": text}));
+            let delta =
+                text.map_or(json!({}), |text| json!({"role": "assistant", "content": text}));
             json!([{"index": 0, "delta": delta, "finish_reason": finish}])
         }
-        false => json!([{"index": 0, "text": text.unwrap_or_default(), "logprobs": null, "finish_reason": finish}]),
+        false => {
+            json!([{"index": 0, "text": text.unwrap_or_default(), "logprobs": null, "finish_reason": finish}])
+        }
     };
-    let mut events: Vec<_> = reply.words().map(|word| event(choice(Some(word), Value::Null), Value::Null)).collect();
+    let mut events: Vec<_> =
+        reply.words().map(|word| event(choice(Some(word), Value::Null), Value::Null)).collect();
     events.push(event(choice(None, json!("stop")), Value::Null));
     if request["stream_options"]["include_usage"] == true {
         events.push(event(json!([]), usage(reply)));

@@ -22,7 +22,8 @@ pub(super) fn events(reply: &Reply) -> Vec<String> {
         json!({"type": "response.output_item.added", "output_index": 0, "item": item("in_progress", json!([]))}),
         text("response.content_part.added", "part", part("")),
     ];
-    events.extend(reply.words().map(|word| text("response.output_text.delta", "delta", json!(word))));
+    events
+        .extend(reply.words().map(|word| text("response.output_text.delta", "delta", json!(word))));
     let whole = response(reply);
     events.extend([
         text("response.output_text.done", "text", json!(reply.text)),

@@ -128,7 +128,8 @@ impl BodyDecoder {
                 if !data.is_empty() {
                     break;
                 }
-                let n = usize::try_from(left).map_or(input.len() - at, |left| left.min(input.len() - at));
+                let n = usize::try_from(left)
+                    .map_or(input.len() - at, |left| left.min(input.len() - at));
                 data = at..at + n;
                 at += n;
                 self.pay(n as u64);
@@ -159,7 +160,11 @@ impl BodyDecoder {
 
     /// Moves the payload that `reader` holds to the end of `out`. Says whether the body is over; if it is not, the reader is
     /// empty now.
-    pub fn drain<R>(&mut self, reader: &mut Reader<R>, out: &mut Vec<u8>) -> Result<bool, BodyFault> {
+    pub fn drain<R>(
+        &mut self,
+        reader: &mut Reader<R>,
+        out: &mut Vec<u8>,
+    ) -> Result<bool, BodyFault> {
         while !self.is_done() && !reader.buffered().is_empty() {
             let input = reader.buffered();
             let Decoded { consumed, data } = self.decode(input)?;
@@ -171,7 +176,11 @@ impl BodyDecoder {
 
     /// Waits for more of the body: payload that needs no decoding goes into the [room](Self::make_room) at the end of `out`, anything
     /// else into the reader, to be [drained](Self::drain). Returns the bytes that came; 0 is the end of the stream. Dropping the future loses nothing.
-    pub async fn read<R: Source>(&mut self, reader: &mut Reader<R>, out: &mut Vec<u8>) -> io::Result<usize> {
+    pub async fn read<R: Source>(
+        &mut self,
+        reader: &mut Reader<R>,
+        out: &mut Vec<u8>,
+    ) -> io::Result<usize> {
         let State::Plain { left } = self.state else { return reader.fill().await };
         if !reader.buffered().is_empty() {
             return reader.fill().await;
@@ -229,14 +238,24 @@ impl State {
     fn after(self, byte: u8) -> Result<Self, &'static str> {
         match (self, byte) {
             (Self::Size { size, digits }, _) => after_size(size, digits, byte),
-            (Self::Padding { size, .. } | Self::Extension { size, .. }, b'\r') => Ok(Self::SizeLf { size }),
-            (Self::Padding { seen, .. } | Self::Extension { seen, .. }, _) if seen >= CHUNK_EXTENSION_LIMIT_BYTES => {
+            (Self::Padding { size, .. } | Self::Extension { size, .. }, b'\r') => {
+                Ok(Self::SizeLf { size })
+            }
+            (Self::Padding { seen, .. } | Self::Extension { seen, .. }, _)
+                if seen >= CHUNK_EXTENSION_LIMIT_BYTES =>
+            {
                 Err("a chunk extension is too long")
             }
-            (Self::Padding { size, seen }, b' ' | b'\t') => Ok(Self::Padding { size, seen: seen + 1 }),
+            (Self::Padding { size, seen }, b' ' | b'\t') => {
+                Ok(Self::Padding { size, seen: seen + 1 })
+            }
             (Self::Padding { size, seen }, b';') => Ok(Self::Extension { size, seen: seen + 1 }),
-            (Self::Padding { .. }, _) => Err("a chunk size is followed by something else than an extension"),
-            (Self::Extension { size, seen }, _) if is_text(byte) => Ok(Self::Extension { size, seen: seen + 1 }),
+            (Self::Padding { .. }, _) => {
+                Err("a chunk size is followed by something else than an extension")
+            }
+            (Self::Extension { size, seen }, _) if is_text(byte) => {
+                Ok(Self::Extension { size, seen: seen + 1 })
+            }
             (Self::Extension { .. }, _) => Err("a control character in a chunk extension"),
             (Self::SizeLf { size: 0 }, b'\n') => Ok(Self::TrailerStart { seen: 0 }),
             (Self::SizeLf { size }, b'\n') => Ok(Self::Data { left: size }),
@@ -245,13 +264,17 @@ impl State {
             (Self::DataLf, b'\n') => Ok(Self::Size { size: 0, digits: 0 }),
             (Self::TrailerStart { .. }, b'\r') => Ok(Self::FinalLf),
             (Self::Trailer { seen }, b'\r') => Ok(Self::TrailerLf { seen }),
-            (Self::TrailerStart { seen } | Self::Trailer { seen }, _) if seen >= TRAILER_LIMIT_BYTES => {
+            (Self::TrailerStart { seen } | Self::Trailer { seen }, _)
+                if seen >= TRAILER_LIMIT_BYTES =>
+            {
                 Err("the trailers are too long")
             }
             (Self::TrailerStart { seen } | Self::Trailer { seen }, _) if is_text(byte) => {
                 Ok(Self::Trailer { seen: seen + 1 })
             }
-            (Self::TrailerStart { .. } | Self::Trailer { .. }, _) => Err("a control character in a trailer"),
+            (Self::TrailerStart { .. } | Self::Trailer { .. }, _) => {
+                Err("a control character in a trailer")
+            }
             (Self::TrailerLf { seen }, b'\n') => Ok(Self::TrailerStart { seen }),
             (Self::FinalLf, b'\n') => Ok(Self::Done),
             (Self::SizeLf { .. } | Self::DataLf | Self::TrailerLf { .. } | Self::FinalLf, _) => {
@@ -334,10 +357,14 @@ mod tests {
             let (head, after) = line(rest)?;
             let digits = head.iter().position(|b| !b.is_ascii_hexdigit()).unwrap_or(head.len());
             let behind = head[digits..].trim_ascii_start();
-            if !(1..=16).contains(&digits) || head.len() - digits > 4096 || !(behind.is_empty() || behind[0] == b';') {
+            if !(1..=16).contains(&digits)
+                || head.len() - digits > 4096
+                || !(behind.is_empty() || behind[0] == b';')
+            {
                 return None;
             }
-            let size = u64::from_str_radix(std::str::from_utf8(&head[..digits]).unwrap(), 16).unwrap();
+            let size =
+                u64::from_str_radix(std::str::from_utf8(&head[..digits]).unwrap(), 16).unwrap();
             if size == 0 {
                 rest = after;
                 break;
@@ -411,7 +438,11 @@ mod tests {
             (&long_padding, "", "a chunk extension is too long"),
             (&long_trailers, "", "the trailers are too long"),
         ] {
-            assert_eq!(chunked(input), (payload.into(), Err(BodyFault::Malformed(detail))), "{input:?}");
+            assert_eq!(
+                chunked(input),
+                (payload.into(), Err(BodyFault::Malformed(detail))),
+                "{input:?}"
+            );
         }
     }
 
@@ -427,8 +458,14 @@ mod tests {
     #[test]
     fn one_call_takes_the_framing_on_both_sides_of_a_run() {
         let mut decoder = BodyDecoder::new(Framing::Chunked);
-        assert_eq!(decoder.decode(b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n").unwrap(), Decoded { consumed: 10, data: 3..5 });
-        assert_eq!(decoder.decode(b"c\r\n0\r\n\r\nx").unwrap(), Decoded { consumed: 8, data: 0..1 });
+        assert_eq!(
+            decoder.decode(b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n").unwrap(),
+            Decoded { consumed: 10, data: 3..5 }
+        );
+        assert_eq!(
+            decoder.decode(b"c\r\n0\r\n\r\nx").unwrap(),
+            Decoded { consumed: 8, data: 0..1 }
+        );
         assert!(decoder.is_done());
         assert_eq!(decoder.decode(b"x").unwrap(), Decoded { consumed: 0, data: 0..0 });
     }
@@ -437,9 +474,18 @@ mod tests {
     fn length_and_close_framing() {
         assert_eq!(run(Framing::Empty, b"next", &[9]), (vec![], Ok(b"next".to_vec())));
         assert_eq!(run(Framing::Length(0), b"next", &[9]), (vec![], Ok(b"next".to_vec())));
-        assert_eq!(run(Framing::Length(3), b"abcnext", &[1]), (b"abc".to_vec(), Ok(b"next".to_vec())));
-        assert_eq!(run(Framing::Length(9), b"abc", &[2]), (b"abc".to_vec(), Err(BodyFault::Truncated)));
-        assert_eq!(run(Framing::Length(u64::MAX), b"abc", &[9]), (b"abc".to_vec(), Err(BodyFault::Truncated)));
+        assert_eq!(
+            run(Framing::Length(3), b"abcnext", &[1]),
+            (b"abc".to_vec(), Ok(b"next".to_vec()))
+        );
+        assert_eq!(
+            run(Framing::Length(9), b"abc", &[2]),
+            (b"abc".to_vec(), Err(BodyFault::Truncated))
+        );
+        assert_eq!(
+            run(Framing::Length(u64::MAX), b"abc", &[9]),
+            (b"abc".to_vec(), Err(BodyFault::Truncated))
+        );
         assert_eq!(run(Framing::UntilClose, b"abc", &[2]), (b"abc".to_vec(), Ok(vec![])));
         assert_eq!(run(Framing::UntilClose, b"", &[2]), (vec![], Ok(vec![])));
         assert!(!BodyDecoder::new(Framing::UntilClose).is_done());
@@ -449,7 +495,8 @@ mod tests {
     fn who_announces_much_gets_little_room_until_much_has_come() {
         let [short, long] = [100_000, 1 << 30].map(|announced| {
             let mut reader = Reader::new(Pieces::new(&[b'x'; 1 << 20], &[1000, 16_000]));
-            let (mut decoder, mut body) = (BodyDecoder::new(Framing::Length(announced)), Vec::new());
+            let (mut decoder, mut body) =
+                (BodyDecoder::new(Framing::Length(announced)), Vec::new());
             let mut rooms = Vec::new();
             loop {
                 decoder.make_room(&reader, &mut body);
@@ -508,7 +555,9 @@ mod tests {
             match decoder.drain(&mut reader, &mut payload) {
                 Err(fault) => return (payload, Err(fault)),
                 Ok(true) => break,
-                Ok(false) if block_on(decoder.read(&mut reader, &mut payload)).unwrap() == 0 => break,
+                Ok(false) if block_on(decoder.read(&mut reader, &mut payload)).unwrap() == 0 => {
+                    break;
+                }
                 Ok(false) => {}
             }
             assert_eq!(decoder.payload_so_far(), payload.len() as u64);

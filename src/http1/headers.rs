@@ -74,7 +74,9 @@ impl Headers {
 
     /// Whether any field of that name lists the token; case of both is ignored (RFC 9110 section 5.6.1).
     pub fn has_token(&self, name: &str, token: &str) -> bool {
-        self.get_all(name).flat_map(list_items).any(|item| item.eq_ignore_ascii_case(token.as_bytes()))
+        self.get_all(name)
+            .flat_map(list_items)
+            .any(|item| item.eq_ignore_ascii_case(token.as_bytes()))
     }
 
     /// How many fields there are.
@@ -97,7 +99,10 @@ pub(super) fn list_items(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 impl fmt::Debug for Headers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map()
-            .entries(self.iter().map(|(name, value)| (name, format_args!("{} bytes", value.len()).to_string())))
+            .entries(
+                self.iter()
+                    .map(|(name, value)| (name, format_args!("{} bytes", value.len()).to_string())),
+            )
             .finish()
     }
 }
@@ -119,7 +124,11 @@ mod tests {
     #[test]
     fn what_is_removed_leaves_the_others_in_order() {
         let mut headers = sample();
-        let others: Vec<_> = sample().iter().filter(|(name, _)| *name != "X-Latin").map(|(_, v)| v.to_vec()).collect();
+        let others: Vec<_> = sample()
+            .iter()
+            .filter(|(name, _)| *name != "X-Latin")
+            .map(|(_, v)| v.to_vec())
+            .collect();
         headers.remove("x-latin");
         assert_eq!(headers.iter().map(|(_, value)| value.to_vec()).collect::<Vec<_>>(), others);
         headers.remove("SET-COOKIE");

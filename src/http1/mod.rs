@@ -25,14 +25,18 @@ pub use headers::Headers;
 pub use reader::{Reader, Source};
 pub use request::{ReadError, RequestHead, is_token, parse_request_head, read_request_head};
 pub use response::{ReadFault, ResponseHead, parse_response_head, read_response_head};
-pub use write::{BodyLength, CONTINUE, FINAL_CHUNK, end_to_end, write_chunk, write_request_head, write_response_head};
+pub use write::{
+    BodyLength, CONTINUE, FINAL_CHUNK, end_to_end, write_chunk, write_request_head,
+    write_response_head,
+};
 
 /// The most fields a head may have, on either side; async-h1's own limit.
 pub const HEADER_LIMIT: usize = 128;
 
 /// Whether the peer wants the connection to live on: `close` ends it, and HTTP/1.0 has to ask (RFC 9112 section 9.3).
 fn keep_alive(headers: &Headers, http_10: bool) -> bool {
-    !headers.has_token("connection", "close") && (!http_10 || headers.has_token("connection", "keep-alive"))
+    !headers.has_token("connection", "close")
+        && (!http_10 || headers.has_token("connection", "keep-alive"))
 }
 
 /// A Content-Length: digits only, no sign, no list, at most u64::MAX (RFC 9110 section 8.6).

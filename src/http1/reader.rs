@@ -153,13 +153,21 @@ pub(super) mod tests {
     }
 
     impl Source for Pieces {
-        fn poll_append(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+        fn poll_append(
+            &mut self,
+            cx: &mut Context<'_>,
+            out: &mut Vec<u8>,
+        ) -> Poll<io::Result<usize>> {
             poll_append_landed(self, cx, out)
         }
     }
 
     impl AsyncRead for Pieces {
-        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
             self.ready = !self.ready;
             if self.ready {
                 cx.waker().wake_by_ref();
@@ -185,7 +193,11 @@ pub(super) mod tests {
         }
         seen.extend_from_slice(reader.buffered());
         assert!(seen == bytes);
-        assert!(reader.buf.len() <= 4 * READ_CHUNK_BYTES, "the buffer grew to {}", reader.buf.len());
+        assert!(
+            reader.buf.len() <= 4 * READ_CHUNK_BYTES,
+            "the buffer grew to {}",
+            reader.buf.len()
+        );
     }
 
     #[test]

@@ -76,7 +76,9 @@ pub async fn read_request_head<R: AsyncRead + Unpin>(
             screen = Screen::default();
         }
         if skipped > EMPTY_LINES_LIMIT_BYTES {
-            return Err(ReadError::Refused(malformed("There are empty lines instead of a request")));
+            return Err(ReadError::Refused(malformed(
+                "There are empty lines instead of a request",
+            )));
         }
         let buffered = reader.buffered();
         let window = &buffered[..buffered.len().min(max_head_bytes)];
@@ -122,10 +124,14 @@ impl Screen {
             self.at += text;
             match buf.get(self.at) {
                 None => return Ok(None),
-                Some(b'\n') if buf[..=self.at].ends_with(b"\r\n\r\n") => return Ok(Some(self.at + 1)),
+                Some(b'\n') if buf[..=self.at].ends_with(b"\r\n\r\n") => {
+                    return Ok(Some(self.at + 1));
+                }
                 Some(b'\n') if after_cr(self.at) => {}
                 Some(b'\n') => return Err(malformed("A line of the head ends in LF without CR")),
-                Some(_) if after_cr(self.at) => return Err(malformed("The head has a CR without LF")),
+                Some(_) if after_cr(self.at) => {
+                    return Err(malformed("The head has a CR without LF"));
+                }
                 Some(b'\r') => {}
                 Some(0x80..) => return Err(malformed("The head has a byte that is not ASCII")),
                 Some(_) => return Err(malformed("The head has a control character")),
@@ -158,7 +164,8 @@ fn parse_screened(head: &[u8]) -> Result<RequestHead, Error> {
         Some(count) => &mut few[..count],
         None => {
             many = [httparse::EMPTY_HEADER; HEADER_LIMIT];
-            let count = parse_fields(fields, &mut many)?.ok_or(Error::TooManyHeaders { limit: HEADER_LIMIT })?;
+            let count = parse_fields(fields, &mut many)?
+                .ok_or(Error::TooManyHeaders { limit: HEADER_LIMIT })?;
             &mut many[..count]
         }
     };
@@ -212,7 +219,9 @@ fn is_http_10(version: &str) -> Result<bool, Error> {
     match version.strip_prefix("HTTP/") {
         Some("1.1") => Ok(false),
         Some("1.0") => Ok(true),
-        Some(number) if number.starts_with(|c: char| c.is_ascii_digit()) => Err(Error::UnsupportedVersion),
+        Some(number) if number.starts_with(|c: char| c.is_ascii_digit()) => {
+            Err(Error::UnsupportedVersion)
+        }
         _ => Err(malformed("The request line does not end in an HTTP version")),
     }
 }
@@ -228,20 +237,28 @@ fn check_method(method: &str) -> Result<(), Error> {
         return Ok(());
     }
     match Method::from_str(method) {
-        Ok(Method::Connect | Method::Pri) | Err(_) => Err(Error::UnknownMethod { method: method.to_owned() }),
-        Ok(known) if known.as_ref() != method => Err(Error::UnknownMethod { method: method.to_owned() }),
+        Ok(Method::Connect | Method::Pri) | Err(_) => {
+            Err(Error::UnknownMethod { method: method.to_owned() })
+        }
+        Ok(known) if known.as_ref() != method => {
+            Err(Error::UnknownMethod { method: method.to_owned() })
+        }
         Ok(_) => Ok(()),
     }
 }
 
 /// Whether it could be a method or the name of a field (RFC 9110 section 5.6.2).
 pub fn is_token(word: &[u8]) -> bool {
-    let is_token_byte = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    let is_token_byte =
+        |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
     !word.is_empty() && word.iter().all(is_token_byte)
 }
 
 /// The target without scheme and authority, and the authority if there was one (RFC 9112 section 3.2).
-fn origin_form<'a>(method: &str, target: &'a str) -> Result<(Cow<'a, str>, Option<&'a str>), Error> {
+fn origin_form<'a>(
+    method: &str,
+    target: &'a str,
+) -> Result<(Cow<'a, str>, Option<&'a str>), Error> {
     if target.contains(['\t', '#']) {
         return Err(malformed("The request target has a tab or a fragment"));
     }
@@ -249,7 +266,11 @@ fn origin_form<'a>(method: &str, target: &'a str) -> Result<(Cow<'a, str>, Optio
         return Ok((Cow::Borrowed(target), None));
     }
     let rest = match target.split_once("://") {
-        Some((scheme, rest)) if ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) => rest,
+        Some((scheme, rest))
+            if ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) =>
+        {
+            rest
+        }
         _ => {
             return Err(malformed("The request target is neither a path nor an http URL"));
         }
@@ -266,14 +287,17 @@ fn origin_form<'a>(method: &str, target: &'a str) -> Result<(Cow<'a, str>, Optio
 
 /// Finds the fields in the field lines and the empty line behind them, and says how many there are; None if there are more
 /// than `slots`.
-fn parse_fields<'a>(lines: &'a str, slots: &mut [httparse::Header<'a>]) -> Result<Option<usize>, Error> {
+fn parse_fields<'a>(
+    lines: &'a str,
+    slots: &mut [httparse::Header<'a>],
+) -> Result<Option<usize>, Error> {
     match httparse::parse_headers(lines.as_bytes(), slots) {
         Ok(httparse::Status::Complete((_, fields))) => Ok(Some(fields.len())),
         Ok(httparse::Status::Partial) => Err(malformed("The request head is not complete")),
         Err(httparse::Error::TooManyHeaders) => Ok(None),
-        Err(httparse::Error::HeaderName) => {
-            Err(malformed("A header line does not begin with a name and a colon, without white space around the name"))
-        }
+        Err(httparse::Error::HeaderName) => Err(malformed(
+            "A header line does not begin with a name and a colon, without white space around the name",
+        )),
         Err(_) => Err(malformed("A header has an invalid value")),
     }
 }
@@ -351,7 +375,10 @@ fn host<'a>(line: &RequestLine<'a>, fields: &Fields<'_, 'a>) -> Result<Option<&'
 /// `host[:port]` with a DNS name or an address: narrower than RFC 3986's reg-name, which lets in percent signs and
 /// punctuation, and no user info.
 fn is_authority(authority: &str) -> bool {
-    let (host_is_good, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+    let (host_is_good, port) = match authority
+        .strip_prefix('[')
+        .and_then(|rest| rest.split_once(']'))
+    {
         Some((address, rest)) => (address.parse::<Ipv6Addr>().is_ok(), rest),
         None => {
             let (name, port) = authority.split_at(authority.find(':').unwrap_or(authority.len()));
@@ -361,7 +388,10 @@ fn is_authority(authority: &str) -> bool {
     };
     let port_is_good = match port.strip_prefix(':') {
         None => port.is_empty(),
-        Some(digits) => digits.is_empty() || (super::is_digits(digits.as_bytes()) && digits.parse::<u16>().is_ok()),
+        Some(digits) => {
+            digits.is_empty()
+                || (super::is_digits(digits.as_bytes()) && digits.parse::<u16>().is_ok())
+        }
     };
     host_is_good && port_is_good
 }
@@ -374,7 +404,9 @@ fn framing(fields: &Fields, http_10: bool) -> Result<Framing, Error> {
             .map(Framing::Length)
             .ok_or_else(|| malformed("The Content-Length is not a number of bytes")),
         ([], Times::More) => Err(malformed("There is more than one Content-Length")),
-        (_, Times::Once(_) | Times::More) => Err(malformed("There are both Content-Length and Transfer-Encoding")),
+        (_, Times::Once(_) | Times::More) => {
+            Err(malformed("There are both Content-Length and Transfer-Encoding"))
+        }
         _ if http_10 => Err(malformed("HTTP/1.0 has no Transfer-Encoding")),
         ([coding], Times::Never) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
         (codings, Times::Never) => {
@@ -455,10 +487,12 @@ impl Understood {
         }
         let sent_names = fields.iter().flat_map(|field| [field.name, "\n"]).collect();
         let request = run_async_h1(head)?;
-        let fields = request.iter().flat_map(|(name, values)| values.iter().map(move |value| (name, value)));
+        let fields =
+            request.iter().flat_map(|(name, values)| values.iter().map(move |value| (name, value)));
         let fields = fields.filter(|(name, _)| *name != "host");
-        let mut names: Vec<_> =
-            fields.map(|(name, stand_in)| (place(stand_in.as_str()), name.as_str().to_owned())).collect();
+        let mut names: Vec<_> = fields
+            .map(|(name, stand_in)| (place(stand_in.as_str()), name.as_str().to_owned()))
+            .collect();
         names.sort_unstable();
         let (sent_method, method) = (method.to_owned(), request.method().as_ref().into());
         Ok(Understood { sent_method, sent_names, method, names })
@@ -558,7 +592,13 @@ mod tests {
         assert_eq!((&*head.method, head.target.as_str()), ("POST", "/v1/chat%2Fx?a=|b"));
         assert_eq!(
             fields(&head),
-            [("host", "Box.lan:8080"), ("x-b", "2"), ("x-a", ""), ("x-b", "1"), ("connection", "foo")]
+            [
+                ("host", "Box.lan:8080"),
+                ("x-b", "2"),
+                ("x-a", ""),
+                ("x-b", "1"),
+                ("connection", "foo")
+            ]
         );
         assert_eq!(head.framing, Framing::Length(12));
         assert_eq!((head.http_10, head.keep_alive, head.expects_continue), (false, true, true));
@@ -628,23 +668,41 @@ mod tests {
             let error = parse(&format!("GET / HTTP/1.1\r\nHost: h\r\n{line}\r\n")).unwrap_err();
             assert_eq!(status(&error), 400, "{line:?}: {error:?}");
         }
-        let latin = parse_request_head(b"GET / HTTP/1.1\r\nHost: h\r\nA: caf\xe9\r\n\r\n").unwrap_err();
+        let latin =
+            parse_request_head(b"GET / HTTP/1.1\r\nHost: h\r\nA: caf\xe9\r\n\r\n").unwrap_err();
         assert_eq!(status(&latin), 400);
         assert_eq!(status(&parse("GET / HTTP/1.1\nHost: h\n\n").unwrap_err()), 400);
-        assert_eq!(status(&parse("GET / HTTP/1.1\r\nHost: h\r\n").unwrap_err()), 400, "not complete");
-        assert_eq!(status(&parse("GET / HTTP/1.1\r\nHost: h\r\n\r\nx").unwrap_err()), 400, "bytes behind it");
+        assert_eq!(
+            status(&parse("GET / HTTP/1.1\r\nHost: h\r\n").unwrap_err()),
+            400,
+            "not complete"
+        );
+        assert_eq!(
+            status(&parse("GET / HTTP/1.1\r\nHost: h\r\n\r\nx").unwrap_err()),
+            400,
+            "bytes behind it"
+        );
     }
 
     #[test]
     fn hosts() {
-        for host in ["h", "h:", "h:80", "box_1.lan", "[::1]:8080", "[fe80::1]", "10.0.0.1:65535", "256.1.1.1", "xn--zz"]
-        {
+        for host in [
+            "h",
+            "h:",
+            "h:80",
+            "box_1.lan",
+            "[::1]:8080",
+            "[fe80::1]",
+            "10.0.0.1:65535",
+            "256.1.1.1",
+            "xn--zz",
+        ] {
             let head = parse(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).unwrap();
             assert_eq!(fields(&head), [("host", host)]);
         }
         for host in [
-            "", "a/admin?", "a b", "a,b", "u@h", "h:x", "h:+8", "h:65536", "h:1:2", "[::1", "[h]", "[::1]x", "::1",
-            "a%2fb",
+            "", "a/admin?", "a b", "a,b", "u@h", "h:x", "h:+8", "h:65536", "h:1:2", "[::1", "[h]",
+            "[::1]x", "::1", "a%2fb",
         ] {
             let error = parse(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).unwrap_err();
             assert_eq!(status(&error), 400, "{host:?}");
@@ -696,7 +754,11 @@ mod tests {
             ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", Err(501)),
         ] {
             let head = parse(&format!("POST / HTTP/1.1\r\nHost: h\r\n{lines}\r\n"));
-            assert_eq!(head.map(|head| head.framing).map_err(|error| status(&error)), framing, "{lines:?}");
+            assert_eq!(
+                head.map(|head| head.framing).map_err(|error| status(&error)),
+                framing,
+                "{lines:?}"
+            );
         }
         let error = parse("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap_err();
         assert_eq!(status(&error), 400);
@@ -712,7 +774,10 @@ mod tests {
             ("1.0", "Keep-Alive", true),
             ("1.0", "keep-alive, close", false),
         ] {
-            let head = parse(&format!("GET / HTTP/{version}\r\nHost: h\r\nConnection: {connection}\r\n\r\n")).unwrap();
+            let head = parse(&format!(
+                "GET / HTTP/{version}\r\nHost: h\r\nConnection: {connection}\r\n\r\n"
+            ))
+            .unwrap();
             assert_eq!(head.keep_alive, expected, "{version} {connection}");
             assert_eq!(head.http_10, version == "1.0");
         }
@@ -722,14 +787,19 @@ mod tests {
     #[test]
     fn expectations() {
         let expects = |version: &str, lines: &str| {
-            parse(&format!("POST / HTTP/{version}\r\nHost: h\r\n{lines}\r\n")).map(|head| head.expects_continue)
+            parse(&format!("POST / HTTP/{version}\r\nHost: h\r\n{lines}\r\n"))
+                .map(|head| head.expects_continue)
         };
         assert_eq!(expects("1.1", "Expect: 100-CONTINUE\r\nContent-Length: 1\r\n"), Ok(true));
-        assert_eq!(expects("1.1", "Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n"), Ok(true));
+        assert_eq!(
+            expects("1.1", "Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n"),
+            Ok(true)
+        );
         assert_eq!(expects("1.1", "Expect: 100-continue\r\n"), Ok(false));
         assert_eq!(expects("1.0", "Expect: 100-continue\r\nContent-Length: 1\r\n"), Ok(false));
         assert_eq!(expects("1.1", "Content-Length: 1\r\n"), Ok(false));
-        for other in ["Expect: 200-ok\r\n", "Expect:\r\n", "Expect: 100-continue\r\nExpect: x\r\n"] {
+        for other in ["Expect: 200-ok\r\n", "Expect:\r\n", "Expect: 100-continue\r\nExpect: x\r\n"]
+        {
             assert_eq!(status(&expects("1.1", other).unwrap_err()), 400, "{other:?}");
         }
     }
@@ -738,16 +808,20 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn an_expectation_starts_no_executor() {
-        parse("POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n").unwrap();
+        parse("POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n")
+            .unwrap();
         for thread in std::fs::read_dir("/proc/self/task").unwrap() {
-            let name = std::fs::read_to_string(thread.unwrap().path().join("comm")).unwrap_or_default();
+            let name =
+                std::fs::read_to_string(thread.unwrap().path().join("comm")).unwrap_or_default();
             assert!(!name.starts_with("async-global"), "{name}");
         }
     }
 
     #[test]
     fn what_was_read_of_other_heads_changes_nothing() {
-        let head = |n: usize, value: &str| format!("GET /{n} HTTP/1.1\r\nHost: h\r\nN{n}: {value}\r\nB:\r\n\r\n");
+        let head = |n: usize, value: &str| {
+            format!("GET /{n} HTTP/1.1\r\nHost: h\r\nN{n}: {value}\r\nB:\r\n\r\n")
+        };
         for round in 0..3 {
             for n in (0..KNOWN_HEADS + 3).chain([5, 5, 0]) {
                 let value = format!("{round}");
@@ -765,12 +839,18 @@ mod tests {
     fn heads_beyond_the_parsers_limit_pass_whole() {
         for size in 7_900..8_300 {
             let token = "t".repeat(size);
-            let head =
-                parse(&format!("GET / HTTP/1.1\r\nHost: h\r\nB: 1\r\nA: 0\r\nB: {token}\r\nb:\r\n\r\n")).unwrap();
-            assert_eq!(fields(&head), [("host", "h"), ("b", "1"), ("a", "0"), ("b", &token), ("b", "")]);
+            let head = parse(&format!(
+                "GET / HTTP/1.1\r\nHost: h\r\nB: 1\r\nA: 0\r\nB: {token}\r\nb:\r\n\r\n"
+            ))
+            .unwrap();
+            assert_eq!(
+                fields(&head),
+                [("host", "h"), ("b", "1"), ("a", "0"), ("b", &token), ("b", "")]
+            );
         }
         let (target, host) = (format!("/{}", "p".repeat(20_000)), "h".repeat(9_000));
-        let head = parse(&format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nA: 1\r\n\r\n")).unwrap();
+        let head =
+            parse(&format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nA: 1\r\n\r\n")).unwrap();
         assert_eq!((head.target, head.headers.get("host")), (target, Some(host.as_bytes())));
     }
 
@@ -781,7 +861,8 @@ mod tests {
             parse(&format!("GET / HTTP/{version}\r\n{lines}\r\n"))
         };
         let with_host = |count: usize| {
-            let lines: String = (1..count).map(|i| format!("N{i}: {}\r\n", "v".repeat(200))).collect();
+            let lines: String =
+                (1..count).map(|i| format!("N{i}: {}\r\n", "v".repeat(200))).collect();
             parse(&format!("GET / HTTP/1.1\r\nHost: h\r\n{lines}\r\n"))
         };
         assert_eq!(with_host(128).unwrap().headers.len(), 128);
@@ -792,7 +873,9 @@ mod tests {
         // Heads with up to 32 fields are read by another way than those with more.
         for count in [31, 32, 33, 34] {
             let others: String = (0..count - 2).map(|i| format!("N{i}: {i}\r\n")).collect();
-            let head = |last: &str| parse(&format!("POST / HTTP/1.1\r\nContent-Length: 3\r\n{others}{last}\r\n"));
+            let head = |last: &str| {
+                parse(&format!("POST / HTTP/1.1\r\nContent-Length: 3\r\n{others}{last}\r\n"))
+            };
             let taken = head("Host: h\r\n").unwrap();
             assert_eq!((taken.headers.len(), taken.framing), (count - 1, Framing::Length(3)));
             assert_eq!(taken.headers.iter().last().unwrap().1, format!("{}", count - 3).as_bytes());
@@ -802,7 +885,9 @@ mod tests {
                 ("Host: h\r\nBad name: x\r\n", "name and a colon"),
                 ("", "Host header is missing"),
             ] {
-                let Err(Error::MalformedRequest { detail }) = head(last) else { panic!("{count} {last} was taken") };
+                let Err(Error::MalformedRequest { detail }) = head(last) else {
+                    panic!("{count} {last} was taken")
+                };
                 assert!(detail.contains(says), "{count} {last}: {detail}");
             }
         }
@@ -819,7 +904,10 @@ mod tests {
         };
         for sizes in [&[1_000_000][..], &[1], &[4096, 1]] {
             assert_eq!(read(head_of(LIMIT).as_bytes(), sizes).1, "end");
-            assert_eq!(read(head_of(LIMIT + 1).as_bytes(), sizes).1, "Refused(HeadTooLarge { limit_bytes: 32768 })");
+            assert_eq!(
+                read(head_of(LIMIT + 1).as_bytes(), sizes).1,
+                "Refused(HeadTooLarge { limit_bytes: 32768 })"
+            );
             let endless = vec![b'a'; 10 * LIMIT];
             assert_eq!(read(&endless, sizes).1, "Refused(HeadTooLarge { limit_bytes: 32768 })");
         }
@@ -833,15 +921,19 @@ mod tests {
         assert_eq!(read(b"", &[1]).1, "end");
         assert_eq!(read(b"GET / HT", &[3]).1, "eof");
         assert!(read("\r\n".repeat(9).as_bytes(), &[4]).1.contains("empty lines"));
-        let mut reader =
-            Reader::new(Pieces::new(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody", &[999]));
+        let mut reader = Reader::new(Pieces::new(
+            b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody",
+            &[999],
+        ));
         block_on(read_request_head(&mut reader, LIMIT)).unwrap();
         assert_eq!(reader.buffered(), b"body");
     }
 
     #[test]
     fn garbage_is_refused_before_its_end() {
-        for garbage in [&b"\x16\x03\x01\x02\x00\x01\x00"[..], b"GET / HTTP/1.1\nHost", b"GET /\xff", b"A\rB"] {
+        for garbage in
+            [&b"\x16\x03\x01\x02\x00\x01\x00"[..], b"GET / HTTP/1.1\nHost", b"GET /\xff", b"A\rB"]
+        {
             assert!(read(garbage, &[1]).1.starts_with("Refused(MalformedRequest"), "{garbage:?}");
         }
     }
@@ -856,7 +948,10 @@ mod tests {
             &["*", "x", "/a#b", ""],
         );
         let version = mostly(&["HTTP/1.1", "HTTP/1.1", "HTTP/1.0"], &["HTTP/2.0", ""]);
-        let host = mostly(&["Host: h", "Host: [::1]:80", "Host: 1.2.3.4.5", "Host: xn--zz."], &["Host: /", "X: y"]);
+        let host = mostly(
+            &["Host: h", "Host: [::1]:80", "Host: 1.2.3.4.5", "Host: xn--zz."],
+            &["Host: /", "X: y"],
+        );
         let good = select(&[
             "Expect: 100-continue",
             "Connection: close",
@@ -864,8 +959,14 @@ mod tests {
             "a:",
             "~!#$%&'*+-.^_`|: \"(),/:;<=>?@[\\]{}",
         ]);
-        let bad =
-            select(&["Content-Length: 5", "Transfer-Encoding: chunked", " fold", "no colon", "\u{e9}: x", "Host: h"]);
+        let bad = select(&[
+            "Content-Length: 5",
+            "Transfer-Encoding: chunked",
+            " fold",
+            "no colon",
+            "\u{e9}: x",
+            "Host: h",
+        ]);
         let line = prop_oneof![
             20 => good.prop_map(str::to_owned),
             20 => "[A-Za-z-]{1,9}: [ -~\t]{0,9}",

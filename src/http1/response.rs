@@ -61,7 +61,9 @@ impl fmt::Display for ReadFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Eof { received: 0 } => f.write_str("the connection was closed before a response"),
-            Self::Eof { received } => write!(f, "the connection was closed after {received} bytes of a response head"),
+            Self::Eof { received } => {
+                write!(f, "the connection was closed after {received} bytes of a response head")
+            }
             Self::Io { error, received } => {
                 write!(f, "{error}, after {received} bytes of a response head")
             }
@@ -84,7 +86,9 @@ pub async fn read_response_head<R: AsyncRead + Unpin>(
         reader.consume(len);
         match head.status {
             101 => {
-                return Err(ReadFault::Invalid("status 101 although no upgrade was asked for".to_owned()));
+                return Err(ReadFault::Invalid(
+                    "status 101 although no upgrade was asked for".to_owned(),
+                ));
             }
             100..=199 => skipped += len,
             _ => return Ok(head),
@@ -104,7 +108,8 @@ async fn read_one_head<R: AsyncRead + Unpin>(
         let buffered = reader.buffered();
         let end = find_end(buffered, searched).map_err(ReadFault::Invalid)?;
         if let Some(end) = end {
-            let head = parse_whole(&buffered[..end], to_head_request).map_err(ReadFault::Invalid)?;
+            let head =
+                parse_whole(&buffered[..end], to_head_request).map_err(ReadFault::Invalid)?;
             return Ok((head, end));
         }
         searched = buffered.len();
@@ -119,7 +124,10 @@ async fn read_one_head<R: AsyncRead + Unpin>(
 
 /// Parses the head at the beginning of `buf`, interim or final, and tells its length. None if it is not complete yet. The
 /// error is a detail for a 502.
-pub fn parse_response_head(buf: &[u8], to_head_request: bool) -> Result<Option<(ResponseHead, usize)>, String> {
+pub fn parse_response_head(
+    buf: &[u8],
+    to_head_request: bool,
+) -> Result<Option<(ResponseHead, usize)>, String> {
     let Some(end) = find_end(buf, 0)? else {
         return Ok(None);
     };
@@ -136,7 +144,10 @@ fn find_end(buf: &[u8], searched: usize) -> Result<Option<usize>, String> {
     }
     let window = &buf[..buf.len().min(RESPONSE_HEAD_LIMIT_BYTES)];
     let is_end = |at: &usize| window[..*at].ends_with(b"\n") || window[..*at].ends_with(b"\n\r");
-    match memchr_iter(b'\n', &window[searched.min(window.len())..]).map(|at| searched + at).find(is_end) {
+    match memchr_iter(b'\n', &window[searched.min(window.len())..])
+        .map(|at| searched + at)
+        .find(is_end)
+    {
         Some(at) => Ok(Some(at + 1)),
         None if window.len() == RESPONSE_HEAD_LIMIT_BYTES => {
             Err(format!("a response head of more than {RESPONSE_HEAD_LIMIT_BYTES} bytes"))
@@ -188,12 +199,15 @@ fn framing(headers: &Headers, http_10: bool) -> Result<Framing, String> {
         (None, None) => Ok(Framing::UntilClose),
         (Some(_), Some(_)) => Err("both Content-Length and Transfer-Encoding".to_owned()),
         (Some(_), None) if http_10 => Err("a Transfer-Encoding in HTTP/1.0".to_owned()),
-        (Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") && codings.next().is_none() => {
+        (Some(coding), None)
+            if coding.eq_ignore_ascii_case(b"chunked") && codings.next().is_none() =>
+        {
             Ok(Framing::Chunked)
         }
         (Some(_), None) => Err("a Transfer-Encoding other than chunked".to_owned()),
         (None, Some(first)) => {
-            let first = super::parse_length(first).ok_or("a Content-Length that is not a number of bytes")?;
+            let first = super::parse_length(first)
+                .ok_or("a Content-Length that is not a number of bytes")?;
             match lengths.all(|other| super::parse_length(other) == Some(first)) {
                 true => Ok(Framing::Length(first)),
                 false => Err("Content-Lengths that differ".to_owned()),
@@ -220,7 +234,8 @@ mod tests {
     /// Reads one response head in pieces of the given sizes: what it is or why it is not, and what is left to read.
     fn read(bytes: &[u8], sizes: &[usize]) -> (Result<ResponseHead, String>, Vec<u8>) {
         let mut reader = Reader::new(Pieces::new(bytes, sizes));
-        let head = block_on(read_response_head(&mut reader, false)).map_err(|fault| format!("{fault:?}"));
+        let head =
+            block_on(read_response_head(&mut reader, false)).map_err(|fault| format!("{fault:?}"));
         if head.is_ok() {
             while block_on(reader.fill()).unwrap() > 0 {}
             return (head, reader.buffered().to_vec());
@@ -236,19 +251,28 @@ mod tests {
             (529, &b"Site is  overloaded"[..], Framing::Length(7))
         );
         let fields: Vec<_> = head.headers.iter().collect();
-        let expected = [("Set-Cookie", "a"), ("X-Y", "z"), ("set-cookie", "b"), ("Content-Length", "7")];
+        let expected =
+            [("Set-Cookie", "a"), ("X-Y", "z"), ("set-cookie", "b"), ("Content-Length", "7")];
         assert_eq!(fields, expected.map(|(name, value)| (name, value.as_bytes())));
 
         let latin = b"HTTP/1.1 200 d\xe9j\xe0\r\nX: caf\xe9\r\n\r\n";
         let (head, _) = parse_response_head(latin, false).unwrap().unwrap();
-        assert_eq!((head.reason.as_slice(), head.headers.get("x")), (&b"d\xe9j\xe0"[..], Some(&b"caf\xe9"[..])));
+        assert_eq!(
+            (head.reason.as_slice(), head.headers.get("x")),
+            (&b"d\xe9j\xe0"[..], Some(&b"caf\xe9"[..]))
+        );
 
-        for (line, status) in [("HTTP/1.1 100 ", 100), ("HTTP/1.1 999", 999), ("HTTP/1.0 499 \t", 499)] {
+        for (line, status) in
+            [("HTTP/1.1 100 ", 100), ("HTTP/1.1 999", 999), ("HTTP/1.0 499 \t", 499)]
+        {
             let head = parse(&format!("{line}\r\n\r\n")).unwrap();
             assert_eq!((head.status, head.reason), (status, Vec::new()), "{line:?}");
         }
         assert_eq!(parse("HTTP/1.1 200 OK\nA: b\n\n").unwrap().headers.get("a"), Some(&b"b"[..]));
-        assert_eq!(parse_response_head(b"HTTP/1.1 200 OK\r\n\r\nbody", false).unwrap().unwrap().1, 19);
+        assert_eq!(
+            parse_response_head(b"HTTP/1.1 200 OK\r\n\r\nbody", false).unwrap().unwrap().1,
+            19
+        );
     }
 
     #[test]
@@ -304,7 +328,10 @@ mod tests {
             assert_eq!(head.ok().map(|head| head.framing), framing, "{status} {lines:?}");
         }
         assert!(parse("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").is_err());
-        let to_head = parse_response_head(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", true).unwrap().unwrap().0;
+        let to_head = parse_response_head(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", true)
+            .unwrap()
+            .unwrap()
+            .0;
         assert_eq!((to_head.framing, to_head.keep_alive), (Framing::Empty, true));
     }
 
@@ -332,8 +359,15 @@ mod tests {
         }
         let flood = "HTTP/1.1 102 Processing\r\n\r\n";
         assert!(read((flood.repeat(64) + last).as_bytes(), &[99]).0.is_ok());
-        assert!(read((flood.repeat(65) + last).as_bytes(), &[99]).0.unwrap_err().contains("more than 64 interim"));
-        assert!(read(b"HTTP/1.1 101 Switching\r\n\r\n", &[99]).0.unwrap_err().contains("status 101"));
+        assert!(
+            read((flood.repeat(65) + last).as_bytes(), &[99])
+                .0
+                .unwrap_err()
+                .contains("more than 64 interim")
+        );
+        assert!(
+            read(b"HTTP/1.1 101 Switching\r\n\r\n", &[99]).0.unwrap_err().contains("status 101")
+        );
     }
 
     #[test]
@@ -351,7 +385,8 @@ mod tests {
         };
         for sizes in [&[1_000_000][..], &[1000, 1]] {
             assert!(read(head_of(RESPONSE_HEAD_LIMIT_BYTES).as_bytes(), sizes).0.is_ok());
-            let error = read(head_of(RESPONSE_HEAD_LIMIT_BYTES + 1).as_bytes(), sizes).0.unwrap_err();
+            let error =
+                read(head_of(RESPONSE_HEAD_LIMIT_BYTES + 1).as_bytes(), sizes).0.unwrap_err();
             assert!(error.contains("more than 65536 bytes"), "{error}");
         }
     }

@@ -85,7 +85,9 @@ pub fn write_response_head<'a>(
         }
     }
     match body {
-        BodyLength::Length(length) => write_field(out, "Content-Length", Decimal::new().format(length).as_bytes()),
+        BodyLength::Length(length) => {
+            write_field(out, "Content-Length", Decimal::new().format(length).as_bytes())
+        }
         BodyLength::Chunked => write_field(out, "Transfer-Encoding", b"chunked"),
         BodyLength::UntilClose | BodyLength::None => {}
     }
@@ -127,10 +129,13 @@ pub fn end_to_end(headers: &Headers) -> impl Iterator<Item = (&str, &[u8])> {
     let listed = headers.get_all("connection").flat_map(list_items);
     // What it says nearly always names no field.
     let named: Vec<&[u8]> = listed
-        .filter(|item| ![&b"keep-alive"[..], b"close"].iter().any(|word| item.eq_ignore_ascii_case(word)))
+        .filter(|item| {
+            ![&b"keep-alive"[..], b"close"].iter().any(|word| item.eq_ignore_ascii_case(word))
+        })
         .collect();
     headers.iter().filter(move |(name, _)| {
-        !is_one_of(name, &HOP_BY_HOP) && !named.iter().any(|item| item.eq_ignore_ascii_case(name.as_bytes()))
+        !is_one_of(name, &HOP_BY_HOP)
+            && !named.iter().any(|item| item.eq_ignore_ascii_case(name.as_bytes()))
     })
 }
 
@@ -171,18 +176,37 @@ mod tests {
         headers
     }
 
-    fn response(status: u16, reason: &str, fields: &[(&str, &str)], body: BodyLength, keep_alive: bool) -> String {
+    fn response(
+        status: u16,
+        reason: &str,
+        fields: &[(&str, &str)],
+        body: BodyLength,
+        keep_alive: bool,
+    ) -> String {
         let mut out = Vec::new();
-        write_response_head(&mut out, status, reason.as_bytes(), headers(fields).iter(), body, keep_alive);
+        write_response_head(
+            &mut out,
+            status,
+            reason.as_bytes(),
+            headers(fields).iter(),
+            body,
+            keep_alive,
+        );
         String::from_utf8(out).unwrap()
     }
 
     #[test]
     fn request_heads() {
-        let fields = headers(&[("X-A", "1"), ("host", "evil"), ("content-length", "9"), ("Transfer-Encoding", "x")]);
+        let fields = headers(&[
+            ("X-A", "1"),
+            ("host", "evil"),
+            ("content-length", "9"),
+            ("Transfer-Encoding", "x"),
+        ]);
         let mut out = b"before".to_vec();
         write_request_head(&mut out, "POST", "/v1/x?y", "h:1", fields.iter(), Some(3));
-        let expected = "beforePOST /v1/x?y HTTP/1.1\r\nHost: h:1\r\nX-A: 1\r\nContent-Length: 3\r\n\r\n";
+        let expected =
+            "beforePOST /v1/x?y HTTP/1.1\r\nHost: h:1\r\nX-A: 1\r\nContent-Length: 3\r\n\r\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
         let mut out = Vec::new();
         write_request_head(&mut out, "GET", "/", "h", std::iter::empty(), None);
@@ -191,7 +215,12 @@ mod tests {
 
     #[test]
     fn response_heads() {
-        let copied = [("Content-Length", "9"), ("transfer-encoding", "chunked"), ("connection", "x"), ("A", "b")];
+        let copied = [
+            ("Content-Length", "9"),
+            ("transfer-encoding", "chunked"),
+            ("connection", "x"),
+            ("A", "b"),
+        ];
         for (body, keep_alive, framing) in [
             (BodyLength::Length(5), true, "A: b\r\nContent-Length: 5\r\nConnection: keep-alive"),
             (BodyLength::Chunked, false, "A: b\r\nTransfer-Encoding: chunked\r\nConnection: close"),
@@ -205,10 +234,16 @@ mod tests {
 
     #[test]
     fn reasons() {
-        for (status, line) in
-            [(200, "200 OK"), (431, "431 Request Header Fields Too Large"), (529, "529 "), (999, "999 ")]
-        {
-            assert!(response(status, "", &[], BodyLength::None, true).starts_with(&format!("HTTP/1.1 {line}\r\n")));
+        for (status, line) in [
+            (200, "200 OK"),
+            (431, "431 Request Header Fields Too Large"),
+            (529, "529 "),
+            (999, "999 "),
+        ] {
+            assert!(
+                response(status, "", &[], BodyLength::None, true)
+                    .starts_with(&format!("HTTP/1.1 {line}\r\n"))
+            );
         }
     }
 
@@ -221,7 +256,15 @@ mod tests {
             names.contains(&name.to_owned())
         };
         let listing = [("Connection", "close, X-Hop"), ("connection", "Other")];
-        for name in ["Connection", "keep-alive", "TE", "Trailer", "Transfer-Encoding", "upgrade", "Proxy-Connection"] {
+        for name in [
+            "Connection",
+            "keep-alive",
+            "TE",
+            "Trailer",
+            "Transfer-Encoding",
+            "upgrade",
+            "Proxy-Connection",
+        ] {
             assert!(!goes_on(&[], name) && !goes_on(&listing, name), "{name}");
         }
         for name in ["x-hop", "OTHER"] {

@@ -54,7 +54,9 @@ pub(super) fn append(
         line.push_str(priority(level));
     }
     let time = (reader == Reader::Plain).then_some(("ts", Field::Time(now)));
-    let first = time.into_iter().chain([("level", Field::Text(level.name())), ("msg", Field::Text(message))]);
+    let first = time
+        .into_iter()
+        .chain([("level", Field::Text(level.name())), ("msg", Field::Text(message))]);
     let fields = first.chain(fields.iter().copied());
     match format {
         Format::Logfmt => logfmt(line, fields),
@@ -113,7 +115,8 @@ fn plain(line: &mut String, value: Field<'_>) {
 
 /// Whether logfmt needs no quotes around it.
 fn is_bare(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'=' | b'\\'))
+    !text.is_empty()
+        && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'=' | b'\\'))
 }
 
 /// A JSON string (RFC 8259 section 7), which logfmt's readers take as well.
@@ -172,7 +175,8 @@ fn date(days: u64) -> (u64, u64, u64) {
     const DAYS_FROM_MARCH_OF_YEAR_0: u64 = 719_468;
     let days = days + DAYS_FROM_MARCH_OF_YEAR_0;
     let (era, day_of_era) = (days / DAYS_IN_400_YEARS, days % DAYS_IN_400_YEARS);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month + 2) / 5 + 1;
@@ -201,7 +205,10 @@ mod tests {
             ("stream", Field::Flag(true)),
         ];
         let logfmt = "level=warn msg=\"it broke\" model=z-ai/glm-5.1 empty=\"\" sent=2 total_ms=1.2 stream=true\n";
-        assert_eq!(line(Format::Logfmt, Reader::Plain, &fields), format!("ts=2026-11-25T07:36:50.123Z {logfmt}"));
+        assert_eq!(
+            line(Format::Logfmt, Reader::Plain, &fields),
+            format!("ts=2026-11-25T07:36:50.123Z {logfmt}")
+        );
         assert_eq!(line(Format::Logfmt, Reader::Journal, &fields), format!("<4>{logfmt}"));
         assert_eq!(
             line(Format::Json, Reader::Journal, &fields),
@@ -212,9 +219,18 @@ mod tests {
 
     #[test]
     fn nothing_breaks_out_of_its_value() {
-        for hostile in
-            ["a b", "a=b", "\"", "\\", "x\nlevel=info", "\u{1b}[2J", "\u{85}", "\u{2028}", "\u{202e}gpj", "é"]
-        {
+        for hostile in [
+            "a b",
+            "a=b",
+            "\"",
+            "\\",
+            "x\nlevel=info",
+            "\u{1b}[2J",
+            "\u{85}",
+            "\u{2028}",
+            "\u{202e}gpj",
+            "é",
+        ] {
             let fields = [("model", Field::Text(hostile))];
             let json = line(Format::Json, Reader::Plain, &fields);
             let value: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -223,7 +239,8 @@ mod tests {
             let quoted = logfmt.split_once("model=").unwrap().1.trim_end_matches('\n');
             assert_eq!(serde_json::from_str::<String>(quoted).unwrap(), hostile, "{logfmt}");
             for line in [json, logfmt] {
-                let deceiving = |char: char| char.is_control() || matches!(char, '\u{2028}'..='\u{202e}');
+                let deceiving =
+                    |char: char| char.is_control() || matches!(char, '\u{2028}'..='\u{202e}');
                 assert!(!line.trim_end_matches('\n').chars().any(deceiving), "{line:?}");
             }
         }

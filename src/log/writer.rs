@@ -64,7 +64,9 @@ pub fn change(settings: Settings) {
 
 /// Waits, for a moment at most, until the lines so far are written.
 pub fn flush() {
-    drop(EMPTIED.wait_timeout_while(out(), FLUSH, |out| out.background && (out.writing || !out.pending.is_empty())));
+    drop(EMPTIED.wait_timeout_while(out(), FLUSH, |out| {
+        out.background && (out.writing || !out.pending.is_empty())
+    }));
 }
 
 pub(super) fn shows(level: Level) -> bool {
@@ -138,7 +140,11 @@ fn reader() -> Reader {
     let stream = std::env::var("JOURNAL_STREAM").ok();
     let stderr = rustix::fs::fstat(std::io::stderr()).ok();
     match (stream, stderr) {
-        (Some(stream), Some(stderr)) if stream == format!("{}:{}", stderr.st_dev, stderr.st_ino) => Reader::Journal,
+        (Some(stream), Some(stderr))
+            if stream == format!("{}:{}", stderr.st_dev, stderr.st_ino) =>
+        {
+            Reader::Journal
+        }
         _ => Reader::Plain,
     }
 }

@@ -186,7 +186,9 @@ data: {"type":"message_stop"}
             (format!("{USAGE}\n\ndata: {{\"usage\":{{}}}}\n\n"), Some(7)),
             (format!("{USAGE}\n\ndata: {{\"usage\":{{broken\n\n"), Some(7)),
             (
-                r#"data: {"type":"response.completed","response":{"usage":{"total_tokens":5}}}"#.to_owned() + "\n",
+                r#"data: {"type":"response.completed","response":{"usage":{"total_tokens":5}}}"#
+                    .to_owned()
+                    + "\n",
                 Some(5),
             ),
             (USAGE.to_owned(), None),
@@ -200,7 +202,9 @@ data: {"type":"message_stop"}
     #[test]
     fn only_usage_objects_are_worth_parsing() {
         assert!(has_usage_object(br#"{"usage":null,"response":{"usage" : {}}}"#));
-        assert!(!has_usage_object(br#"{"usage":null,"choices":[{"delta":{"content":"usage: {"}}]}"#));
+        assert!(!has_usage_object(
+            br#"{"usage":null,"choices":[{"delta":{"content":"usage: {"}}]}"#
+        ));
         assert!(!has_usage_object(br#"{"text":"\"usage\":{"}"#));
         assert!(!has_usage_object(b"\"usage\""));
         assert!(!has_usage_object(b""));
@@ -209,7 +213,8 @@ data: {"type":"message_stop"}
     #[test]
     fn a_line_past_the_limit_is_passed_over_and_not_kept() {
         for (length, total) in [(LINE_LIMIT_BYTES, Some(7)), (LINE_LIMIT_BYTES + 1, None)] {
-            let mut line = USAGE.replace("[]", &format!("\"{}\"", "x".repeat(length - USAGE.len())));
+            let mut line =
+                USAGE.replace("[]", &format!("\"{}\"", "x".repeat(length - USAGE.len())));
             assert_eq!(line.len(), length);
             line.push('\n');
             assert_eq!(scan([line.as_bytes()]), total, "whole, {length}");

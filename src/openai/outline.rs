@@ -41,7 +41,9 @@ impl<'d> Outline<'d> {
         let is_long = document.len() >= WORTH_AN_OUTLINE_BYTES;
         match is_long.then(|| Drawing::of(document)).flatten() {
             Some(drawing) => drawing.into(),
-            None => Outline { json: Cow::Borrowed(document), cuts: Vec::new(), cuts_are_ascii: true },
+            None => {
+                Outline { json: Cow::Borrowed(document), cuts: Vec::new(), cuts_are_ascii: true }
+            }
         }
     }
 
@@ -79,7 +81,8 @@ impl Drawing {
     fn of(document: &[u8]) -> Option<Drawing> {
         // Room for what is left of most.
         let json = Vec::with_capacity(document.len().min(LIKELY_BYTES));
-        let mut drawing = Drawing { json, cuts: Vec::with_capacity(LIKELY_CUTS), cuts_are_ascii: true };
+        let mut drawing =
+            Drawing { json, cuts: Vec::with_capacity(LIKELY_CUTS), cuts_are_ascii: true };
         let mut at = 0;
         while let Some(quote) = memchr(b'"', &document[at..]) {
             let text = at + quote + 1;
@@ -129,7 +132,10 @@ impl Drawing {
         }
         self.cuts_are_ascii &= among.greatest.is_ascii();
         let is_inside_a_character = |byte: &u8| byte & 0b1100_0000 == 0b1000_0000;
-        let rest = bytes[KEPT_BYTES..].iter().position(|byte| !is_inside_a_character(byte)).unwrap_or_default();
+        let rest = bytes[KEPT_BYTES..]
+            .iter()
+            .position(|byte| !is_inside_a_character(byte))
+            .unwrap_or_default();
         let (kept, cut) = bytes.split_at(KEPT_BYTES + rest);
         self.json.extend_from_slice(kept);
         let missing = self.cuts.last().map_or(0, |(_, missing)| *missing);
@@ -188,8 +194,14 @@ mod tests {
         let (long, key) = ("x".repeat(1000), "k".repeat(1000));
         for (document, want) in [
             (format!(r#"{{"{key}":"{long}"}}"#), format!(r#"{{"{key}":"xxxx"}}"#)),
-            (format!("{{\"{key}\" \r\n:[\"{long}\",\"{long}\"]}}"), format!("{{\"{key}\" \r\n:[\"xxxx\",\"xxxx\"]}}")),
-            (format!(r#"["a\"{long}\n{long}\u00e9{long}\\"]"#), r#"["a\"xxxx\nxxxx\u00e9\\"]"#.to_owned()),
+            (
+                format!("{{\"{key}\" \r\n:[\"{long}\",\"{long}\"]}}"),
+                format!("{{\"{key}\" \r\n:[\"xxxx\",\"xxxx\"]}}"),
+            ),
+            (
+                format!(r#"["a\"{long}\n{long}\u00e9{long}\\"]"#),
+                r#"["a\"xxxx\nxxxx\u00e9\\"]"#.to_owned(),
+            ),
             (r#"["short","\u00e9",1]"#.to_owned(), r#"["short","\u00e9",1]"#.to_owned()),
             // None of these is JSON, and none becomes it.
             (format!("[\"{long}\n\"]"), format!("[\"{long}\n\"]")),
@@ -210,19 +222,30 @@ mod tests {
         for word in [r#""a""#, r#""b""#, "1", r#""c""#, r#""d""#, "2", "}"] {
             let start = json.find(word).unwrap();
             for end in [start, start + word.len()] {
-                assert_eq!(document[outline.place(end)..], document[outline.place(start)..][end - start..], "{word}");
+                assert_eq!(
+                    document[outline.place(end)..],
+                    document[outline.place(start)..][end - start..],
+                    "{word}"
+                );
             }
             assert_eq!(outline.place(start), document.find(word).unwrap(), "{word}");
         }
         let text = json.find(":\"").unwrap() + 1..json.find(",\"b\"").unwrap();
-        assert_eq!(document[outline.place(text.start)..outline.place(text.end)], format!(r#""{long}\n{long}""#));
+        assert_eq!(
+            document[outline.place(text.start)..outline.place(text.end)],
+            format!(r#""{long}\n{long}""#)
+        );
     }
 
     #[test]
     fn what_has_little_to_leave_out_is_its_own_outline() {
-        let texts = |length: usize| format!("[{}1]", format!("\"{}\",", "x".repeat(length)).repeat(10_000));
-        let lines = |length: usize| format!("[\"{}\"]", ("x".repeat(length) + "\\n").repeat(10_000));
-        for (document, is_cut) in [(texts(19), false), (texts(100), true), (lines(20), false), (lines(60), true)] {
+        let texts =
+            |length: usize| format!("[{}1]", format!("\"{}\",", "x".repeat(length)).repeat(10_000));
+        let lines =
+            |length: usize| format!("[\"{}\"]", ("x".repeat(length) + "\\n").repeat(10_000));
+        for (document, is_cut) in
+            [(texts(19), false), (texts(100), true), (lines(20), false), (lines(60), true)]
+        {
             let outline = Outline::of(document.as_bytes());
             assert_eq!(outline.json().len() < document.len(), is_cut, "{}", &document[..100]);
             assert!(outline.json.len() + 16 * outline.cuts.len() <= document.len());

@@ -57,7 +57,11 @@ pub fn peek(body: &[u8]) -> Result<Peek, Error> {
         // That names a place in the outline; who sent the body has to find it there.
         invalid_json(serde_json::from_slice::<Fields>(body).err().unwrap_or(error))
     })?;
-    let raw = fields.model.map(RawValue::get).filter(|raw| raw.starts_with('"')).ok_or(Error::MissingModel)?;
+    let raw = fields
+        .model
+        .map(RawValue::get)
+        .filter(|raw| raw.starts_with('"'))
+        .ok_or(Error::MissingModel)?;
     let start = raw.as_ptr() as usize - outline.json().as_ptr() as usize;
     let model_span = outline.place(start)..outline.place(start + raw.len());
     Ok(Peek {
@@ -156,7 +160,11 @@ mod tests {
             let body = format!(r#"{{"model":"m",{limit}}}"#);
             let peek = peek(body.as_bytes()).unwrap();
             assert_eq!(peek.max_tokens, want, "{body}");
-            assert_eq!(peek.estimated_tokens(body.as_bytes()), body.len() as u64 / 4 + want, "{body}");
+            assert_eq!(
+                peek.estimated_tokens(body.as_bytes()),
+                body.len() as u64 / 4 + want,
+                "{body}"
+            );
         }
     }
 
@@ -165,7 +173,11 @@ mod tests {
         for (body, model, span) in [
             (r#"{"model":"m"}"#, "m", r#""m""#),
             (" \r\n\t{ \"model\" :\n \"a/b\" , \"stream\" : true }\n ", "a/b", r#""a/b""#),
-            (r#"{"stream":true,"model":"\u0067pt\n\"\ud83d\ude00é"}"#, "gpt\n\"😀é", r#""\u0067pt\n\"\ud83d\ude00é""#),
+            (
+                r#"{"stream":true,"model":"\u0067pt\n\"\ud83d\ude00é"}"#,
+                "gpt\n\"😀é",
+                r#""\u0067pt\n\"\ud83d\ude00é""#,
+            ),
             (r#"{"mod\u0065l":"m","\u0073tream":true}"#, "m", r#""m""#),
             (r#"{"é":"é","model":"m"}"#, "m", r#""m""#),
             (r#"{"model":""}"#, "", r#""""#),
@@ -220,15 +232,23 @@ mod tests {
             (b"\xef\xbb\xbf{\"model\":\"m\"}", "byte order mark"),
             (b"{\"model\":\"m\",\"x\":\"\xff\"}", "not UTF-8 at byte 18"),
             (b"{\"model\":\"m\"}\xc3", "not UTF-8 at byte 13"),
-            (&[b"{\"model\":\"m\",\"x\":\"", &[b'y'; 5000][..], b"\xff\"}"].concat(), "not UTF-8 at byte 5018"),
-            (&[b"{\"model\":\"m\",\"x\":\"yyyy", &[b'\x80'; 5000][..], b"\"}"].concat(), "not UTF-8 at byte 22"),
+            (
+                &[b"{\"model\":\"m\",\"x\":\"", &[b'y'; 5000][..], b"\xff\"}"].concat(),
+                "not UTF-8 at byte 5018",
+            ),
+            (
+                &[b"{\"model\":\"m\",\"x\":\"yyyy", &[b'\x80'; 5000][..], b"\"}"].concat(),
+                "not UTF-8 at byte 22",
+            ),
             (
                 format!("{{\"model\":\"m\",\"x\":[\"{0}\\n{0}\",]}}", "y".repeat(3000)).as_bytes(),
                 "expected value at line 1 column 6024",
             ),
         ] {
             let shown = String::from_utf8_lossy(body);
-            let Err(Error::InvalidJson { detail }) = peek(body) else { panic!("{shown} was taken") };
+            let Err(Error::InvalidJson { detail }) = peek(body) else {
+                panic!("{shown} was taken")
+            };
             assert!(detail.contains(says), "{shown}: {detail}");
         }
     }
@@ -238,15 +258,17 @@ mod tests {
         const DEPTH: usize = 1_000_000;
         let (open, close) = ("[".repeat(DEPTH), "]".repeat(DEPTH));
         assert_eq!(found(&format!(r#"{{"messages":{open}{close},"model":"m"}}"#)).0, "m");
-        assert_eq!(peek(format!(r#"{{"model":{open}{close}}}"#).as_bytes()), Err(Error::MissingModel));
+        assert_eq!(
+            peek(format!(r#"{{"model":{open}{close}}}"#).as_bytes()),
+            Err(Error::MissingModel)
+        );
         let unclosed = peek(format!(r#"{{"model":"m","messages":{open}"#).as_bytes());
         assert!(matches!(unclosed, Err(Error::InvalidJson { .. })), "{unclosed:?}");
     }
 
     #[test]
     fn splicing_touches_nothing_else() {
-        let body =
-            "{ \"a\":1.0e+2,\"model\" : \"old\\u0021\" ,\"model\":\t\"p/old\" , \"big\":12345678901234567890123 }\r\n";
+        let body = "{ \"a\":1.0e+2,\"model\" : \"old\\u0021\" ,\"model\":\t\"p/old\" , \"big\":12345678901234567890123 }\r\n";
         let span = peek(body.as_bytes()).unwrap().model_span;
         let spliced = splice_model(body.as_bytes().to_vec(), span, "new \"q\" \n");
         assert_eq!(
@@ -266,7 +288,8 @@ mod tests {
         leaf.prop_recursive(3, 12, 4, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-                prop::collection::hash_map(key(), inner, 0..4).prop_map(|map| Value::Object(map.into_iter().collect())),
+                prop::collection::hash_map(key(), inner, 0..4)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
             ]
         })
     }
@@ -294,13 +317,17 @@ mod tests {
     }
 
     fn object() -> impl Strategy<Value = String> {
-        prop::collection::vec(member(), 0..6).prop_map(|members| format!("{{{}}}", members.join(",")))
+        prop::collection::vec(member(), 0..6)
+            .prop_map(|members| format!("{{{}}}", members.join(",")))
     }
 
     /// With a text in front that is long enough for the body to be outlined.
     fn made_long(body: &str) -> String {
-        format!("{{\"text\":\"{}\"{}", "a \\n é ".repeat(1000), if body.starts_with("{}") { "" } else { "," })
-            + &body[1..]
+        format!(
+            "{{\"text\":\"{}\"{}",
+            "a \\n é ".repeat(1000),
+            if body.starts_with("{}") { "" } else { "," }
+        ) + &body[1..]
     }
 
     proptest! {

@@ -46,10 +46,12 @@ impl Usage {
     fn anywhere(json: &[u8]) -> Option<Usage> {
         let answer: Answer = serde_json::from_slice(json).ok()?;
         let inside = || {
-            let event: Event = serde_json::from_str(answer.response.or(answer.message)?.get()).ok()?;
+            let event: Event =
+                serde_json::from_str(answer.response.or(answer.message)?.get()).ok()?;
             event.usage
         };
-        let none = || answer.input_tokens.map(|_| Usage { total_tokens: Some(0), ..Usage::default() });
+        let none =
+            || answer.input_tokens.map(|_| Usage { total_tokens: Some(0), ..Usage::default() });
         answer.usage.or_else(inside).or_else(none)
     }
 
@@ -58,7 +60,9 @@ impl Usage {
     pub(super) fn updated(self, later: Usage) -> Usage {
         Usage {
             input_tokens: later.input_tokens.or(self.input_tokens),
-            cache_creation_input_tokens: later.cache_creation_input_tokens.or(self.cache_creation_input_tokens),
+            cache_creation_input_tokens: later
+                .cache_creation_input_tokens
+                .or(self.cache_creation_input_tokens),
             output_tokens: later.output_tokens.or(self.output_tokens),
             total_tokens: later.total_tokens.or(self.total_tokens),
         }
@@ -66,7 +70,10 @@ impl Usage {
 
     /// What was read, as far as it counts for a limit.
     pub fn input(self) -> Option<u64> {
-        [self.input_tokens, self.cache_creation_input_tokens].into_iter().flatten().reduce(u64::saturating_add)
+        [self.input_tokens, self.cache_creation_input_tokens]
+            .into_iter()
+            .flatten()
+            .reduce(u64::saturating_add)
     }
 
     /// What was written.
@@ -76,7 +83,8 @@ impl Usage {
 
     /// `total_tokens`, or the sum of the parts; `None` where there is nothing.
     pub fn total(self) -> Option<u64> {
-        let sum = [self.input(), self.output_tokens].into_iter().flatten().reduce(u64::saturating_add);
+        let sum =
+            [self.input(), self.output_tokens].into_iter().flatten().reduce(u64::saturating_add);
         self.total_tokens.or(sum)
     }
 }
@@ -112,9 +120,15 @@ mod tests {
                 r#"{"type":"response.completed","response":{"id":"r","usage":{"input_tokens":1,"output_tokens":2}}}"#,
                 Some(3),
             ),
-            (r#"{"usage":{"prompt_tokens":18446744073709551615,"completion_tokens":1}}"#, Some(u64::MAX)),
+            (
+                r#"{"usage":{"prompt_tokens":18446744073709551615,"completion_tokens":1}}"#,
+                Some(u64::MAX),
+            ),
             (r#"{"choices":[{"usage":{"total_tokens":9}}],"usage":{"total_tokens":2}}"#, Some(2)),
-            ("{ \"usage\" : {\"total_tokens\":2} ,\"choices\":[{\"usage\":{\"total_tokens\":9}}]}", Some(2)),
+            (
+                "{ \"usage\" : {\"total_tokens\":2} ,\"choices\":[{\"usage\":{\"total_tokens\":9}}]}",
+                Some(2),
+            ),
             ("{\"choices\":[] ,\r\n \"usage\" : {\"total_tokens\":2}\n}\n", Some(2)),
             (r#"{"usage":{"total_tokens":2},"say \"usage":{"total_tokens":9}}"#, Some(2)),
             (r#"{"usage":{"total_tokens":2},"say":"usage"}"#, Some(2)),
@@ -129,7 +143,10 @@ mod tests {
                 r#"{"type":"message","usage":{"input_tokens":1,"cache_creation_input_tokens":null,"output_tokens":3}}"#,
                 Some(4),
             ),
-            (r#"{"type":"message_start","message":{"usage":{"input_tokens":25,"output_tokens":1}}}"#, Some(26)),
+            (
+                r#"{"type":"message_start","message":{"usage":{"input_tokens":25,"output_tokens":1}}}"#,
+                Some(26),
+            ),
             (r#"{"type":"message_delta","usage":{"output_tokens":15}}"#, Some(15)),
             (r#"{"input_tokens":2095}"#, Some(0)),
             (r#"{"message":"fine","usage":{"total_tokens":9}}"#, Some(9)),
@@ -151,8 +168,9 @@ mod tests {
     #[test]
     fn later_counts_replace_and_what_is_left_out_stays() {
         let usage = |json: &str| Usage::of(json.as_bytes()).unwrap();
-        let start =
-            usage(r#"{"message":{"usage":{"input_tokens":25,"cache_creation_input_tokens":100,"output_tokens":1}}}"#);
+        let start = usage(
+            r#"{"message":{"usage":{"input_tokens":25,"cache_creation_input_tokens":100,"output_tokens":1}}}"#,
+        );
         for (delta, total) in [
             (r#"{"usage":{"output_tokens":15}}"#, 140),
             (r#"{"usage":{"input_tokens":30,"output_tokens":15}}"#, 145),

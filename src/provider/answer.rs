@@ -70,13 +70,16 @@ impl Answer {
             500.. => counters.upstream_5xx += 1,
             _ => {}
         }
-        let (plain, event_stream) = (is_plain(&head.headers), has_type(&head.headers, b"text/event-stream"));
+        let (plain, event_stream) =
+            (is_plain(&head.headers), has_type(&head.headers, b"text/event-stream"));
         Box::new(Answer {
             event_stream: plain && event_stream,
             meter: plain.then(|| match (event_stream, metered) {
                 (true, _) => Meter::Events(Box::default()),
                 (false, true) => Meter::Whole(Vec::new(), METERED_BYTES),
-                (false, false) if has_type(&head.headers, b"application/json") => Meter::Whole(Vec::new(), TOLD_BYTES),
+                (false, false) if has_type(&head.headers, b"application/json") => {
+                    Meter::Whole(Vec::new(), TOLD_BYTES)
+                }
                 (false, false) => Meter::TooLong,
             }),
             head,
@@ -179,7 +182,9 @@ impl Meter {
     fn feed(&mut self, bytes: &[u8]) {
         match self {
             Meter::Events(scanner) => scanner.feed(bytes),
-            Meter::Whole(body, limit) if body.len() + bytes.len() <= *limit => body.extend_from_slice(bytes),
+            Meter::Whole(body, limit) if body.len() + bytes.len() <= *limit => {
+                body.extend_from_slice(bytes)
+            }
             Meter::Whole(..) | Meter::TooLong => *self = Meter::TooLong,
         }
     }
@@ -195,7 +200,10 @@ impl Meter {
 
 fn has_type(headers: &Headers, wanted: &[u8]) -> bool {
     let media = headers.get("content-type").unwrap_or_default();
-    media.split(|byte| *byte == b';').next().is_some_and(|kind| kind.trim_ascii().eq_ignore_ascii_case(wanted))
+    media
+        .split(|byte| *byte == b';')
+        .next()
+        .is_some_and(|kind| kind.trim_ascii().eq_ignore_ascii_case(wanted))
 }
 
 /// Whether the body can be read as it is.

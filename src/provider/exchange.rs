@@ -136,7 +136,8 @@ impl Provider {
         let mut repeats = 0;
         let mut spent_keys = HashSet::new();
         loop {
-            let (outcome, judgement) = match self.attempt(place, errand, &offer, repeats > 0).await {
+            let (outcome, judgement) = match self.attempt(place, errand, &offer, repeats > 0).await
+            {
                 Attempt::Refused(refusal) => return self.given_up(last, refusal),
                 Attempt::Moved => return Exchanged::Moved { attempts },
                 Attempt::Unseen(failure) if repeats == MAX_REPEATS => {
@@ -203,13 +204,22 @@ impl Provider {
         self.scheduler.join(Joining { ask, terms: terms.clone(), since, again, elsewhere, idle })
     }
 
-    async fn attempt(self: &Rc<Self>, place: Place, errand: &Errand<'_>, offer: &Offer, fresh: bool) -> Attempt {
+    async fn attempt(
+        self: &Rc<Self>,
+        place: Place,
+        errand: &Errand<'_>,
+        offer: &Offer,
+        fresh: bool,
+    ) -> Attempt {
         errand.progress.queued(self, place.ticket());
         let permit = match place.near().await {
             Ok(permit) => permit,
             Err(no_slot) => return no_slot.into(),
         };
-        debug_assert!(!(fresh && permit.is_some()), "who wants a fresh connection does not join with an idle one");
+        debug_assert!(
+            !(fresh && permit.is_some()),
+            "who wants a fresh connection does not join with an idle one"
+        );
         // On the heap, both: who waits far from its slot has no need of the room for them.
         let slot = match self.open_slot(place, permit, errand, offer) {
             Ok(slot) => Ok(slot),
@@ -223,7 +233,12 @@ impl Provider {
     }
 
     /// The rest of an attempt, now that its slot is open.
-    async fn send(self: &Rc<Self>, (permit, connection): Slot, errand: &Errand<'_>, offer: &Offer) -> Attempt {
+    async fn send(
+        self: &Rc<Self>,
+        (permit, connection): Slot,
+        errand: &Errand<'_>,
+        offer: &Offer,
+    ) -> Attempt {
         errand.progress.sent();
         errand.trace.sent(Instant::now());
         let setup = self.setup();
@@ -243,7 +258,9 @@ impl Provider {
                 Attempt::Unseen(failure)
             }
             // The provider may have done the work: it is not asked for twice.
-            Err(SendFailure { failure, .. }) => Attempt::Done(Err(self.failed(failure)), Judgement::PassOn),
+            Err(SendFailure { failure, .. }) => {
+                Attempt::Done(Err(self.failed(failure)), Judgement::PassOn)
+            }
         }
     }
 
@@ -362,7 +379,8 @@ impl Provider {
         if !answer.read_ahead(JUDGED_BODY_BYTES).await {
             return Judgement::PassOn;
         }
-        let verdict = verdict::judge(status, &answer.head.headers, answer.read_so_far(), SystemTime::now());
+        let verdict =
+            verdict::judge(status, &answer.head.headers, answer.read_so_far(), SystemTime::now());
         answer.is_judged(matches!(verdict, Verdict::CoolDown { .. } | Verdict::Exhausted));
         match verdict {
             Verdict::CoolDown { wait, scope } => {
@@ -399,15 +417,22 @@ impl Provider {
         };
         let (name, status) = (self.with_key(answer.lane()), answer.head.status);
         match wait {
-            Some(wait) => log::warn(format_args!("{name} answered {status}: {who} pause for {} s", wait.as_secs_f64())),
+            Some(wait) => log::warn(format_args!(
+                "{name} answered {status}: {who} pause for {} s",
+                wait.as_secs_f64()
+            )),
             None => log::warn(format_args!("{name} answered {status} and no time: {who} back off")),
         }
     }
 
     fn scope(&self, said: verdict::Scope) -> Scope {
         match (self.setup().config.rate_limit.cooldown, said) {
-            (CooldownScope::Provider, _) | (CooldownScope::Auto, verdict::Scope::Provider) => Scope::Provider,
-            (CooldownScope::Model, _) | (CooldownScope::Auto, verdict::Scope::Model) => Scope::Model,
+            (CooldownScope::Provider, _) | (CooldownScope::Auto, verdict::Scope::Provider) => {
+                Scope::Provider
+            }
+            (CooldownScope::Model, _) | (CooldownScope::Auto, verdict::Scope::Model) => {
+                Scope::Model
+            }
         }
     }
 }

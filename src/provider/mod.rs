@@ -173,15 +173,26 @@ impl Provider {
         let provider = self.name.to_string();
         match refusal {
             Refusal::WaitExceeded { position, expected_wait, max_wait, retry_after } => {
-                Error::QueueWaitExceeded { provider, position, expected_wait, max_wait, retry_after }
+                Error::QueueWaitExceeded {
+                    provider,
+                    position,
+                    expected_wait,
+                    max_wait,
+                    retry_after,
+                }
             }
-            Refusal::Full { max_queue, retry_after } => Error::QueueFull { provider, max_queue, retry_after },
+            Refusal::Full { max_queue, retry_after } => {
+                Error::QueueFull { provider, max_queue, retry_after }
+            }
             Refusal::Deadline { position, expected_wait, patience, retry_after } => {
                 Error::DeadlineExceeded { provider, position, expected_wait, patience, retry_after }
             }
-            Refusal::ClientFull { client, max_queue, retry_after } => {
-                Error::ClientQueueFull { provider, client: client.to_string(), max_queue, retry_after }
-            }
+            Refusal::ClientFull { client, max_queue, retry_after } => Error::ClientQueueFull {
+                provider,
+                client: client.to_string(),
+                max_queue,
+                retry_after,
+            },
             Refusal::Day { resets_in } => Error::DailyLimit { provider, resets_in },
             Refusal::Closed => Error::ShuttingDown,
         }

@@ -50,11 +50,14 @@ impl Setup {
                 None => models.push(Model { id: model.id.as_str().into(), metered }),
             }
         }
-        let pool = before.filter(|before| before.reaches_the_same(config)).map(|before| before.pool.clone());
+        let pool = before
+            .filter(|before| before.reaches_the_same(config))
+            .map(|before| before.pool.clone());
         Setup {
             config: config.clone(),
             connector: Connector::new(config),
-            pool: pool.unwrap_or_else(|| Rc::new(Pool::new(config.pool_max_idle, config.pool_idle))),
+            pool: pool
+                .unwrap_or_else(|| Rc::new(Pool::new(config.pool_max_idle, config.pool_idle))),
             keys,
             models,
         }
@@ -63,7 +66,9 @@ impl Setup {
     /// Whether its idle connections are good for this configuration too.
     fn reaches_the_same(&self, config: &config::Provider) -> bool {
         let pool = |config: &config::Provider| (config.pool_max_idle, config.pool_idle);
-        let target = |config: &config::Provider| (config.base_url.clone(), config.proxy.clone(), config.ca_pem.clone());
+        let target = |config: &config::Provider| {
+            (config.base_url.clone(), config.proxy.clone(), config.ca_pem.clone())
+        };
         target(&self.config) == target(config) && pool(&self.config) == pool(config)
     }
 
@@ -90,7 +95,9 @@ impl Setup {
             Some(key[key.len() - 4..].to_owned())
         };
         match self.keys.get(lane).and_then(end) {
-            Some(own) if self.keys.iter().filter_map(end).filter(|other| *other == own).count() == 1 => {
+            Some(own)
+                if self.keys.iter().filter_map(end).filter(|other| *other == own).count() == 1 =>
+            {
                 format!("...{own}")
             }
             _ => format!("#{}", lane + 1),
@@ -116,7 +123,8 @@ impl Setup {
         let rate = &self.config.rate_limit;
         let in_use: Vec<_> = keys_of(&self.config).collect();
         let of_model = |model: &Model| {
-            let configured = self.config.models.iter().find(|configured| *configured.id == *model.id);
+            let configured =
+                self.config.models.iter().find(|configured| *configured.id == *model.id);
             let limit = configured.and_then(|configured| configured.rate_limit.as_ref());
             limit.map_or_else(Limits::default, |limit| limits(limit.pace.as_ref(), &limit.budget))
         };
@@ -140,7 +148,10 @@ fn keys_of(config: &config::Provider) -> impl Iterator<Item = Option<Secret>> {
 
 fn is_metered(config: &config::Provider, model: &config::Model) -> bool {
     let own = model.rate_limit.as_ref().map(|limit| &limit.budget);
-    [Some(&config.rate_limit.budget), own].into_iter().flatten().any(|budget| budget.tokens_per_minute.is_some())
+    [Some(&config.rate_limit.budget), own]
+        .into_iter()
+        .flatten()
+        .any(|budget| budget.tokens_per_minute.is_some())
 }
 
 pub(super) fn limits(pace: Option<&Pace>, budget: &Budget) -> Limits {

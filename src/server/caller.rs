@@ -49,7 +49,12 @@ pub struct Caller {
 impl Caller {
     /// A caller of whom nothing is known yet: answers close the connection.
     /// Once `draining` has begun, every answer is the last. What it is told is noted in `trace`.
-    pub fn new(stream: Stream, trace: Rc<Trace>, write_timeout: Duration, draining: Phase) -> Caller {
+    pub fn new(
+        stream: Stream,
+        trace: Rc<Trace>,
+        write_timeout: Duration,
+        draining: Phase,
+    ) -> Caller {
         Caller {
             stream,
             trace,
@@ -110,7 +115,12 @@ impl Caller {
     }
 
     /// A whole JSON answer.
-    pub async fn json(&mut self, status: u16, headers: &[(&str, &str)], body: &[u8]) -> Result<(), Gone> {
+    pub async fn json(
+        &mut self,
+        status: u16,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Result<(), Gone> {
         self.whole(status, "application/json", headers, body).await
     }
 
@@ -147,12 +157,18 @@ impl Caller {
         }
         let headers = error.headers();
         let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        self.queue(error.status(), "application/json", &headers, error.to_json(self.dialect).as_bytes());
+        self.queue(
+            error.status(),
+            "application/json",
+            &headers,
+            error.to_json(self.dialect).as_bytes(),
+        );
     }
 
     fn queue(&mut self, status: u16, media_type: &str, headers: &[(&str, &str)], body: &[u8]) {
         let request_id = self.request_id.clone();
-        let fields = [("Content-Type", media_type), (self.dialect.request_id_header(), &request_id)];
+        let fields =
+            [("Content-Type", media_type), (self.dialect.request_id_header(), &request_id)];
         let fields = fields.iter().chain(headers).map(|(name, value)| (*name, value.as_bytes()));
         self.head(status, b"", fields, BodyLength::Length(body.len() as u64));
         if !self.head_only {
@@ -296,7 +312,14 @@ impl Caller {
         self.keep_alive &= !self.draining.has_begun();
         #[expect(clippy::map_identity, reason = "it shortens the lifetime to that of the others")]
         let headers = headers.map(|(name, value)| (name, value)).chain(self.cors.fields());
-        http1::write_response_head(&mut self.out, status, reason, headers, framing, self.keep_alive);
+        http1::write_response_head(
+            &mut self.out,
+            status,
+            reason,
+            headers,
+            framing,
+            self.keep_alive,
+        );
     }
 }
 

@@ -23,7 +23,10 @@ impl Peer {
     /// Of a connection from there; without an address, on the unix socket.
     pub fn new(address: Option<IpAddr>) -> Peer {
         let address = address.map(|address| address.to_canonical());
-        Peer { name: address.map_or_else(|| "unix".into(), |address| address.to_string().into()), address }
+        Peer {
+            name: address.map_or_else(|| "unix".into(), |address| address.to_string().into()),
+            address,
+        }
     }
 
     /// How it is called before anybody says otherwise.
@@ -61,7 +64,10 @@ fn forwarded_for(trusted: &TrustedProxies, headers: &Headers) -> Option<IpAddr> 
 /// An address, with or without a port (some proxies write it); IPv6 also in brackets.
 fn read(entry: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(entry).ok()?.trim();
-    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).filter(|text| text.contains(':'));
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'))
+        .filter(|text| text.contains(':'));
     let address = bare.unwrap_or(text).parse().ok();
     let address = address.or_else(|| Some(text.parse::<SocketAddr>().ok()?.ip()));
     address.map(|address| address.to_canonical())
@@ -75,7 +81,8 @@ mod tests {
     use crate::config;
 
     fn trusted(list: &str) -> TrustedProxies {
-        let providers = "providers: [{name: p, base_url: 'http://x/v1', models: [m], rate_limit: {rpm: 1}}]";
+        let providers =
+            "providers: [{name: p, base_url: 'http://x/v1', models: [m], rate_limit: {rpm: 1}}]";
         let text = format!("server: {{trusted_proxies: {list}}}\n{providers}");
         config::parse(&text, Path::new("config.yaml"), &|_| None).unwrap().server.trusted_proxies
     }

@@ -33,7 +33,8 @@ pub async fn serve(front: Rc<Front>, stream: Stream, peer: Peer, _alive: Sender<
     let gateway = front.gateway();
     let trace = Rc::new(Trace::new(peer.name().clone()));
     let Some(stream) = tls::secure(&gateway, stream, &trace).await else { return };
-    let caller = Caller::new(stream.clone(), trace, gateway.config.write_timeout, gateway.draining.clone());
+    let caller =
+        Caller::new(stream.clone(), trace, gateway.config.write_timeout, gateway.draining.clone());
     let mut connection = Connection {
         reader: Reader::new(stream),
         caller,
@@ -167,9 +168,9 @@ impl Connection {
         match within(config.header_timeout, read).await {
             Some(Ok(head)) => Ok(head),
             Some(Err(ReadError::Refused(error))) => Err(error),
-            Some(Err(ReadError::Eof)) => {
-                Err(Error::MalformedRequest { detail: "the connection ended inside the request head".into() })
-            }
+            Some(Err(ReadError::Eof)) => Err(Error::MalformedRequest {
+                detail: "the connection ended inside the request head".into(),
+            }),
             Some(Err(ReadError::Io(_))) => Ok(None),
             None => Err(Error::RequestTimeout { part: "head", waited: config.header_timeout }),
         }
@@ -214,12 +215,18 @@ impl Connection {
         Body { bytes: Vec::new(), reserved: self.gateway.budget.reserve() }
     }
 
-    async fn more_body(&mut self, decoder: &mut BodyDecoder, bytes: &mut Vec<u8>) -> Result<(), Stopped> {
+    async fn more_body(
+        &mut self,
+        decoder: &mut BodyDecoder,
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), Stopped> {
         let waited = self.gateway.config.body_timeout;
         match within(waited, decoder.read(&mut self.reader, bytes)).await {
             Some(Ok(0)) => {
                 let came = decoder.payload_so_far();
-                Err(malformed(format!("the connection ended inside the request body, after {came} bytes")))
+                Err(malformed(format!(
+                    "the connection ended inside the request body, after {came} bytes"
+                )))
             }
             Some(Ok(_)) => Ok(()),
             Some(Err(_)) => Err(Stopped::Gone),
@@ -236,7 +243,15 @@ impl Connection {
         body: Body,
     ) -> Result<(), Gone> {
         let surplus = self.gateway.config.max_head_bytes;
-        let work = routes::answer(&self.gateway, route, client, head, body, &mut self.caller, &mut self.aborting);
+        let work = routes::answer(
+            &self.gateway,
+            route,
+            client,
+            head,
+            body,
+            &mut self.caller,
+            &mut self.aborting,
+        );
         let gone = async {
             hang_up(&mut self.reader, surplus).await;
             Err(Gone)
@@ -320,7 +335,8 @@ mod tests {
 
     /// A gateway that knows a model and has no provider for it: asking for that model panics.
     fn broken_gateway() -> (Rc<Front>, Lifecycle) {
-        let text = "providers: [{name: p, base_url: 'http://x/v1', models: [m], rate_limit: {rpm: 1}}]";
+        let text =
+            "providers: [{name: p, base_url: 'http://x/v1', models: [m], rate_limit: {rpm: 1}}]";
         let config = config::parse(text, Path::new("config.yaml"), &|_| None).unwrap();
         let (lifecycle, draining, aborting) = Lifecycle::new();
         let gateway = Gateway {
@@ -350,7 +366,8 @@ mod tests {
             answer
         });
         let (alive, _open) = async_channel::bounded(1);
-        smol::block_on(with_watched_sockets(serve(front.clone(), stream, Peer::new(None), alive))).unwrap();
+        smol::block_on(with_watched_sockets(serve(front.clone(), stream, Peer::new(None), alive)))
+            .unwrap();
         asking.join().unwrap()
     }
 
@@ -358,12 +375,18 @@ mod tests {
     fn a_panic_is_a_500_for_its_caller_and_nothing_to_anybody_else() {
         let (front, _lifecycle) = broken_gateway();
         let body = r#"{"model":"m"}"#;
-        let chat =
-            format!("POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let chat = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
         let answer = answer_of(&front, chat);
         assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
-        assert!(answer.contains("internal_error") && answer.contains("Connection: close"), "{answer}");
-        let health = "GET /admin/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_owned();
+        assert!(
+            answer.contains("internal_error") && answer.contains("Connection: close"),
+            "{answer}"
+        );
+        let health =
+            "GET /admin/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_owned();
         assert!(answer_of(&front, health).starts_with("HTTP/1.1 200 "));
     }
 }

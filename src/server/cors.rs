@@ -53,7 +53,8 @@ impl Cors {
 
     /// Whether a browser asks for a page, beforehand, what it may send. It shows no key yet.
     pub fn is_preflight(&self, head: &RequestHead) -> bool {
-        let asks = &*head.method == "OPTIONS" && head.headers.get("access-control-request-method").is_some();
+        let asks = &*head.method == "OPTIONS"
+            && head.headers.get("access-control-request-method").is_some();
         asks && matches!(self, Cors::Granted(_))
     }
 

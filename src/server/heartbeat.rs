@@ -45,7 +45,12 @@ pub struct Heartbeat {
 impl Heartbeat {
     /// Begins `after` so long a wait from `since` on, or early enough for a caller who gives up after `patience` without a
     /// byte.
-    pub fn new(form: Form, after: Duration, patience: Option<Duration>, since: Instant) -> Heartbeat {
+    pub fn new(
+        form: Form,
+        after: Duration,
+        patience: Option<Duration>,
+        since: Instant,
+    ) -> Heartbeat {
         let after = match form {
             Form::Events => after,
             Form::WhiteSpace => after.saturating_mul(PATIENCE_OF_PLAIN_CALLERS),
@@ -95,7 +100,8 @@ pub async fn keep_company<T>(
         // The work goes on meanwhile: a caller that does not read must not keep a slot open. But a beat is never cut.
         // On the heap: most requests come without one.
         let mut beat = pinned(|| heartbeat.beat(progress, caller));
-        let done = future::or(async { Ok(work.as_mut().await) }, async { Err(beat.as_mut().await) }).await;
+        let done =
+            future::or(async { Ok(work.as_mut().await) }, async { Err(beat.as_mut().await) }).await;
         match done {
             Ok(done) => {
                 beat.await?;
@@ -109,11 +115,16 @@ pub async fn keep_company<T>(
 
 /// Queues the head of an answer that is not there yet.
 fn commit(form: Form, caller: &mut Caller) {
-    let (id_header, request_id) = (caller.dialect().request_id_header(), caller.request_id().clone());
-    let mut headers = vec![(id_header, request_id.as_bytes()), ("Cache-Control", b"no-cache".as_slice())];
+    let (id_header, request_id) =
+        (caller.dialect().request_id_header(), caller.request_id().clone());
+    let mut headers =
+        vec![(id_header, request_id.as_bytes()), ("Cache-Control", b"no-cache".as_slice())];
     match form {
         Form::Events => {
-            headers.extend([("Content-Type", b"text/event-stream".as_slice()), ("X-Accel-Buffering", b"no")]);
+            headers.extend([
+                ("Content-Type", b"text/event-stream".as_slice()),
+                ("X-Accel-Buffering", b"no"),
+            ]);
         }
         Form::WhiteSpace => headers.push(("Content-Type", b"application/json")),
     }
@@ -190,15 +201,21 @@ mod tests {
         let mut caller = Caller::new(stream, trace, Duration::from_secs(60), Lifecycle::new().1);
         // More than the system takes before somebody reads.
         caller.body(&vec![0; 64 << 20]);
-        let heartbeat = Heartbeat { form: Form::WhiteSpace, first: Instant::now(), every: AT_LEAST };
+        let heartbeat =
+            Heartbeat { form: Form::WhiteSpace, first: Instant::now(), every: AT_LEAST };
         let done = Cell::new(false);
         let work = async {
             Timer::after(AT_LEAST).await;
             done.set(true);
         };
         let progress = Progress::default();
-        let told = within(AT_LEAST * 20, keep_company(Some(heartbeat), &progress, &mut caller, work));
-        assert_eq!(smol::block_on(with_watched_sockets(told)).unwrap(), None, "a beat that was begun is not cut off");
+        let told =
+            within(AT_LEAST * 20, keep_company(Some(heartbeat), &progress, &mut caller, work));
+        assert_eq!(
+            smol::block_on(with_watched_sockets(told)).unwrap(),
+            None,
+            "a beat that was begun is not cut off"
+        );
         assert!(done.get(), "the work waits for the caller");
     }
 }

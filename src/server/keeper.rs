@@ -37,7 +37,10 @@ pub struct Keeper {
 impl Keeper {
     /// Reads the file and says what it means for each provider's keys. A file that says nothing is put aside: it may be
     /// somebody's own. Blocks for as long as the disk does.
-    pub fn open(path: &Path, providers: &[config::Provider]) -> io::Result<(Keeper, Vec<Vec<Past>>)> {
+    pub fn open(
+        path: &Path,
+        providers: &[config::Provider],
+    ) -> io::Result<(Keeper, Vec<Vec<Past>>)> {
         let (mut state, problem) = match State::read(path) {
             Ok(state) if state.is_clean() => (Some(state), None),
             Ok(state) => (Some(state), Some("was not written at an orderly end".to_owned())),
@@ -137,7 +140,8 @@ fn unwritable(path: &Path, error: &io::Error) -> io::Error {
 fn pasts(state: Option<&mut State>, provider: &config::Provider) -> Vec<Past> {
     let lanes = 0..provider.api_keys.len().max(1);
     let Some(state) = state else { return lanes.map(|_| Past::Lost).collect() };
-    let (elapsed, unsaved) = (state.elapsed(SystemTime::now()), (!state.is_clean()).then_some(UNSAVED));
+    let (elapsed, unsaved) =
+        (state.elapsed(SystemTime::now()), (!state.is_clean()).then_some(UNSAVED));
     let ids = || provider.models.iter().map(|model| model.id.as_str());
     let past = |lane| {
         let key = fingerprint(provider.api_keys.get(lane).map(Secret::reveal));

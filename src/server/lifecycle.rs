@@ -84,7 +84,10 @@ mod tests {
                 assert!(block_on(poll_once(&mut *watch)).is_some(), "as often as it asks");
             }
         }
-        assert!(block_on(poll_once(&mut aborting.watch())).is_none(), "the other phase has not begun");
+        assert!(
+            block_on(poll_once(&mut aborting.watch())).is_none(),
+            "the other phase has not begun"
+        );
     }
 
     #[test]

@@ -85,14 +85,19 @@ impl Listeners {
     pub fn bind(config: &Server) -> io::Result<Listeners> {
         let port = config.port.map(|port| listen_on_port(&config.host, port)).transpose()?;
         let socket = config.socket.as_ref().map(listen_on_socket).transpose()?;
-        Ok(Listeners { all: port.into_iter().chain(socket).collect(), given: false, turn: Cell::new(0) })
+        Ok(Listeners {
+            all: port.into_iter().chain(socket).collect(),
+            given: false,
+            turn: Cell::new(0),
+        })
     }
 
     /// Those that another program has opened. An error says which of them is none.
     pub fn adopt(sockets: Vec<OwnedFd>) -> io::Result<Listeners> {
         let adopt = |(at, socket)| {
             adopt(socket).map_err(|error| {
-                let advice = "it takes ListenStream= with an address, a port or a path, and Accept=no";
+                let advice =
+                    "it takes ListenStream= with an address, a port or a path, and Accept=no";
                 io::Error::other(format!(
                     "cannot serve on socket {} of those given by systemd: {error}; {advice}",
                     at + 1
@@ -117,10 +122,16 @@ impl Listeners {
         let port_moves = (&before.host, before.port) != (&after.host, after.port);
         let path = |server: &Server| server.socket.as_ref().map(|socket| socket.path.clone());
         // Where somebody has removed the file, nobody reaches the socket any more: it is made anew.
-        let is_there = |listener: &Listener| listener.file.as_ref().is_none_or(SocketFile::is_there);
+        let is_there =
+            |listener: &Listener| listener.file.as_ref().is_none_or(SocketFile::is_there);
         let socket_moves = path(before) != path(after) || !self.all.iter().all(is_there);
-        let port = after.port.filter(|_| port_moves).map(|port| listen_on_port(&after.host, port)).transpose()?;
-        let socket = after.socket.as_ref().filter(|_| socket_moves).map(listen_on_socket).transpose()?;
+        let port = after
+            .port
+            .filter(|_| port_moves)
+            .map(|port| listen_on_port(&after.host, port))
+            .transpose()?;
+        let socket =
+            after.socket.as_ref().filter(|_| socket_moves).map(listen_on_socket).transpose()?;
         if let (Some(old), Some(new)) = (&before.socket, &after.socket)
             && !socket_moves
             && old.mode != new.mode
@@ -212,14 +223,21 @@ fn listen_on_port(host: &str, port: u16) -> io::Result<Listener> {
         let place = Place::Http(listener.local_addr()?);
         Ok(Listener::new(Inner::Tcp(Async::new(listener)?), place, None))
     };
-    listen().map_err(|error: io::Error| io::Error::new(error.kind(), format!("cannot serve on {host}:{port}: {error}")))
+    listen().map_err(|error: io::Error| {
+        io::Error::new(error.kind(), format!("cannot serve on {host}:{port}: {error}"))
+    })
 }
 
 fn listen_on_socket(socket: &Socket) -> io::Result<Listener> {
     let path = &socket.path;
     let listen = || {
         make_way(path)?;
-        let bound = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        let bound = rustix::net::socket_with(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
         rustix::net::bind(&bound, &SocketAddrUnix::new(path)?)?;
         let file = SocketFile::at(path)?;
         // Nobody can connect before it listens: it is never open to more than the mode says.
@@ -232,19 +250,24 @@ fn listen_on_socket(socket: &Socket) -> io::Result<Listener> {
 }
 
 fn unserved(path: &Path, error: &io::Error) -> io::Error {
-    io::Error::other(format!("cannot serve on the socket {} (server.socket): {error}", path.display()))
+    io::Error::other(format!(
+        "cannot serve on the socket {} (server.socket): {error}",
+        path.display()
+    ))
 }
 
 /// What the socket is, it says itself.
 fn adopt(socket: OwnedFd) -> io::Result<Listener> {
-    if sockopt::socket_type(&socket)? != SocketType::STREAM || !sockopt::socket_acceptconn(&socket)? {
+    if sockopt::socket_type(&socket)? != SocketType::STREAM || !sockopt::socket_acceptconn(&socket)?
+    {
         return Err(io::Error::other("it is no stream socket that listens"));
     }
     rustix::io::fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
     if sockopt::socket_domain(&socket)? == AddressFamily::UNIX {
         let listener = UnixListener::from(socket);
         let address = listener.local_addr()?;
-        let path = address.as_pathname().map_or_else(|| PathBuf::from("(without a path)"), Path::to_owned);
+        let path =
+            address.as_pathname().map_or_else(|| PathBuf::from("(without a path)"), Path::to_owned);
         return Ok(Listener::new(Inner::Unix(Async::new(listener)?), Place::Unix(path), None));
     }
     let listener = TcpListener::from(socket);
@@ -265,9 +288,9 @@ fn make_way(path: &Path) -> io::Result<()> {
     match rustix::net::connect(&probe, &SocketAddrUnix::new(path)?) {
         Err(Errno::CONNREFUSED) => fs::remove_file(path),
         // A full backlog is somebody's, too.
-        Ok(()) | Err(Errno::AGAIN) => {
-            Err(io::Error::other("another program serves on it; stop that one or choose another name"))
-        }
+        Ok(()) | Err(Errno::AGAIN) => Err(io::Error::other(
+            "another program serves on it; stop that one or choose another name",
+        )),
         Err(error) => Err(error.into()),
     }
 }

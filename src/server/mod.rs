@@ -154,7 +154,11 @@ impl Server {
 
     /// The same, and does something else meanwhile, which is dropped at the end: polled only when it is woken, it costs
     /// requests nothing.
-    pub async fn run_beside(self, stop: Receiver<Stop>, other: impl Future<Output = ()> + 'static) -> io::Result<()> {
+    pub async fn run_beside(
+        self,
+        stop: Receiver<Stop>,
+        other: impl Future<Output = ()> + 'static,
+    ) -> io::Result<()> {
         let turns = Turns::default();
         turns.spawn(other);
         let (lifecycle, draining, aborting) = Lifecycle::new();
@@ -175,7 +179,9 @@ impl Server {
             config: self.config.server,
             providers,
             started: Instant::now(),
-            created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            created: SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
             draining,
             aborting,
         };
@@ -204,7 +210,12 @@ fn client_names(config: &config::Server) -> Vec<Rc<str>> {
 }
 
 /// A provider with its task.
-fn start(turns: &Turns, config: &config::Provider, fairness: Fairness, pasts: &[Past]) -> Rc<Provider> {
+fn start(
+    turns: &Turns,
+    config: &config::Provider,
+    fairness: Fairness,
+    pasts: &[Past],
+) -> Rc<Provider> {
     let (provider, task) = Provider::new(config, fairness, pasts);
     turns.spawn_urgent(or_abort(task));
     provider
@@ -213,7 +224,9 @@ fn start(turns: &Turns, config: &config::Provider, fairness: Fairness, pasts: &[
 /// A provider without its scheduler would refuse everybody for ever; a program that ends is started anew.
 async fn or_abort(task: impl Future<Output = ()>) {
     if AssertUnwindSafe(task).catch_unwind().await.is_err() {
-        log::error(format_args!("a provider's scheduler panicked (see above); nothing can go on without it"));
+        log::error(format_args!(
+            "a provider's scheduler panicked (see above); nothing can go on without it"
+        ));
         log::flush();
         std::process::abort();
     }
@@ -255,7 +268,10 @@ async fn serve(
         return;
     }
     let gateway = front.gateway();
-    log::info(format_args!("going down: running requests have {} s", gateway.config.drain.as_secs_f64()));
+    log::info(format_args!(
+        "going down: running requests have {} s",
+        gateway.config.drain.as_secs_f64()
+    ));
     lifecycle.drain();
     if !gateway.config.drain_queue {
         front.all_providers().iter().for_each(|provider| provider.close());
@@ -294,7 +310,12 @@ enum Ending {
 }
 
 /// Accepts for ever. A caller past the limit is told so; it never just waits in silence or finds the door shut.
-async fn accept<T>(turns: &Turns, listeners: &Listeners, front: &Rc<Front>, alive: &Sender<Infallible>) -> T {
+async fn accept<T>(
+    turns: &Turns,
+    listeners: &Listeners,
+    front: &Rc<Front>,
+    alive: &Sender<Infallible>,
+) -> T {
     let mut complained = false;
     let mut accepted = 0u64;
     loop {
@@ -336,19 +357,36 @@ fn admit(turns: &Turns, front: &Rc<Front>, alive: &Sender<Infallible>, stream: S
 
 /// Tells a caller that there is no room. The patient way makes sure that the answer arrives even if the caller still
 /// sends; for a flood of them there is no time for that, nor for handshakes.
-async fn turn_away(gateway: Rc<Gateway>, stream: Stream, peer: Peer, patient: bool, _alive: Sender<Infallible>) {
+async fn turn_away(
+    gateway: Rc<Gateway>,
+    stream: Stream,
+    peer: Peer,
+    patient: bool,
+    _alive: Sender<Infallible>,
+) {
     if !patient && gateway.config.tls.is_some() {
         return;
     }
     let trace = Rc::new(Trace::new(peer.name().clone()));
-    let Some(Some(stream)) = within(TURNED_AWAY_GREETING, tls::secure(&gateway, stream, &trace)).await else { return };
+    let Some(Some(stream)) =
+        within(TURNED_AWAY_GREETING, tls::secure(&gateway, stream, &trace)).await
+    else {
+        return;
+    };
     let error = Error::TooManyConnections { max_connections: gateway.config.max_connections };
     dismiss(&gateway, stream, &trace, &error, patient).await;
 }
 
 /// Tells a caller whose request is not read why, and has a record of it; `patient`: with a lingering close.
-async fn dismiss(gateway: &Gateway, stream: Stream, trace: &Rc<Trace>, error: &Error, patient: bool) {
-    let mut caller = Caller::new(stream, trace.clone(), gateway.config.write_timeout, gateway.draining.clone());
+async fn dismiss(
+    gateway: &Gateway,
+    stream: Stream,
+    trace: &Rc<Trace>,
+    error: &Error,
+    patient: bool,
+) {
+    let mut caller =
+        Caller::new(stream, trace.clone(), gateway.config.write_timeout, gateway.draining.clone());
     caller.expect_request();
     let told = caller.error(error).await;
     if let Some(record) = trace.ends(told.is_err(), Instant::now()) {

@@ -42,8 +42,8 @@ pub async fn forward(
     let Body { bytes: body, reserved } = body;
     let trace = caller.trace().clone();
     trace.is_complete(body.len(), since);
-    let prepared =
-        openai::peek(&body).and_then(|peek| Ok((terms::wishes(gateway, peer, head, &body, &peek, since)?, peek)));
+    let prepared = openai::peek(&body)
+        .and_then(|peek| Ok((terms::wishes(gateway, peer, head, &body, &peek, since)?, peek)));
     let (Wishes { terms, named, heartbeat }, peek) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => return caller.error(&error).await,
@@ -53,7 +53,14 @@ pub async fn forward(
         trace.is_of(&terms.client);
     }
     let form = heartbeat.map(|heartbeat| heartbeat.form());
-    let errand = Errand { head, terms, since, plain: form.is_some(), trace: &trace, progress: Progress::default() };
+    let errand = Errand {
+        head,
+        terms,
+        since,
+        plain: form.is_some(),
+        trace: &trace,
+        progress: Progress::default(),
+    };
     let dispatch = Dispatch {
         providers: &gateway.providers,
         registry: &gateway.registry,
@@ -101,7 +108,8 @@ async fn relay_late(
 
 /// Queues an answer that is no stream as one event: an error under its own words, if they have the shape of one.
 async fn as_event(abort: &mut Watch, mut answer: Box<Answer>, caller: &mut Caller) {
-    let (dialect, status, provider) = (caller.dialect(), answer.head.status, answer.provider().to_owned());
+    let (dialect, status, provider) =
+        (caller.dialect(), answer.head.status, answer.provider().to_owned());
     let mut body = Vec::new();
     let read = unless(abort, async {
         while !answer.take_buffered(&mut body)? && body.len() <= LATE_ANSWER_BYTES {
@@ -131,7 +139,11 @@ async fn as_event(abort: &mut Watch, mut answer: Box<Answer>, caller: &mut Calle
     caller.body(said.as_bytes());
 }
 
-async fn relay_body(abort: &mut Watch, mut answer: Box<Answer>, caller: &mut Caller) -> Result<(), Gone> {
+async fn relay_body(
+    abort: &mut Watch,
+    mut answer: Box<Answer>,
+    caller: &mut Caller,
+) -> Result<(), Gone> {
     let mut payload = Vec::new();
     let mut seam = answer.is_event_stream().then(Seam::default);
     let mut waited = Ok(());
@@ -142,7 +154,8 @@ async fn relay_body(abort: &mut Watch, mut answer: Box<Answer>, caller: &mut Cal
             Ok(over) => (over, None),
             Err(error) => (false, Some(error)),
         };
-        let goes_on = seam.as_mut().filter(|_| !over).map_or(payload.len(), |seam| seam.whole(&payload));
+        let goes_on =
+            seam.as_mut().filter(|_| !over).map_or(payload.len(), |seam| seam.whole(&payload));
         caller.body(&payload[..goes_on]);
         if let Some(error) = broken {
             return broken_off(&error, seam, caller).await;
@@ -194,7 +207,9 @@ impl<T, W: Future<Output = Result<T, Error>>> Future for Unless<'_, W> {
         let mut this = self.project();
         let work = this.work.as_mut().as_pin_mut().expect("nobody asks for an outcome twice");
         let outcome = match work.poll(cx) {
-            Poll::Pending => ready!(Pin::new(&mut **this.abort).poll(cx).map(|()| Err(Error::ShuttingDown))),
+            Poll::Pending => {
+                ready!(Pin::new(&mut **this.abort).poll(cx).map(|()| Err(Error::ShuttingDown)))
+            }
             Poll::Ready(done) => done,
         };
         this.work.set(None);
@@ -228,10 +243,15 @@ fn begin(answer: &Answer, caller: &mut Caller) {
     ];
     let advice = answer.advice.map(advice_headers).unwrap_or_default();
     let advice_fields = advice.iter().map(|(name, value)| (*name, value.as_str()));
-    let ours = ours.into_iter().flatten().chain(advice_fields).map(|(name, value)| (name, value.as_bytes()));
+    let ours = ours
+        .into_iter()
+        .flatten()
+        .chain(advice_fields)
+        .map(|(name, value)| (name, value.as_bytes()));
     let replaced: &[&str] = if answer.advice.is_some() { &ADVICE_HEADERS } else { &[] };
     let passed = http1::end_to_end(&head.headers).filter(|(name, _)| {
-        !name.eq_ignore_ascii_case("content-length") && !replaced.iter().any(|ours| ours.eq_ignore_ascii_case(name))
+        !name.eq_ignore_ascii_case("content-length")
+            && !replaced.iter().any(|ours| ours.eq_ignore_ascii_case(name))
     });
     caller.begin(head.status, &head.reason, passed.chain(ours), length);
 }
@@ -241,7 +261,9 @@ const ADVICE_HEADERS: [&str; 3] = ["retry-after", "retry-after-ms", "x-should-re
 
 fn advice_headers(advice: Advice) -> Vec<(&'static str, String)> {
     let mut headers = match advice {
-        Advice::ComeBack(Some(at)) => error::come_back_after(at.saturating_duration_since(Instant::now())),
+        Advice::ComeBack(Some(at)) => {
+            error::come_back_after(at.saturating_duration_since(Instant::now()))
+        }
         Advice::ComeBack(None) => Vec::new(),
         Advice::StayAway => vec![("x-should-retry", "false".to_owned())],
     };

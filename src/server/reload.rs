@@ -47,7 +47,12 @@ impl Front {
 
 /// Puts a configuration in force and says in the log what it changes. Where the new address can't be had, all stays as it
 /// was. Returns the listeners that it has left, if it moves.
-pub(super) fn reload(turns: &Turns, front: &Front, listeners: &mut Listeners, config: Config) -> Vec<Listener> {
+pub(super) fn reload(
+    turns: &Turns,
+    front: &Front,
+    listeners: &mut Listeners,
+    config: Config,
+) -> Vec<Listener> {
     let before = front.gateway();
     let Config { log: settings, server, providers: configs } = config;
     let places = listeners.places(before.config.tls.is_some());
@@ -108,17 +113,23 @@ fn changes(
     if before.state_file != after.state_file {
         changes.push("state_file takes effect at the next start".to_owned());
     }
-    let find = |name: &str, among: &[config::Provider]| among.iter().position(|provider| provider.name == name);
+    let find = |name: &str, among: &[config::Provider]| {
+        among.iter().position(|provider| provider.name == name)
+    };
     for provider in new {
         match find(&provider.name, old) {
             None => changes.push(format!("{} is new", provider.name)),
-            Some(at) if old[at] != *provider => changes.push(format!("{} is changed", provider.name)),
+            Some(at) if old[at] != *provider => {
+                changes.push(format!("{} is changed", provider.name))
+            }
             Some(_) => {}
         }
     }
     let gone = old.iter().filter(|provider| find(&provider.name, new).is_none());
     changes.extend(gone.map(|provider| format!("{} is gone", provider.name)));
-    let names = |providers: &[config::Provider]| providers.iter().map(|one| one.name.clone()).collect::<Vec<_>>();
+    let names = |providers: &[config::Provider]| {
+        providers.iter().map(|one| one.name.clone()).collect::<Vec<_>>()
+    };
     if changes.is_empty() && names(old) != names(new) {
         changes.push("the providers are in another order".to_owned());
     }

@@ -112,27 +112,45 @@ pub fn answer<'a>(
     }
 }
 
-async fn answer_ourselves(gateway: &Gateway, ours: Ours, head: &RequestHead, caller: &mut Caller) -> Result<(), Gone> {
+async fn answer_ourselves(
+    gateway: &Gateway,
+    ours: Ours,
+    head: &RequestHead,
+    caller: &mut Caller,
+) -> Result<(), Gone> {
     let created = gateway.created;
     let models = || gateway.registry.models();
     match ours {
         Ours::Preflight => caller.no_content(&cors::preflight_fields(head)).await,
         Ours::Health => caller.json(200, &[], &admin::health(gateway.started)).await,
         Ours::Stats => {
-            let stats = admin::stats(&gateway.config, &gateway.providers, &gateway.telemetry, gateway.started).await;
+            let stats = admin::stats(
+                &gateway.config,
+                &gateway.providers,
+                &gateway.telemetry,
+                gateway.started,
+            )
+            .await;
             caller.json(200, &VARIES, &stats).await
         }
         Ours::Metrics => {
-            let metrics = admin::metrics(&gateway.providers, &gateway.telemetry, gateway.started).await;
+            let metrics =
+                admin::metrics(&gateway.providers, &gateway.telemetry, gateway.started).await;
             caller.whole(200, admin::METRICS_TYPE, &VARIES, &metrics).await
         }
         Ours::Queue(limit) => {
             let queue = admin::queue(&gateway.providers, limit).await;
             caller.json(200, &[NO_STORE], &queue).await
         }
-        Ours::Requests(limit) => caller.json(200, &[NO_STORE], &admin::requests(&gateway.telemetry, limit)).await,
-        Ours::Page => caller.whole(200, "text/html; charset=utf-8", &admin::PAGE_HEADERS, admin::PAGE).await,
-        Ours::ToPage => caller.whole(308, "text/plain", &[("Location", "admin/")], b"It is at /admin/\n").await,
+        Ours::Requests(limit) => {
+            caller.json(200, &[NO_STORE], &admin::requests(&gateway.telemetry, limit)).await
+        }
+        Ours::Page => {
+            caller.whole(200, "text/html; charset=utf-8", &admin::PAGE_HEADERS, admin::PAGE).await
+        }
+        Ours::ToPage => {
+            caller.whole(308, "text/plain", &[("Location", "admin/")], b"It is at /admin/\n").await
+        }
         Ours::Models => caller.json(200, &[], &openai::model_list(models(), created)).await,
         Ours::Model(id) => match gateway.registry.get(&id) {
             Ok(model) => caller.json(200, &[], &openai::model_object(model, created)).await,
@@ -147,18 +165,24 @@ const NO_STORE: (&str, &str) = ("Cache-Control", "no-store");
 const VARIES: [(&str, &str); 2] = [NO_STORE, ("Vary", "Accept")];
 
 fn asks_for_metrics(head: &RequestHead) -> bool {
-    head.headers.get("accept").is_some_and(|accept| admin::wants_metrics(&String::from_utf8_lossy(accept)))
+    head.headers
+        .get("accept")
+        .is_some_and(|accept| admin::wants_metrics(&String::from_utf8_lossy(accept)))
 }
 
 /// `limit` of a query; without a sensible one, all.
 fn limit(query: &str) -> usize {
-    query.split('&').find_map(|pair| pair.strip_prefix("limit=")?.parse().ok()).unwrap_or(usize::MAX)
+    query
+        .split('&')
+        .find_map(|pair| pair.strip_prefix("limit=")?.parse().ok())
+        .unwrap_or(usize::MAX)
 }
 
 /// `server.auth_token`, if one is set, or the token of a client.
 fn authorize(gateway: &Gateway, head: &RequestHead) -> Result<(), Error> {
     let Some(token) = &gateway.config.auth_token else { return Ok(()) };
-    let mut tokens = std::iter::once(token).chain(gateway.config.clients.iter().map(|client| &client.token));
+    let mut tokens =
+        std::iter::once(token).chain(gateway.config.clients.iter().map(|client| &client.token));
     if tokens.any(|token| presents(head, token)) { Ok(()) } else { Err(Error::InvalidApiKey) }
 }
 
@@ -196,7 +220,8 @@ mod tests {
 
     #[test]
     fn escapes_are_decoded_and_nothing_else() {
-        for (text, want) in [("z-ai%2Fglm-5.1", "z-ai/glm-5.1"), ("a%2", "a%2"), ("%zz%41", "%zzA"), ("é%é", "é%é")]
+        for (text, want) in
+            [("z-ai%2Fglm-5.1", "z-ai/glm-5.1"), ("a%2", "a%2"), ("%zz%41", "%zzA"), ("é%é", "é%é")]
         {
             assert_eq!(percent_decode(text), want, "{text}");
         }
@@ -204,9 +229,16 @@ mod tests {
 
     #[test]
     fn dot_segments_are_seen_in_every_spelling() {
-        for path in
-            ["/v1/../x", "/v1/a/..", "/v1/./a", "/v1/%2e%2E/x", "/v1/.%2e", "/v1/a%2f..%2Fb", "/v1/..\\b", "/v1/%5c.."]
-        {
+        for path in [
+            "/v1/../x",
+            "/v1/a/..",
+            "/v1/./a",
+            "/v1/%2e%2E/x",
+            "/v1/.%2e",
+            "/v1/a%2f..%2Fb",
+            "/v1/..\\b",
+            "/v1/%5c..",
+        ] {
             assert!(climbs(path), "{path}");
         }
         assert!(!climbs("/v1/chat.completions/..."));

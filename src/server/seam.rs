@@ -51,7 +51,10 @@ fn line_end(bytes: &[u8]) -> usize {
 
 /// The last of complete lines, with its end.
 fn last_line(lines: &[u8]) -> &[u8] {
-    let text = lines.strip_suffix(b"\r\n").or(lines.split_last().map(|(_, text)| text)).unwrap_or_default();
+    let text = lines
+        .strip_suffix(b"\r\n")
+        .or(lines.split_last().map(|(_, text)| text))
+        .unwrap_or_default();
     &lines[line_end(text)..]
 }
 

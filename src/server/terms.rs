@@ -55,7 +55,8 @@ pub fn wishes(
     let patience = [between_bytes, for_the_head].into_iter().flatten().min();
     let heartbeat = heartbeat(&gateway.config, head, peek.stream, patience, since)?;
     // Who hears from us does not give up, unless it wants the whole answer by then.
-    let gives_up = [patience.filter(|_| heartbeat.is_none()), for_the_whole].into_iter().flatten().min();
+    let gives_up =
+        [patience.filter(|_| heartbeat.is_none()), for_the_whole].into_iter().flatten().min();
     let gives_up = gives_up.and_then(|patience| since.checked_add(patience));
     let deadline = deadline(head, since)?;
     let retries = text(head, SDK_RETRIES).and_then(|count| count.parse::<u32>().ok());
@@ -106,7 +107,9 @@ fn heartbeat(
         "off" => Some(false),
         _ => None,
     })?;
-    let Some(after) = config.heartbeat_after.filter(|_| wanted != Some(false)) else { return Ok(None) };
+    let Some(after) = config.heartbeat_after.filter(|_| wanted != Some(false)) else {
+        return Ok(None);
+    };
     let form = match stream {
         true => Form::Events,
         false if config.heartbeat_json => Form::WhiteSpace,

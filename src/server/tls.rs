@@ -41,7 +41,9 @@ pub struct Tls {
 pub async fn secure(gateway: &Gateway, stream: Stream, trace: &Rc<Trace>) -> Option<Stream> {
     match (&gateway.config.tls, stream) {
         // Boxed, so that no other connection holds the room for it.
-        (Some(tls), Stream::Tcp(tcp)) => Box::pin(shake_hands(gateway, tls.context(), tcp, trace)).await,
+        (Some(tls), Stream::Tcp(tcp)) => {
+            Box::pin(shake_hands(gateway, tls.context(), tcp, trace)).await
+        }
         (_, stream) => Some(stream),
     }
 }
@@ -93,7 +95,9 @@ async fn handshake(mut session: SslStream<Feed>) -> io::Result<SslStream<Feed>> 
         let Err(error) = session.accept() else { return Ok(session) };
         match error.code() {
             ErrorCode::WANT_READ => poll_fn(|cx| session.get_mut().socket.poll_readable(cx)).await,
-            ErrorCode::WANT_WRITE => poll_fn(|cx| session.get_ref().socket.poll_writable(cx)).await?,
+            ErrorCode::WANT_WRITE => {
+                poll_fn(|cx| session.get_ref().socket.poll_writable(cx)).await?
+            }
             _ => return Err(into_io(error)),
         }
     }
@@ -210,11 +214,18 @@ mod tests {
         let socket = Socket::new(listener.accept().unwrap().0).unwrap();
         let mut feed = Feed { socket, reads: 0 };
         caller.write_all(&[7; 200]).unwrap();
-        smol::block_on(with_watched_sockets(poll_fn(|cx| feed.socket.poll_peek(cx, &mut [0])))).unwrap().unwrap();
+        smol::block_on(with_watched_sockets(poll_fn(|cx| feed.socket.poll_peek(cx, &mut [0]))))
+            .unwrap()
+            .unwrap();
         // As OpenSSL does: never more than it needs, so that no read tells that it was the last.
-        let reads = std::iter::repeat_with(|| feed.read(&mut [0])).take_while(|read| matches!(read, Ok(1))).count();
+        let reads = std::iter::repeat_with(|| feed.read(&mut [0]))
+            .take_while(|read| matches!(read, Ok(1)))
+            .count();
         assert_eq!(reads, READS_AT_ONCE as usize);
-        assert!(block_on(poll_once(poll_fn(|cx| feed.socket.poll_readable(cx)))).is_none(), "others have their turn");
+        assert!(
+            block_on(poll_once(poll_fn(|cx| feed.socket.poll_readable(cx)))).is_none(),
+            "others have their turn"
+        );
         block_on(poll_fn(|cx| feed.socket.poll_readable(cx)));
         feed.reads = 0;
         assert_eq!(feed.read(&mut [0; 200]).unwrap(), 200 - reads);

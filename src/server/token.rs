@@ -10,7 +10,8 @@ pub(super) fn presents(head: &RequestHead, token: &Secret) -> bool {
         let (scheme, rest) = sent.split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then_some(rest)
     });
-    let sent = [bearer, head.headers.get("x-api-key")].map(|key| key.unwrap_or_default().trim_ascii());
+    let sent =
+        [bearer, head.headers.get("x-api-key")].map(|key| key.unwrap_or_default().trim_ascii());
     let [bearer, api_key] = sent.map(|key| is_same(token.reveal().as_bytes(), key));
     bearer | api_key
 }

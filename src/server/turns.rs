@@ -44,7 +44,8 @@ impl Turns {
             let mut turns = 0;
             loop {
                 while self.urgent.try_tick() {}
-                let others = (0..TASKS_BETWEEN_URGENT).take_while(|_| self.others.try_tick()).count();
+                let others =
+                    (0..TASKS_BETWEEN_URGENT).take_while(|_| self.others.try_tick()).count();
                 turns += 1;
                 if others == 0 {
                     self.something_to_do().await;

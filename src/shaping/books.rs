@@ -5,7 +5,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::limiter::{Adaptive, Held, Learned, Limiter, Limits, Memory, Next, Now, SendId, backoff};
+use super::limiter::{
+    Adaptive, Held, Learned, Limiter, Limits, Memory, Next, Now, SendId, backoff,
+};
 
 /// A request as the limits see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,13 +86,17 @@ impl Books {
 
     /// When a request may go.
     pub fn next(&self, now: Now, ask: Ask) -> Next {
-        self.next_shared(now, ask.tokens).latest(self.models[ask.model].limiter.next(now, ask.tokens))
+        self.next_shared(now, ask.tokens)
+            .latest(self.models[ask.model].limiter.next(now, ask.tokens))
     }
 
     /// When the request with `ahead` others of the provider in front of it, `ahead_of_model` of them for its own model, can go
     /// at the earliest.
     pub fn nth(&self, now: Now, model: usize, ahead: usize, ahead_of_model: usize) -> Next {
-        self.shared.limiter.nth(now, ahead).latest(self.models[model].limiter.nth(now, ahead_of_model))
+        self.shared
+            .limiter
+            .nth(now, ahead)
+            .latest(self.models[model].limiter.nth(now, ahead_of_model))
     }
 
     /// [`Books::nth`] as far as the provider as a whole is concerned.
@@ -111,7 +117,8 @@ impl Books {
     /// How many requests could go at this instant, whatever they ask for: 1 where that depends on them, or would need to be
     /// counted by model.
     pub fn at_once(&self, now: Now) -> usize {
-        let all_count_alike = self.shared.limiter.counts_sends_alone() && self.are_shared_alone(now);
+        let all_count_alike =
+            self.shared.limiter.counts_sends_alone() && self.are_shared_alone(now);
         if all_count_alike { self.available(now) as usize } else { 1 }
     }
 
@@ -145,7 +152,14 @@ impl Books {
 
     /// The provider refused a request for its rate and asks for a pause of `wait`; where it does not say, one after the
     /// other pauses longer. `random` is from 0 to 1.
-    pub fn refused(&mut self, now: Now, model: usize, scope: Scope, wait: Option<Duration>, random: f64) {
+    pub fn refused(
+        &mut self,
+        now: Now,
+        model: usize,
+        scope: Scope,
+        wait: Option<Duration>,
+        random: f64,
+    ) {
         let ledger = match scope {
             Scope::Provider => &mut self.shared,
             Scope::Model => &mut self.models[model],
@@ -294,25 +308,40 @@ mod tests {
             margin: Duration::ZERO,
             ..Limits::default()
         };
-        let mut books = Books::new(&limits(100, 2), &[limits(50, 1), Limits::default()], false, now(0));
+        let mut books =
+            Books::new(&limits(100, 2), &[limits(50, 1), Limits::default()], false, now(0));
         let entry = books.sent(now(0), Duration::ZERO, Ask { model: 0, tokens: 100 });
         let other = |model| books.next(now(1), Ask { model, tokens: 40 });
         assert_eq!((other(0).at, other(0).held_by), (None, Held::Concurrency));
         assert_eq!((other(1).at, other(1).held_by), (Some(now(60_000).mono), Held::Tokens));
         books.settle(&entry, 20);
         books.release(entry);
-        for (model, tokens, held_by) in
-            [(0, 30, Held::Nothing), (0, 31, Held::Tokens), (1, 80, Held::Nothing), (1, 81, Held::Tokens)]
-        {
-            assert_eq!(books.next(now(1), Ask { model, tokens }).held_by, held_by, "model {model}, {tokens} tokens");
+        for (model, tokens, held_by) in [
+            (0, 30, Held::Nothing),
+            (0, 31, Held::Tokens),
+            (1, 80, Held::Nothing),
+            (1, 81, Held::Tokens),
+        ] {
+            assert_eq!(
+                books.next(now(1), Ask { model, tokens }).held_by,
+                held_by,
+                "model {model}, {tokens} tokens"
+            );
         }
     }
 
     #[test]
     fn a_models_pause_leaves_the_others_going_and_the_providers_does_not() {
         let now = clock();
-        for (scope, others) in [(MODEL, (Some(0), Held::Nothing)), (PROVIDER, (Some(500), Held::Cooldown))] {
-            let mut books = Books::new(&Limits::default(), &[Limits::default(), Limits::default()], false, now(0));
+        for (scope, others) in
+            [(MODEL, (Some(0), Held::Nothing)), (PROVIDER, (Some(500), Held::Cooldown))]
+        {
+            let mut books = Books::new(
+                &Limits::default(),
+                &[Limits::default(), Limits::default()],
+                false,
+                now(0),
+            );
             books.refused(now(0), 0, scope, Some(ms(500)), 0.0);
             assert_eq!(next(&books, &now, 0), [(Some(500), Held::Cooldown), others]);
             assert_eq!(books.next_shared(now(0), 0).held_by, others.1);
@@ -322,7 +351,8 @@ mod tests {
     #[test]
     fn a_later_pause_never_shortens_a_running_one() {
         let now = clock();
-        let mut books = Books::new(&Limits::default(), &[Limits::default(), Limits::default()], false, now(0));
+        let mut books =
+            Books::new(&Limits::default(), &[Limits::default(), Limits::default()], false, now(0));
         for (at, wait, until) in [(0, 500, 500), (100, 10, 500), (200, 400, 600)] {
             books.refused(now(at), 1, MODEL, Some(ms(wait)), 0.0);
             assert_eq!(next(&books, &now, at)[1].0, Some(until), "after the refusal at {at} ms");
@@ -332,7 +362,8 @@ mod tests {
     #[test]
     fn pauses_without_a_time_double_until_a_request_is_taken() {
         let now = clock();
-        let mut books = Books::new(&Limits::default(), &[Limits::default(), Limits::default()], false, now(0));
+        let mut books =
+            Books::new(&Limits::default(), &[Limits::default(), Limits::default()], false, now(0));
         let mut at = 0;
         let mut pause = |books: &mut Books, wait| {
             at += 100_000;
@@ -342,9 +373,16 @@ mod tests {
         };
         assert_eq!([None, None, None].map(|wait| pause(&mut books, wait)), [1000, 2000, 4000]);
         // A stated time counts as one more refusal, and "now" is none.
-        assert_eq!([Some(7), Some(0), None].map(|wait| pause(&mut books, wait.map(ms))), [7, 16_000, 32_000]);
+        assert_eq!(
+            [Some(7), Some(0), None].map(|wait| pause(&mut books, wait.map(ms))),
+            [7, 16_000, 32_000]
+        );
         books.accepted(1);
-        assert_eq!(pause(&mut books, None), 60_000, "the other model's success says nothing of this one's");
+        assert_eq!(
+            pause(&mut books, None),
+            60_000,
+            "the other model's success says nothing of this one's"
+        );
         books.accepted(0);
         assert_eq!(pause(&mut books, None), 1000);
     }
@@ -352,8 +390,11 @@ mod tests {
     #[test]
     fn only_what_the_whole_provider_refused_stretches_its_cadence() {
         let now = clock();
-        for (learn, scope, want) in [(true, PROVIDER, 150), (true, MODEL, 100), (false, PROVIDER, 100)] {
-            let mut books = Books::new(&every(100), &[Limits::default(), Limits::default()], learn, now(0));
+        for (learn, scope, want) in
+            [(true, PROVIDER, 150), (true, MODEL, 100), (false, PROVIDER, 100)]
+        {
+            let mut books =
+                Books::new(&every(100), &[Limits::default(), Limits::default()], learn, now(0));
             for at in [0, 1000] {
                 books.refused(now(at), 0, scope, Some(ms(200)), 0.0);
             }
@@ -377,8 +418,10 @@ mod tests {
         books.release(entry);
         let memory = books.memory(now(5));
         let waits = |books: &Books, at| {
-            [0, 1, 2]
-                .map(|model| (books.next(now(at), ask(model)).at.expect("time frees it") - now(at).mono).as_millis())
+            [0, 1, 2].map(|model| {
+                (books.next(now(at), ask(model)).at.expect("time frees it") - now(at).mono)
+                    .as_millis()
+            })
         };
         let mut successor = Books::new(&every(10), &limits, false, now(100));
         successor.recall(&memory, ms(1), now(100));
@@ -400,9 +443,15 @@ mod tests {
         let now = clock();
         // To the millisecond that each gap may be shorter if the first of them has waited before.
         let books = Books::new(&every(10), &[every(70), Limits::default()], false, now(0));
-        for (model, ahead, ahead_of_model, want) in [(0, 0, 0, 0), (0, 3, 0, 27), (0, 3, 1, 69), (1, 3, 3, 27)] {
+        for (model, ahead, ahead_of_model, want) in
+            [(0, 0, 0, 0), (0, 3, 0, 27), (0, 3, 1, 69), (1, 3, 3, 27)]
+        {
             let nth = books.nth(now(0), model, ahead, ahead_of_model);
-            assert_eq!(nth.at, Some(now(want).mono), "model {model}, {ahead} ahead, {ahead_of_model} of its own");
+            assert_eq!(
+                nth.at,
+                Some(now(want).mono),
+                "model {model}, {ahead} ahead, {ahead_of_model} of its own"
+            );
         }
         assert_eq!(books.nth_shared(now(0), 2).at, Some(now(18).mono));
     }

@@ -122,7 +122,14 @@ impl Lane {
     }
 
     /// The provider refused one of its sends for its rate; see [`Books::refused`].
-    pub fn refused(&mut self, model: usize, scope: Scope, wait: Option<Duration>, now: Now, random: f64) {
+    pub fn refused(
+        &mut self,
+        model: usize,
+        scope: Scope,
+        wait: Option<Duration>,
+        now: Now,
+        random: f64,
+    ) {
         self.cooldowns += 1;
         self.books.refused(now, model, scope, wait, random);
     }

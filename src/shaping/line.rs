@@ -320,13 +320,27 @@ impl Line {
 
     /// The provider refused a request of this model for its rate; see [`Books::refused`]. Whoever can go elsewhere looks
     /// around.
-    pub fn refused(&mut self, lane: usize, model: usize, scope: Scope, wait: Option<Duration>, now: Now, random: f64) {
+    pub fn refused(
+        &mut self,
+        lane: usize,
+        model: usize,
+        scope: Scope,
+        wait: Option<Duration>,
+        now: Now,
+        random: f64,
+    ) {
         let Some(lane) = self.lanes.get_mut(lane) else { return };
         self.changes += 1;
         lane.refused(model, scope, wait, now, random);
-        let movable =
-            |joining: &Joining| joining.elsewhere.is_some() && (scope == Scope::Provider || joining.ask.model == model);
-        let moving: Vec<u64> = self.queue.iter().filter(|entry| movable(&entry.waiter)).map(|entry| entry.id).collect();
+        let movable = |joining: &Joining| {
+            joining.elsewhere.is_some() && (scope == Scope::Provider || joining.ask.model == model)
+        };
+        let moving: Vec<u64> = self
+            .queue
+            .iter()
+            .filter(|entry| movable(&entry.waiter))
+            .map(|entry| entry.id)
+            .collect();
         for id in moving {
             self.queue.leave(id);
             self.move_on(id);
@@ -366,7 +380,14 @@ impl Line {
 
     /// When the slot of a newcomer on these terms would come; `None` where it would be refused.
     pub fn estimate(&self, ask: Ask, terms: &Rc<Terms>, now: Now) -> Option<Estimate> {
-        let joining = Joining { ask, terms: terms.clone(), since: now.mono, again: false, elsewhere: None, idle: 0 };
+        let joining = Joining {
+            ask,
+            terms: terms.clone(),
+            since: now.mono,
+            again: false,
+            elsewhere: None,
+            idle: 0,
+        };
         if self.closed || self.full(&joining, now).is_some() {
             return None;
         }
@@ -394,7 +415,13 @@ impl Line {
         let waiting = self.queue.iter().zip(1..).map(|(entry, position)| {
             let Joining { ask, terms, since, .. } = &entry.waiter;
             let slot = walk.step(now, ask.model);
-            Waiting { terms: terms.clone(), model: ask.model, since: *since, position, eta: until(slot.at, now) }
+            Waiting {
+                terms: terms.clone(),
+                model: ask.model,
+                since: *since,
+                position,
+                eta: until(slot.at, now),
+            }
         });
         waiting.collect()
     }
@@ -416,7 +443,8 @@ impl Line {
     pub fn snapshot(&mut self, now: Now) -> Snapshot {
         // What a newcomer would wait, for the model that would go first.
         let end = self.walk(self.queue.len(), now);
-        let soonest = (0..self.rules.models.len()).filter_map(|model| end.slot(now, model).at).min();
+        let soonest =
+            (0..self.rules.models.len()).filter_map(|model| end.slot(now, model).at).min();
         let held_by = self.held_by(now);
         Snapshot {
             queued: self.queue.len(),
@@ -439,7 +467,9 @@ impl Line {
 
     /// Gives a caller who tries again the place of its former try.
     fn take_back(&mut self, id: u64, joining: &Joining, now: Now) -> bool {
-        let Some(fingerprint) = joining.terms.fingerprint.filter(|_| joining.terms.repeated && !joining.again) else {
+        let Some(fingerprint) =
+            joining.terms.fingerprint.filter(|_| joining.terms.repeated && !joining.again)
+        else {
             return false;
         };
         let found = self.queue.find_kept(|entry| {
@@ -459,7 +489,8 @@ impl Line {
     /// Whether a newcomer could send at once. Nobody is passed by it who is about to have a connection, too, and no
     /// connection is counted twice.
     fn would_find_a_connection(&self, joining: &Joining) -> bool {
-        let spoken_for = self.warm.len() + self.lanes.iter().map(|lane| lane.granted.len()).sum::<usize>();
+        let spoken_for =
+            self.warm.len() + self.lanes.iter().map(|lane| lane.granted.len()).sum::<usize>();
         joining.idle > spoken_for && self.queue.are_all_ready()
     }
 
@@ -468,10 +499,17 @@ impl Line {
             return None;
         }
         let Terms { client, max_queue, .. } = &*joining.terms;
-        let retry_after =
-            || until(Walk::new(&self.lanes, self.rules.models.len()).slot(now, joining.ask.model).at, now);
+        let retry_after = || {
+            until(
+                Walk::new(&self.lanes, self.rules.models.len()).slot(now, joining.ask.model).at,
+                now,
+            )
+        };
         if self.queue.len() >= self.rules.max_queue {
-            return Some(Refusal::Full { max_queue: self.rules.max_queue, retry_after: retry_after() });
+            return Some(Refusal::Full {
+                max_queue: self.rules.max_queue,
+                retry_after: retry_after(),
+            });
         }
         let max_queue = max_queue.filter(|max| self.queue.len_of(client) >= *max)?;
         Some(Refusal::ClientFull { client: client.clone(), max_queue, retry_after: retry_after() })
@@ -515,13 +553,25 @@ impl Line {
         late.then(|| self.missed(joining, ahead, expected, now))
     }
 
-    fn exceeded(&self, joining: &Joining, ahead: usize, expected_wait: Duration, now: Now) -> Refusal {
+    fn exceeded(
+        &self,
+        joining: &Joining,
+        ahead: usize,
+        expected_wait: Duration,
+        now: Now,
+    ) -> Refusal {
         let max_wait = self.rules.max_wait.unwrap_or(Duration::MAX);
         let retry_after = self.retry_after(joining.ask.model, max_wait, now);
         Refusal::WaitExceeded { position: ahead + 1, expected_wait, max_wait, retry_after }
     }
 
-    fn missed(&self, joining: &Joining, ahead: usize, expected_wait: Duration, now: Now) -> Refusal {
+    fn missed(
+        &self,
+        joining: &Joining,
+        ahead: usize,
+        expected_wait: Duration,
+        now: Now,
+    ) -> Refusal {
         let deadline = joining.terms.deadline.unwrap_or(now.mono);
         let patience = deadline.saturating_duration_since(joining.since);
         let retry_after = self.retry_after(joining.ask.model, patience, now);
@@ -594,9 +644,12 @@ impl Line {
             return;
         }
         let tomorrow: Vec<_> = (0..self.rules.models.len())
-            .map(|model| Some(self.next(now, Ask { model, tokens: 0 })).filter(|next| is_day(*next)))
+            .map(|model| {
+                Some(self.next(now, Ask { model, tokens: 0 })).filter(|next| is_day(*next))
+            })
             .collect();
-        let model_and_id = |(model, id): (usize, u64)| tomorrow[model].map(|next| (id, until(next.at, now)));
+        let model_and_id =
+            |(model, id): (usize, u64)| tomorrow[model].map(|next| (id, until(next.at, now)));
         let waiting = self.queue.iter().map(|entry| (entry.waiter.ask.model, entry.id));
         let refused: Vec<_> = waiting.filter_map(model_and_id).collect();
         for (id, resets_in) in refused {
@@ -617,11 +670,14 @@ impl Line {
         {
             return Some(at - PREPARE_AHEAD);
         }
-        let room = self.lanes_in_use().fold(0, |room: usize, lane| room.saturating_add(lane.books.room()));
+        let room =
+            self.lanes_in_use().fold(0, |room: usize, lane| room.saturating_add(lane.books.room()));
         let most = MAX_PREPARED.min(room.saturating_add(PREPARED_WITHOUT_ROOM));
         if self.are_all_near(most, horizon, now) {
             let open: usize = self.lanes.iter().map(|lane| lane.granted.len()).sum();
-            for entry in self.queue.iter_mut().take(most.saturating_sub(open)).filter(|entry| !entry.told) {
+            for entry in
+                self.queue.iter_mut().take(most.saturating_sub(open)).filter(|entry| !entry.told)
+            {
                 entry.told = true;
                 self.decisions.push(Decision::Near(entry.id));
             }
@@ -657,7 +713,11 @@ impl Line {
         let (Some(lane), None) = (lanes.next(), lanes.next()) else { return false };
         lane.books.room() == usize::MAX
             && lane.books.are_shared_alone(now)
-            && lane.books.nth_shared(now, self.queue.len().min(most)).at.is_some_and(|at| at <= horizon)
+            && lane
+                .books
+                .nth_shared(now, self.queue.len().min(most))
+                .at
+                .is_some_and(|at| at <= horizon)
     }
 
     /// Opens the slots that are due, each for the first waiter that is ready and that only its own model's limits could
@@ -689,8 +749,11 @@ impl Line {
                 match lane.books.next(now, ask).at {
                     // Of several that are open, the one with the fewest open grants that has rested longest.
                     Some(at) if at <= now.mono => {
-                        let used = |index: usize| (self.lanes[index].granted.len(), self.lanes[index].rests_since());
-                        best = Some(best.filter(|best| used(*best) <= used(index)).unwrap_or(index));
+                        let used = |index: usize| {
+                            (self.lanes[index].granted.len(), self.lanes[index].rests_since())
+                        };
+                        best =
+                            Some(best.filter(|best| used(*best) <= used(index)).unwrap_or(index));
                     }
                     later => {
                         held[index * models + ask.model] = true;
@@ -740,7 +803,13 @@ fn has_day(rules: &Rules) -> bool {
 fn standing(joining: &Joining) -> Standing {
     let Joining { terms, since, again, .. } = joining;
     let Terms { client, class, urgency, .. } = &**terms;
-    Standing { client: client.clone(), class: *class, urgency: *urgency, since: *since, again: *again }
+    Standing {
+        client: client.clone(),
+        class: *class,
+        urgency: *urgency,
+        since: *since,
+        again: *again,
+    }
 }
 
 pub(super) fn until(at: Option<Instant>, now: Now) -> Duration {

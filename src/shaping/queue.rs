@@ -183,14 +183,22 @@ impl<T> Queue<T> {
     }
 
     /// Joins.
-    pub fn join(&mut self, id: u64, standing: Standing, deadline: Option<Instant>, waiter: T, now: Instant) {
+    pub fn join(
+        &mut self,
+        id: u64,
+        standing: Standing,
+        deadline: Option<Instant>,
+        waiter: T,
+        now: Instant,
+    ) {
         let client = self.clients.enter(&standing.client);
         let placed_as = aged(standing.class, standing.since, now);
         let mut place = self.place(self.entries.len(), &standing, Some(client), placed_as, now);
         let yielding: Vec<usize> = self.yielding(place, &standing, Some(client), now).collect();
         self.classes[standing.class as usize] += 1;
         let (told, ready, kept_until) = (false, false, None);
-        let entry = Entry { id, deadline, told, waiter, standing, client, ready, kept_until, placed_as };
+        let entry =
+            Entry { id, deadline, told, waiter, standing, client, ready, kept_until, placed_as };
         self.entries.insert(place, entry);
         for other in yielding {
             self.entries.swap(other, place);
@@ -207,7 +215,11 @@ impl<T> Queue<T> {
 
     /// Takes the place that is kept for `former`.
     pub fn come_back(&mut self, former: u64, id: u64, deadline: Option<Instant>, waiter: T) {
-        let Some(entry) = self.entries.iter_mut().find(|entry| entry.id == former && entry.is_kept()) else { return };
+        let Some(entry) =
+            self.entries.iter_mut().find(|entry| entry.id == former && entry.is_kept())
+        else {
+            return;
+        };
         (entry.id, entry.deadline, entry.waiter, entry.kept_until) = (id, deadline, waiter, None);
         self.kept -= 1;
         self.due = earlier(self.due, deadline);
@@ -257,7 +269,9 @@ impl<T> Queue<T> {
         if self.due.is_none_or(|due| due > now) {
             return Vec::new();
         }
-        while let Some(place) = self.entries.iter().position(|entry| entry.kept_until.is_some_and(|end| end <= now)) {
+        while let Some(place) =
+            self.entries.iter().position(|entry| entry.kept_until.is_some_and(|end| end <= now))
+        {
             self.remove_own(place);
         }
         if self.is_mixed() {
@@ -265,7 +279,11 @@ impl<T> Queue<T> {
         }
         self.due = self.entries.iter().filter_map(|entry| self.due_of(entry, now)).min();
         let is_late = |entry: &Entry<T>| entry.deadline.is_some_and(|deadline| deadline <= now);
-        self.iter().enumerate().filter(|(_, entry)| is_late(entry)).map(|(ahead, entry)| (entry.id, ahead)).collect()
+        self.iter()
+            .enumerate()
+            .filter(|(_, entry)| is_late(entry))
+            .map(|(ahead, entry)| (entry.id, ahead))
+            .collect()
     }
 
     /// When to ask [`Queue::late`] again at the latest.
@@ -274,7 +292,14 @@ impl<T> Queue<T> {
     }
 
     /// Where somebody has to stand among the first `among` entries, who are numbered by their turn within their client.
-    fn place(&self, among: usize, new: &Standing, client: Option<usize>, level: Priority, now: Instant) -> usize {
+    fn place(
+        &self,
+        among: usize,
+        new: &Standing,
+        client: Option<usize>,
+        level: Priority,
+        now: Instant,
+    ) -> usize {
         if !new.again && client.is_some() && self.clients.are_one() {
             // Alone with itself.
             return among;
@@ -293,13 +318,17 @@ impl<T> Queue<T> {
             }
             let goes_first = if new.again {
                 other.standing.again && other.standing.since <= new.since
-            } else if other.standing.again || other.standing.class > level || Some(other.client) == client {
+            } else if other.standing.again
+                || other.standing.class > level
+                || Some(other.client) == client
+            {
                 true
             } else if other.level(now) < level {
                 continue;
             } else {
                 let had_turn = |before: &Vec<usize>| before[other.client] >= own;
-                let in_turn = turn <= own || turn == own + 1 && turns_before_own.as_ref().is_none_or(had_turn);
+                let in_turn = turn <= own
+                    || turn == own + 1 && turns_before_own.as_ref().is_none_or(had_turn);
                 !passed && (self.fairness == Fairness::Fifo || in_turn)
             };
             if goes_first {
@@ -351,7 +380,8 @@ impl<T> Queue<T> {
     fn look_after(&mut self, place: usize, now: Instant) {
         let entry = &self.entries[place];
         let first_of_its_class = self.classes[entry.standing.class as usize] == 1;
-        let soon = if first_of_its_class && self.is_mixed() { Some(now) } else { self.due_of(entry, now) };
+        let soon =
+            if first_of_its_class && self.is_mixed() { Some(now) } else { self.due_of(entry, now) };
         self.due = earlier(self.due, soon);
     }
 

@@ -101,7 +101,8 @@ impl Scheduler {
             questions: Vec::new(),
             mailbox: mailbox.downgrade(),
         };
-        let scheduler = Scheduler { mailbox, next_id: Cell::new(0), open: async_channel::bounded(1) };
+        let scheduler =
+            Scheduler { mailbox, next_id: Cell::new(0), open: async_channel::bounded(1) };
         (scheduler, run(desk, messages))
     }
 
@@ -436,8 +437,12 @@ impl Desk {
         let _ = match question {
             Question::Snapshot(reply) => reply.try_send(self.line.snapshot(now)).is_ok(),
             Question::Waiting(reply) => reply.try_send(self.line.waiting(now)).is_ok(),
-            Question::Whereabouts(id, reply) => reply.try_send(self.line.whereabouts(id, now)).is_ok(),
-            Question::Estimate(ask, terms, reply) => reply.try_send(self.line.estimate(ask, &terms, now)).is_ok(),
+            Question::Whereabouts(id, reply) => {
+                reply.try_send(self.line.whereabouts(id, now)).is_ok()
+            }
+            Question::Estimate(ask, terms, reply) => {
+                reply.try_send(self.line.estimate(ask, &terms, now)).is_ok()
+            }
             Question::Changes(reply) => reply.try_send(self.line.changes()).is_ok(),
             Question::Memory(reply) => reply.try_send(self.line.memory(now)).is_ok(),
         };
@@ -459,9 +464,15 @@ impl Desk {
     }
 
     fn grant(&mut self, id: u64, lane: usize) {
-        let waiter = self.turns.remove(&id).expect("who is in line is told how it ends: both forget who leaves");
-        let Some(mailbox) = self.mailbox.upgrade() else { return self.line.returned(lane, waiter.ask.model) };
-        let permit = Permit { id, lane, ask: waiter.ask, since: waiter.since, mailbox: Some(mailbox) };
+        let waiter = self
+            .turns
+            .remove(&id)
+            .expect("who is in line is told how it ends: both forget who leaves");
+        let Some(mailbox) = self.mailbox.upgrade() else {
+            return self.line.returned(lane, waiter.ask.model);
+        };
+        let permit =
+            Permit { id, lane, ask: waiter.ask, since: waiter.since, mailbox: Some(mailbox) };
         // If the waiter is gone, the permit comes back right here, by its Drop.
         waiter.turns.tell(Turn::Granted(permit));
     }

@@ -40,7 +40,8 @@ impl<'l> Walk<'l> {
         let lane = self.lane_for(now, model);
         let slot = self.slot_on(lane, now, model);
         let of_model = lane * self.models + model;
-        let waits_for_an_end = self.ahead_of_model[of_model] >= self.lanes[lane].books.room_of(model);
+        let waits_for_an_end =
+            self.ahead_of_model[of_model] >= self.lanes[lane].books.room_of(model);
         self.ahead_of_model[of_model] += 1;
         if !waits_for_an_end && slot.at <= self.shared_slot_on(lane, now) {
             self.ahead[lane] += 1;
@@ -60,9 +61,11 @@ impl<'l> Walk<'l> {
 
     /// How many of this model stand in front of the next one beyond those that may be in flight together.
     pub fn without_room(&self, model: usize) -> usize {
-        let room =
-            self.in_use().fold(0, |room: usize, lane| room.saturating_add(self.lanes[lane].books.room_of(model)));
-        let ahead: usize = self.in_use().map(|lane| self.ahead_of_model[lane * self.models + model]).sum();
+        let room = self.in_use().fold(0, |room: usize, lane| {
+            room.saturating_add(self.lanes[lane].books.room_of(model))
+        });
+        let ahead: usize =
+            self.in_use().map(|lane| self.ahead_of_model[lane * self.models + model]).sum();
         ahead.saturating_sub(room)
     }
 
@@ -73,7 +76,8 @@ impl<'l> Walk<'l> {
 
     fn is_full(&self, lane: usize, model: usize) -> bool {
         let books = &self.lanes[lane].books;
-        self.ahead[lane] >= books.room() || self.ahead_of_model[lane * self.models + model] >= books.room_of(model)
+        self.ahead[lane] >= books.room()
+            || self.ahead_of_model[lane * self.models + model] >= books.room_of(model)
     }
 
     /// The one that opens first, those with room in flight before the others.
@@ -81,7 +85,9 @@ impl<'l> Walk<'l> {
         if self.lanes.len() == 1 {
             return 0;
         }
-        let key = |lane: &usize| (self.is_full(*lane, model), self.slot_on(*lane, now, model).at, self.ahead[*lane]);
+        let key = |lane: &usize| {
+            (self.is_full(*lane, model), self.slot_on(*lane, now, model).at, self.ahead[*lane])
+        };
         self.in_use().min_by_key(key).expect("a provider has a key, or does without")
     }
 
@@ -137,7 +143,8 @@ mod tests {
     fn it_sees_who_is_in_whose_way() {
         let now = Now { mono: Instant::now(), wall: SystemTime::UNIX_EPOCH };
         // To the millisecond that lateness of the first may take off each gap.
-        let seconds = |next: Next| (next.at.unwrap() + Duration::from_millis(20) - now.mono).as_secs();
+        let seconds =
+            |next: Next| (next.at.unwrap() + Duration::from_millis(20) - now.mono).as_secs();
         for (granted, line, slots, ends, going) in [
             (&[&[][..]][..], [0, 0, 1, 1], [0, 5, 1, 2], [10, 3], 3),
             (&[&[]], [1, 1, 1, 1], [0, 1, 2, 3], [4, 4], 4),
@@ -150,8 +157,16 @@ mod tests {
         ] {
             let lanes = lanes(granted, now);
             let mut walk = Walk::new(&lanes, 2);
-            assert_eq!(line.map(|model| seconds(walk.step(now, model))), slots, "{granted:?} {line:?}");
-            assert_eq!([0, 1].map(|model| seconds(walk.slot(now, model))), ends, "{granted:?} {line:?}");
+            assert_eq!(
+                line.map(|model| seconds(walk.step(now, model))),
+                slots,
+                "{granted:?} {line:?}"
+            );
+            assert_eq!(
+                [0, 1].map(|model| seconds(walk.slot(now, model))),
+                ends,
+                "{granted:?} {line:?}"
+            );
             assert_eq!(walk.ahead(), going, "{granted:?} {line:?}");
         }
     }

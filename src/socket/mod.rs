@@ -60,9 +60,15 @@ where
     }
 
     /// Reads what has come to the end of `out`, into the room that it has; 0 is the end.
-    pub fn poll_append(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+    pub fn poll_append(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Vec<u8>,
+    ) -> Poll<io::Result<usize>> {
         self.poll_with(cx, |socket| {
-            socket.read_with(out.capacity() - out.len(), |io| Ok(recv(io, spare_capacity(out), RecvFlags::empty())?.0))
+            socket.read_with(out.capacity() - out.len(), |io| {
+                Ok(recv(io, spare_capacity(out), RecvFlags::empty())?.0)
+            })
         })
     }
 
@@ -111,10 +117,16 @@ where
     }
 
     /// Writes what the kernel takes of these, one after the other.
-    pub fn poll_write_vectored(&self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    pub fn poll_write_vectored(
+        &self,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         loop {
             match self.write_vectored(pieces) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => ready!(self.poll_writable(cx))?,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    ready!(self.poll_writable(cx))?
+                }
                 written => return Poll::Ready(written),
             }
         }
@@ -130,7 +142,11 @@ where
         self.read_with(buf.len(), |mut io| io.read(buf))
     }
 
-    fn read_with(&mut self, room: usize, mut read: impl FnMut(&T) -> io::Result<usize>) -> io::Result<usize> {
+    fn read_with(
+        &mut self,
+        room: usize,
+        mut read: impl FnMut(&T) -> io::Result<usize>,
+    ) -> io::Result<usize> {
         if self.before != Before::Nothing {
             return Err(ErrorKind::WouldBlock.into());
         }
@@ -297,7 +313,10 @@ mod tests {
         assert_eq!((append(&mut socket, &mut out), &*out, out.capacity()), (3, &b">abc"[..], 4));
         out.reserve_exact(8);
         assert_eq!((append(&mut socket, &mut out), &*out), (2, &b">abcde"[..]));
-        assert!(block_on(poll_once(poll_fn(|cx| socket.poll_append(cx, &mut out)))).is_none(), "it is drained");
+        assert!(
+            block_on(poll_once(poll_fn(|cx| socket.poll_append(cx, &mut out)))).is_none(),
+            "it is drained"
+        );
         drop(peer);
         assert_eq!(append(&mut socket, &mut out), 0, "the end");
     }
@@ -328,7 +347,11 @@ mod tests {
         assert_eq!(read(&mut socket, 8).unwrap(), b"bc");
         drop(peer);
         socket.look_first();
-        assert_eq!(read(&mut socket, 8).unwrap(), b"", "the end is seen before anybody was told of it");
+        assert_eq!(
+            read(&mut socket, 8).unwrap(),
+            b"",
+            "the end is seen before anybody was told of it"
+        );
     }
 
     #[test]
@@ -336,7 +359,9 @@ mod tests {
         let (socket, mut peer) = pair();
         let mut sent = 0;
         for _ in 0..3 {
-            while let Some(written) = block_on(poll_once(poll_fn(|cx| socket.poll_write(cx, &[7; 9999])))) {
+            while let Some(written) =
+                block_on(poll_once(poll_fn(|cx| socket.poll_write(cx, &[7; 9999]))))
+            {
                 sent += written.unwrap();
             }
             let reading = thread::spawn(move || {

@@ -97,7 +97,12 @@ impl<T: AsFd> Registered<T> {
     pub fn new(io: T) -> io::Result<Registered<T>> {
         let poller = Poller::of_this_thread()?;
         let (socket, state) = (io.as_fd(), Arc::default());
-        epoll::add(&poller.epoll, socket, key(socket), EventFlags::IN | EventFlags::RDHUP | EventFlags::ET)?;
+        epoll::add(
+            &poller.epoll,
+            socket,
+            key(socket),
+            EventFlags::IN | EventFlags::RDHUP | EventFlags::ET,
+        )?;
         // In time: no other thread looks.
         poller.set(socket, Some(Arc::clone(&state)));
         Ok(Registered { io, poller, state })
@@ -152,7 +157,8 @@ impl Poller {
             Some(poller) => Ok(poller.clone()),
             None => {
                 let epoll = Async::new_nonblocking(epoll::create(CreateFlags::CLOEXEC)?)?;
-                let new = Poller { epoll, registered: Mutex::default(), watched: AtomicBool::default() };
+                let new =
+                    Poller { epoll, registered: Mutex::default(), watched: AtomicBool::default() };
                 Ok(poller.insert(Arc::new(new)).clone())
             }
         })
@@ -250,7 +256,9 @@ impl Watching {
         let poller = Poller::of_this_thread()?;
         // The reactor wakes but one who waits for the epoll.
         if poller.watched.swap(true, Ordering::Relaxed) {
-            return Err(io::Error::other("the sockets of this thread are watched already: one server to a thread"));
+            return Err(io::Error::other(
+                "the sockets of this thread are watched already: one server to a thread",
+            ));
         }
         Ok(Watching(poller))
     }
@@ -273,7 +281,11 @@ struct Alarm {
 impl Default for Alarm {
     /// It rings: there is something to begin with.
     fn default() -> Alarm {
-        Alarm { rings: true.into(), asleep: false.into(), sleeper: Mutex::new(Waker::noop().clone()) }
+        Alarm {
+            rings: true.into(),
+            asleep: false.into(),
+            sleeper: Mutex::new(Waker::noop().clone()),
+        }
     }
 }
 

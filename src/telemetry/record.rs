@@ -72,11 +72,18 @@ impl Record {
         fields.extend(self.error.map(|error| ("error", Field::Text(error))));
         fields.extend(self.stream.then_some(("stream", Field::Flag(true))));
         fields.extend(self.queued.map(|queued| ("queued_ms", Field::Millis(queued))));
-        fields.extend([("ttfb_ms", Field::Millis(self.first_byte)), ("total_ms", Field::Millis(self.total))]);
-        fields.extend([("bytes_in", Field::Count(self.bytes_in)), ("bytes_out", Field::Count(self.bytes_out))]);
+        fields.extend([
+            ("ttfb_ms", Field::Millis(self.first_byte)),
+            ("total_ms", Field::Millis(self.total)),
+        ]);
+        fields.extend([
+            ("bytes_in", Field::Count(self.bytes_in)),
+            ("bytes_out", Field::Count(self.bytes_out)),
+        ]);
         fields.extend(self.usage.input().map(|tokens| ("tokens_in", Field::Count(tokens))));
         fields.extend(self.usage.output().map(|tokens| ("tokens_out", Field::Count(tokens))));
-        fields.extend((self.sends > 1).then(|| ("retries", Field::Count(u64::from(self.sends) - 1))));
+        fields
+            .extend((self.sends > 1).then(|| ("retries", Field::Count(u64::from(self.sends) - 1))));
         log::event(level, "request", &fields);
     }
 }

@@ -58,7 +58,10 @@ pub async fn send(
         }
         (Err(ending), sent) => {
             let stale = rested && ending.is_silent_close();
-            return Err(SendFailure { repeatable: sent.is_none() || stale, failure: ending.into_failure(timeout) });
+            return Err(SendFailure {
+                repeatable: sent.is_none() || stale,
+                failure: ending.into_failure(timeout),
+            });
         }
     };
     let body = Body {
@@ -76,7 +79,10 @@ enum Ending {
 
 impl Ending {
     fn is_silent_close(&self) -> bool {
-        matches!(self, Ending::Fault(ReadFault::Eof { received: 0 } | ReadFault::Io { received: 0, .. }))
+        matches!(
+            self,
+            Ending::Fault(ReadFault::Eof { received: 0 } | ReadFault::Io { received: 0, .. })
+        )
     }
 
     fn into_failure(self, timeout: Duration) -> Failure {

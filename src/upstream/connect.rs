@@ -68,7 +68,9 @@ impl Connector {
             proxy: provider.proxy.clone(),
             timeout: provider.connect_timeout,
             // OpenSSL starts with the first call: not where nobody needs it.
-            extra_roots: pem.and_then(|pem| Certificate::stack_from_pem(pem).ok()).unwrap_or_default(),
+            extra_roots: pem
+                .and_then(|pem| Certificate::stack_from_pem(pem).ok())
+                .unwrap_or_default(),
             context: RefCell::default(),
             addresses: RefCell::new(None),
             connecting: Semaphore::new(MAX_CONNECTING),
@@ -78,9 +80,22 @@ impl Connector {
     /// A fresh connection, within `connect_timeout_seconds` for all steps together.
     pub async fn connect(&self) -> Result<Stream, Failure> {
         let _turn = self.connecting.acquire().await;
-        let by = self.proxy.as_ref().map(|proxy| format!(" by the proxy {}", proxy.authority())).unwrap_or_default();
-        let late = || Err(format!("no connection to {}{by} within {} s", self.target(), self.timeout.as_secs_f64()));
-        within(self.timeout, self.all_steps()).await.unwrap_or_else(late).map_err(Failure::Unreachable)
+        let by = self
+            .proxy
+            .as_ref()
+            .map(|proxy| format!(" by the proxy {}", proxy.authority()))
+            .unwrap_or_default();
+        let late = || {
+            Err(format!(
+                "no connection to {}{by} within {} s",
+                self.target(),
+                self.timeout.as_secs_f64()
+            ))
+        };
+        within(self.timeout, self.all_steps())
+            .await
+            .unwrap_or_else(late)
+            .map_err(Failure::Unreachable)
     }
 
     async fn all_steps(&self) -> Result<Stream, String> {
@@ -96,12 +111,16 @@ impl Connector {
             Some(proxy) => tunnel::open(tcp, proxy, &self.target()).await?,
         };
         let tcp = tcp.into_inner().and_then(Socket::new);
-        let tcp = tcp.map_err(|error| format!("cannot use the connection to {}: {error}", self.next_hop()))?;
+        let tcp = tcp.map_err(|error| {
+            format!("cannot use the connection to {}: {error}", self.next_hop())
+        })?;
         if !self.base_url.tls {
             return Ok(Stream::Plain(tcp));
         }
         let tls = self.shake_hands(tcp).await;
-        tls.map_err(|error| format!("TLS handshake with {} failed: {}", self.target(), last_of_stack(&error)))
+        tls.map_err(|error| {
+            format!("TLS handshake with {} failed: {}", self.target(), last_of_stack(&error))
+        })
     }
 
     async fn look_up(&self) -> Result<Vec<SocketAddr>, String> {
@@ -131,7 +150,8 @@ impl Connector {
         let context = self.context().await?;
         let host = self.base_url.host.clone();
         let tls = aside(async move { Session::begin(&context, &host, tcp).await }).await;
-        let tls = tls.inspect_err(|_| self.of_context(|context| retire(context, DOUBTED_CONTEXT_LASTS)))?;
+        let tls =
+            tls.inspect_err(|_| self.of_context(|context| retire(context, DOUBTED_CONTEXT_LASTS)))?;
         Ok(Stream::Tls(Box::new(tls)))
     }
 
@@ -158,7 +178,9 @@ impl Connector {
 
     /// Whom the connection is made to, in words.
     fn next_hop(&self) -> String {
-        self.proxy.as_ref().map_or_else(|| self.target(), |proxy| format!("the proxy {}", proxy.authority()))
+        self.proxy
+            .as_ref()
+            .map_or_else(|| self.target(), |proxy| format!("the proxy {}", proxy.authority()))
     }
 }
 
@@ -194,7 +216,8 @@ fn trusting(roots: &[Certificate]) -> Result<TlsConnector, native_tls::Error> {
 /// RFC 8305 section 4: addresses of both families in turn, beginning with the family that the resolver prefers.
 fn alternate_families(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let v6_first = found.first().is_some_and(SocketAddr::is_ipv6);
-    let (first, second): (Vec<_>, Vec<_>) = found.into_iter().partition(|address| address.is_ipv6() == v6_first);
+    let (first, second): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|address| address.is_ipv6() == v6_first);
     let (mut first, mut second) = (first.into_iter(), second.into_iter());
     let mut mixed = Vec::new();
     loop {
@@ -226,7 +249,8 @@ fn connect_any(mut addresses: Vec<SocketAddr>) -> Attempt {
 }
 
 async fn first_success(mut one: Attempt, mut other: Attempt) -> io::Result<Async<TcpStream>> {
-    let (result, rest) = future::or(async { ((&mut one).await, true) }, async { ((&mut other).await, false) }).await;
+    let (result, rest) =
+        future::or(async { ((&mut one).await, true) }, async { ((&mut other).await, false) }).await;
     match result {
         Ok(tcp) => Ok(tcp),
         Err(_) if rest => other.await,

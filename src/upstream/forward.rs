@@ -53,7 +53,8 @@ impl Outgoing {
         let base = &provider.base_url;
         let below = request.target.strip_prefix("/v1").unwrap_or(&request.target);
         let target = [&base.path, below].concat();
-        let ours = |name: &str| provider.headers.iter().any(|(own, _)| own.eq_ignore_ascii_case(name));
+        let ours =
+            |name: &str| provider.headers.iter().any(|(own, _)| own.eq_ignore_ascii_case(name));
         let key = key.and_then(|key| key_field(Dialect::of(&request.target), key.reveal(), ours));
 
         let passed = http1::end_to_end(&request.headers).filter(|(name, _)| {
@@ -62,7 +63,8 @@ impl Outgoing {
                 || plain && name.eq_ignore_ascii_case("accept-encoding");
             !kept_back && !ours(name)
         });
-        let own = provider.headers.iter().map(|(name, value)| (name.as_str(), value.reveal().as_bytes()));
+        let own =
+            provider.headers.iter().map(|(name, value)| (name.as_str(), value.reveal().as_bytes()));
         let key = key.as_ref().map(|(name, value)| (*name, value.as_bytes()));
 
         let mut head = Vec::with_capacity(1024);
@@ -85,7 +87,11 @@ fn begins_with(name: &str, prefix: &str) -> bool {
 
 /// The field that shows `key` to a provider as the API of the request has it; none where the provider's own headers, asked
 /// for by name, do that already.
-fn key_field(dialect: Dialect, key: &str, ours: impl Fn(&str) -> bool) -> Option<(&'static str, String)> {
+fn key_field(
+    dialect: Dialect,
+    key: &str,
+    ours: impl Fn(&str) -> bool,
+) -> Option<(&'static str, String)> {
     match dialect {
         _ if ours("authorization") => None,
         Dialect::OpenAi => Some(("Authorization", ["Bearer ", key].concat())),

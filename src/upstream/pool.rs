@@ -32,7 +32,11 @@ pub struct Connection {
 impl Connection {
     /// Wraps a stream that was just connected.
     pub fn fresh(stream: Stream) -> Box<Connection> {
-        Box::new(Connection { reader: Reader::new(Wire::new(stream)), reused: false, born: Instant::now() })
+        Box::new(Connection {
+            reader: Reader::new(Wire::new(stream)),
+            reused: false,
+            born: Instant::now(),
+        })
     }
 
     /// Waits until the provider closes this idle connection, or says something nobody asked for: either way it is of
@@ -90,7 +94,9 @@ impl Pool {
     /// Closes what has been idle for too long. To be called now and then.
     pub fn sweep(&self) {
         let now = Instant::now();
-        self.idle.borrow_mut().retain(|(since, connection)| self.keeps(*since, connection.born, now));
+        self.idle
+            .borrow_mut()
+            .retain(|(since, connection)| self.keeps(*since, connection.born, now));
     }
 
     /// How many are idle.
@@ -113,7 +119,8 @@ mod tests {
         let pool = Pool::new(16, Duration::from_secs(50));
         let seconds = Duration::from_secs;
         let born = Instant::now();
-        let keeps = |idle, age| pool.keeps(born + seconds(age) - seconds(idle), born, born + seconds(age));
+        let keeps =
+            |idle, age| pool.keeps(born + seconds(age) - seconds(idle), born, born + seconds(age));
         assert!(keeps(49, 299));
         assert!(!keeps(50, 299));
         assert!(!keeps(0, 300), "its address may be out of date");

@@ -26,9 +26,16 @@ const RECORD_BYTES: usize = 16 * 1024;
 
 impl Stream {
     /// Writes some of two pieces as one: what begins in one segment is read at once on the other side.
-    pub fn poll_write_both(&mut self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> Poll<io::Result<usize>> {
+    pub fn poll_write_both(
+        &mut self,
+        cx: &mut Context<'_>,
+        first: &[u8],
+        second: &[u8],
+    ) -> Poll<io::Result<usize>> {
         match self {
-            Stream::Plain(tcp) => tcp.poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(second)]),
+            Stream::Plain(tcp) => {
+                tcp.poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(second)])
+            }
             Stream::Tls(tls) if first.is_empty() => tls.poll_write(cx, second),
             Stream::Tls(tls) => {
                 // Made anew at each try: the same bytes, which OpenSSL's moving write buffers allow (native-tls sets that).
@@ -41,7 +48,11 @@ impl Stream {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Stream::Plain(tcp) => tcp.poll_read(cx, buf),
             Stream::Tls(tls) => tls.poll_read(cx, buf),
@@ -61,7 +72,8 @@ impl Session {
         tcp: Socket<TcpStream>,
     ) -> Result<Session, native_tls::Error> {
         stale_errors::forget();
-        let mut step = context.connect(host, Transport { tcp, ended: false, waits_for_room: false });
+        let mut step =
+            context.connect(host, Transport { tcp, ended: false, waits_for_room: false });
         loop {
             match step {
                 Ok(tls) => return Ok(Session(tls)),
@@ -99,7 +111,9 @@ impl Session {
         loop {
             stale_errors::forget();
             match step(&mut self.0) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => ready!(self.0.get_mut().poll_ready(cx))?,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    ready!(self.0.get_mut().poll_ready(cx))?
+                }
                 done => return Poll::Ready(done),
             }
         }
@@ -118,7 +132,11 @@ struct Transport {
 
 impl Transport {
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.waits_for_room { self.tcp.poll_writable(cx) } else { self.tcp.poll_readable(cx).map(Ok) }
+        if self.waits_for_room {
+            self.tcp.poll_writable(cx)
+        } else {
+            self.tcp.poll_readable(cx).map(Ok)
+        }
     }
 }
 

@@ -48,7 +48,8 @@ impl Wire {
 
     /// Hands over a request; reading sends it.
     pub fn send(&mut self, permit: Permit, request: Outgoing) {
-        self.sending = Some(Sending { request, written: 0, permit: Some(permit), sent: None, broken: false });
+        self.sending =
+            Some(Sending { request, written: 0, permit: Some(permit), sent: None, broken: false });
     }
 
     /// The proof that the head was written; `None` if it was not, and then the permit goes back with this wire. A request
@@ -72,7 +73,10 @@ impl Wire {
 impl fmt::Debug for Wire {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Not the request: its head holds the provider's key.
-        f.debug_struct("Wire").field("stream", &self.stream).field("sending", &self.sending.is_some()).finish()
+        f.debug_struct("Wire")
+            .field("stream", &self.stream)
+            .field("sending", &self.sending.is_some())
+            .finish()
     }
 }
 
@@ -110,7 +114,11 @@ impl Sending {
 }
 
 impl AsyncRead for Wire {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
         let Wire { stream, sending } = &mut *self;
         if let Some(sending) = sending {
             sending.push(stream, cx);

@@ -116,8 +116,14 @@ impl World {
         self.next_id += 1;
         let ask = Ask { model: id as usize % MODELS, tokens: 0 };
         let since = self.clock.mono(since * MS);
-        let joining =
-            Joining { ask, terms: Rc::new(terms), since, again, elsewhere: None, idle: if self.warm { 3 } else { 0 } };
+        let joining = Joining {
+            ask,
+            terms: Rc::new(terms),
+            since,
+            again,
+            elsewhere: None,
+            idle: if self.warm { 3 } else { 0 },
+        };
         self.waiting.insert(id, joining.clone());
         self.line.join(id, joining, self.clock.at(self.now * MS));
         if self.quick {
@@ -212,7 +218,10 @@ impl World {
                         }
                     }
                     Decision::Grant { id, lane } => {
-                        let joining = self.waiting.remove(&id).expect("who is granted waits, and is granted once");
+                        let joining = self
+                            .waiting
+                            .remove(&id)
+                            .expect("who is granted waits, and is granted once");
                         self.open.push((id, lane, joining));
                         let open = self.open.iter().filter(|(_, on, _)| *on == lane).count();
                         assert!(open <= self.capacity, "{open} grants are open on lane {lane}");
@@ -242,7 +251,13 @@ impl World {
     }
 
     /// How many of this client's requests were sent after `from` others and before that of `id`.
-    fn sends_before(&self, client: usize, clients: &BTreeMap<u64, usize>, from: usize, id: u64) -> usize {
+    fn sends_before(
+        &self,
+        client: usize,
+        clients: &BTreeMap<u64, usize>,
+        from: usize,
+        id: u64,
+    ) -> usize {
         let sent = self.sent[from..].iter().take_while(|sent| **sent != id);
         sent.filter(|sent| clients[sent] == client).count()
     }
@@ -250,19 +265,57 @@ impl World {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Join { client: usize, class: Priority, urgency: Priority, patience: Option<u64>, fingerprint: Option<u64> },
-    Again { client: usize },
-    Retry { fingerprint: u64, client: usize },
-    Leave { which: prop::sample::Index },
-    Ready { which: prop::sample::Index },
-    Unready { which: prop::sample::Index },
-    Send { which: prop::sample::Index },
-    Return { which: prop::sample::Index },
-    Finish { which: prop::sample::Index },
-    Cooldown { lane: usize, model: usize, whole: bool, wait: Option<u64> },
-    Accepted { lane: usize },
-    Reload { interval: u64, retired: usize, added: bool, fifo: bool, max_queue: usize },
-    Pass { ms: u64 },
+    Join {
+        client: usize,
+        class: Priority,
+        urgency: Priority,
+        patience: Option<u64>,
+        fingerprint: Option<u64>,
+    },
+    Again {
+        client: usize,
+    },
+    Retry {
+        fingerprint: u64,
+        client: usize,
+    },
+    Leave {
+        which: prop::sample::Index,
+    },
+    Ready {
+        which: prop::sample::Index,
+    },
+    Unready {
+        which: prop::sample::Index,
+    },
+    Send {
+        which: prop::sample::Index,
+    },
+    Return {
+        which: prop::sample::Index,
+    },
+    Finish {
+        which: prop::sample::Index,
+    },
+    Cooldown {
+        lane: usize,
+        model: usize,
+        whole: bool,
+        wait: Option<u64>,
+    },
+    Accepted {
+        lane: usize,
+    },
+    Reload {
+        interval: u64,
+        retired: usize,
+        added: bool,
+        fifo: bool,
+        max_queue: usize,
+    },
+    Pass {
+        ms: u64,
+    },
 }
 
 fn priority() -> impl Strategy<Value = Priority> {
@@ -310,7 +363,11 @@ impl World {
                 self.join_again(terms(client), self.now.saturating_sub(50), true);
             }
             Step::Retry { fingerprint, client } => {
-                self.join(Terms { fingerprint: Some(fingerprint), repeated: true, ..terms(client) });
+                self.join(Terms {
+                    fingerprint: Some(fingerprint),
+                    repeated: true,
+                    ..terms(client)
+                });
             }
             Step::Leave { which } => {
                 if let Some(id) = pick(&which, self.waiting.keys().copied()) {
@@ -361,14 +418,17 @@ impl World {
                 rules.fairness = if fifo { Fairness::Fifo } else { Fairness::Client };
                 rules.max_queue = max_queue;
                 let capacity = self.capacity as u32;
-                rules.limits.cadence = rules.limits.cadence.map(|cadence| Cadence { capacity, ..cadence });
+                rules.limits.cadence =
+                    rules.limits.cadence.map(|cadence| Cadence { capacity, ..cadence });
                 if self.lanes > 1 {
                     rules.lanes[retired % self.lanes] = false;
                 }
                 self.line.reload(rules, self.clock.at(self.now * MS));
                 self.settle();
             }
-            Step::Accepted { lane } => (0..MODELS).for_each(|model| self.line.accepted(lane % self.lanes, model)),
+            Step::Accepted { lane } => {
+                (0..MODELS).for_each(|model| self.line.accepted(lane % self.lanes, model))
+            }
             Step::Pass { ms } => self.pass(ms),
         }
     }
@@ -383,7 +443,10 @@ impl World {
             });
             let times: Vec<u64> = on_lane.collect();
             let spans = times.windows(self.capacity + 1);
-            assert!(spans.into_iter().all(|of| of[self.capacity] + 1 >= of[0] + INTERVAL), "lane {lane}: {times:?}");
+            assert!(
+                spans.into_iter().all(|of| of[self.capacity] + 1 >= of[0] + INTERVAL),
+                "lane {lane}: {times:?}"
+            );
         }
     }
 }

@@ -63,7 +63,11 @@ impl Clock {
     fn restart(&self, limits: &Limits, former: &Limiter, elapsed: u64, now: u64) -> Limiter {
         let memory = serde_json::to_vec(&former.memory(self.at(now - elapsed))).unwrap();
         let mut limiter = Limiter::new(limits, self.at(now));
-        limiter.recall(&serde_json::from_slice(&memory).unwrap(), Duration::from_nanos(elapsed), self.at(now));
+        limiter.recall(
+            &serde_json::from_slice(&memory).unwrap(),
+            Duration::from_nanos(elapsed),
+            self.at(now),
+        );
         limiter
     }
 

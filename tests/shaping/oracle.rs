@@ -34,7 +34,13 @@ struct Traffic {
     arrivals: Vec<u64>,
 }
 
-fn drive(limits: &Limits, demand: Demand, count: usize, jitter: u64, rng: &mut fastrand::Rng) -> Traffic {
+fn drive(
+    limits: &Limits,
+    demand: Demand,
+    count: usize,
+    jitter: u64,
+    rng: &mut fastrand::Rng,
+) -> Traffic {
     let clock = Clock::new(rng.u64(..DAY));
     let mut limiter = Limiter::new(limits, clock.at(0));
     let mut now = 0;
@@ -78,7 +84,8 @@ fn most_in_sliding(arrivals: &[u64], span: u64) -> usize {
 
 /// The most arrivals between two ticks of a counter that is reset every `span`, first at `phase`.
 fn most_in_fixed(arrivals: &[u64], span: u64, phase: u64) -> usize {
-    let windows = arrivals.chunk_by(|one, other| (one + span - phase) / span == (other + span - phase) / span);
+    let windows = arrivals
+        .chunk_by(|one, other| (one + span - phase) / span == (other + span - phase) / span);
     windows.map(<[u64]>::len).max().unwrap_or(0)
 }
 
@@ -126,19 +133,34 @@ fn a_bucket_and_a_window_satisfy_buckets_and_windows() {
     let mut rng = fastrand::Rng::with_seed(7);
     for (interval, capacity, max) in settings {
         for demand in [Demand::Endless, Demand::Bursts, Demand::Late, Demand::Restarts] {
-            let limits = Limits { cadence: cadence(interval, capacity), window: Some(max), ..Limits::default() };
+            let limits = Limits {
+                cadence: cadence(interval, capacity),
+                window: Some(max),
+                ..Limits::default()
+            };
             let traffic = drive(&limits, demand, each, JITTER - 1, &mut rng);
             let setting = format!("{interval} {capacity} {max} {demand:?}");
             assert!(most_in_sliding(&traffic.arrivals, MINUTE) <= max as usize, "{setting}");
             for _ in 0..4 {
-                assert!(most_in_fixed(&traffic.arrivals, MINUTE, rng.u64(..MINUTE)) <= max as usize, "{setting}");
+                assert!(
+                    most_in_fixed(&traffic.arrivals, MINUTE, rng.u64(..MINUTE)) <= max as usize,
+                    "{setting}"
+                );
             }
             // On a way without jitter the same bucket at the provider is never empty, if it forgives the lateness that is made
             // up (who waited for the window is late for the bucket); jitter takes what it lasts.
             let forgives = made_up(interval, capacity);
             let capacity = u64::from(capacity);
-            assert_eq!(refused_by_bucket(&traffic.sends, interval, capacity, forgives), 0, "{setting}");
-            assert_eq!(refused_by_bucket(&traffic.arrivals, interval, capacity, forgives + JITTER), 0, "{setting}");
+            assert_eq!(
+                refused_by_bucket(&traffic.sends, interval, capacity, forgives),
+                0,
+                "{setting}"
+            );
+            assert_eq!(
+                refused_by_bucket(&traffic.arrivals, interval, capacity, forgives + JITTER),
+                0,
+                "{setting}"
+            );
             if matches!(demand, Demand::Endless | Demand::Late) {
                 assert_full_use(&traffic, MINUTE, u64::from(max), interval, capacity);
             }
@@ -148,7 +170,8 @@ fn a_bucket_and_a_window_satisfy_buckets_and_windows() {
 
 #[test]
 fn ten_minutes_at_120_with_a_burst_of_10_send_1200_and_never_121_in_a_minute() {
-    let limits = Limits { cadence: cadence(SECOND / 2, 10), window: Some(120), ..Limits::default() };
+    let limits =
+        Limits { cadence: cadence(SECOND / 2, 10), window: Some(120), ..Limits::default() };
     let mut rng = fastrand::Rng::with_seed(1);
     let traffic = drive(&limits, Demand::Endless, 1300, JITTER - 1, &mut rng);
     assert_eq!(traffic.sends.partition_point(|at| *at < 10 * MINUTE), 1200);
@@ -157,7 +180,8 @@ fn ten_minutes_at_120_with_a_burst_of_10_send_1200_and_never_121_in_a_minute() {
     let alone = drive(&Limits { window: None, ..limits }, Demand::Endless, 1300, 0, &mut rng);
     assert_eq!(most_in_sliding(&alone.sends, MINUTE - 1), 129);
     // And a window without its margin is broken by the jitter.
-    let bare = Limits { cadence: None, window: Some(40), margin: Duration::ZERO, ..Limits::default() };
+    let bare =
+        Limits { cadence: None, window: Some(40), margin: Duration::ZERO, ..Limits::default() };
     let bare = drive(&bare, Demand::Endless, 1300, JITTER - 1, &mut rng);
     assert!(most_in_sliding(&bare.arrivals, MINUTE) > 40);
 }
@@ -168,8 +192,11 @@ fn a_daily_budget_satisfies_days_and_rolling_days() {
     let mut rng = fastrand::Rng::with_seed(3);
     for max in [50, 1000] {
         for demand in [Demand::Endless, Demand::Bursts, Demand::Restarts] {
-            let day =
-                |reset| Limits { day: Some(Day { max, reset }), cadence: cadence(SECOND, 5), ..Limits::default() };
+            let day = |reset| Limits {
+                day: Some(Day { max, reset }),
+                cadence: cadence(SECOND, 5),
+                ..Limits::default()
+            };
             let rolling = drive(&day(Reset::Rolling), demand, each, JITTER - 1, &mut rng);
             assert!(most_in_sliding(&rolling.arrivals, DAY) <= max as usize);
             if demand == Demand::Endless {

@@ -36,7 +36,9 @@ impl Model {
         let today = |day: Day| match day.reset {
             Reset::Rolling => DAY + margin,
             // Since the reset; what went within the margin on either side of it belongs to both days.
-            Reset::At(time) => (now + DAY - time.as_nanos() as u64 - margin) % DAY + (2 * margin).max(1),
+            Reset::At(time) => {
+                (now + DAY - time.as_nanos() as u64 - margin) % DAY + (2 * margin).max(1)
+            }
         };
         now >= self.cooldown
             && self.limits.cadence.is_none_or(|cadence| self.has_token(cadence, now))
@@ -53,7 +55,10 @@ impl Model {
         let least_gap = least_gap(token as u64, cadence.capacity);
         let full = token * i128::from(cadence.capacity);
         let (mut content, mut time) = (full, -i128::from(SECOND));
-        let taken = self.sends.iter().map(|sent| i128::from(sent.at) - i128::from(sent.waited.min(made_up)));
+        let taken = self
+            .sends
+            .iter()
+            .map(|sent| i128::from(sent.at) - i128::from(sent.waited.min(made_up)));
         for at in taken.chain([i128::from(now)]) {
             content = full.min(content + at - time) - token;
             time = at;
@@ -103,9 +108,13 @@ pub fn lateness() -> impl Strategy<Value = u64> {
 }
 
 pub fn some_limits() -> impl Strategy<Value = Limits> {
-    let cadence = (MS + 1..20 * SECOND, 1..6_u32).prop_map(|(interval, capacity)| cadence(interval, capacity).unwrap());
+    let cadence = (MS + 1..20 * SECOND, 1..6_u32)
+        .prop_map(|(interval, capacity)| cadence(interval, capacity).unwrap());
     // A reset that comes while the traffic runs.
-    let reset = prop_oneof![Just(Reset::Rolling), (0..10 * MINUTE).prop_map(|at| Reset::At(Duration::from_nanos(at)))];
+    let reset = prop_oneof![
+        Just(Reset::Rolling),
+        (0..10 * MINUTE).prop_map(|at| Reset::At(Duration::from_nanos(at)))
+    ];
     let day = (1..40_u32, reset).prop_map(|(max, reset)| Day { max, reset });
     let limits = (
         option::of(cadence),
@@ -129,8 +138,10 @@ pub fn some_limits() -> impl Strategy<Value = Limits> {
 fn one_limit() -> impl Strategy<Value = Limits> {
     let day = |max, reset| Limits { day: Some(Day { max, reset }), ..none() };
     prop_oneof![
-        (MS..20 * SECOND, 1..6_u32)
-            .prop_map(|(interval, capacity)| Limits { cadence: cadence(interval, capacity), ..none() }),
+        (MS..20 * SECOND, 1..6_u32).prop_map(|(interval, capacity)| Limits {
+            cadence: cadence(interval, capacity),
+            ..none()
+        }),
         (1..8_u32).prop_map(|max| Limits { window: Some(max), ..none() }),
         (1..8_u32).prop_map(move |max| day(max, Reset::Rolling)),
         (1..8_u32, 0..DAY).prop_map(move |(max, at)| day(max, Reset::At(Duration::from_nanos(at)))),

@@ -12,7 +12,13 @@ use crate::properties::{Model, Sent, Step, lateness, some_limits, steps};
 use crate::{Clock, DAY, MINUTE, MS, SECOND, cadence, least_gap, made_up, none};
 
 /// Traffic of which everything was allowed. Returns the time at its end; `sends` gets the instants and the tokens used.
-fn drive(limiter: &mut Limiter, clock: &Clock, mut now: u64, steps: Vec<Step>, sends: &mut Vec<Sent>) -> u64 {
+fn drive(
+    limiter: &mut Limiter,
+    clock: &Clock,
+    mut now: u64,
+    steps: Vec<Step>,
+    sends: &mut Vec<Sent>,
+) -> u64 {
     let mut ids = Vec::new();
     let first = sends.len();
     for step in steps {

@@ -83,13 +83,15 @@ impl Ask {
     pub fn answer(&self) -> Vec<Vec<u8>> {
         let text = filler(self.id, self.size);
         if !self.stream {
-            let begin = format!(r#"{{"id":"{:016x}","object":"chat.completion","text":""#, self.id).into_bytes();
+            let begin = format!(r#"{{"id":"{:016x}","object":"chat.completion","text":""#, self.id)
+                .into_bytes();
             let pieces = text.chunks(self.size / 3 + 1).map(<[u8]>::to_vec);
             return [begin].into_iter().chain(pieces).chain([b"\"}\n".to_vec()]).collect();
         }
         let event = |(n, part): (usize, &[u8])| {
             let part = String::from_utf8_lossy(part);
-            format!("data: {{\"id\":\"{:016x}\",\"n\":{n},\"text\":\"{part}\"}}\n\n", self.id).into_bytes()
+            format!("data: {{\"id\":\"{:016x}\",\"n\":{n},\"text\":\"{part}\"}}\n\n", self.id)
+                .into_bytes()
         };
         let events = text.chunks(self.size / 12 + 1).enumerate().map(event);
         events.chain([b"data: [DONE]\n\n".to_vec()]).collect()

@@ -117,7 +117,11 @@ impl Client {
             self.sessions.set(self.sessions.get() + 1);
             let manner = match self.manner() {
                 // Nobody else would be there any more.
-                Manner::Dawdler if until.saturating_duration_since(Instant::now()) < self.patience => Manner::Plain,
+                Manner::Dawdler
+                    if until.saturating_duration_since(Instant::now()) < self.patience =>
+                {
+                    Manner::Plain
+                }
                 manner => manner,
             };
             if let Err(fault) = self.session(manner).await {
@@ -133,11 +137,17 @@ impl Client {
         let outcome = async {
             let mut wire = self.connect().await?;
             send(&mut wire, &request(&asked.ask)).await?;
-            let answer = read_answer(&mut wire).await.map_err(|end| format!("no answer but {end:?} to {asked}"))?;
+            let answer = read_answer(&mut wire)
+                .await
+                .map_err(|end| format!("no answer but {end:?} to {asked}"))?;
             match answer.status {
-                503 if answer.code() == Some("shutting_down".into()) && answer.retry_after => Ok("refused"),
+                503 if answer.code() == Some("shutting_down".into()) && answer.retry_after => {
+                    Ok("refused")
+                }
                 // The provider's last word to a request that would have gone again.
-                429 if asked.desk.spec.manners == Manners::Strict && answer.retry_after => Ok("refused"),
+                429 if asked.desk.spec.manners == Manners::Strict && answer.retry_after => {
+                    Ok("refused")
+                }
                 _ => asked.judge(&answer),
             }
         };
@@ -179,13 +189,15 @@ impl Client {
 
     async fn pipeline(&mut self) -> Result<(), String> {
         let mut wire = self.connect().await?;
-        let all: Vec<Asked> = (0..self.rng.usize(2..5)).map(|_| self.asked(Manner::Pipeline)).collect();
+        let all: Vec<Asked> =
+            (0..self.rng.usize(2..5)).map(|_| self.asked(Manner::Pipeline)).collect();
         let bytes: Vec<u8> = all.iter().flat_map(|asked| request(&asked.ask)).collect();
         send(&mut wire, &bytes).await?;
         for (n, asked) in all.iter().enumerate() {
             if self.answered(Manner::Pipeline, &mut wire, asked).await? {
                 // Those behind know that they have to come again.
-                (n + 1..all.len()).for_each(|_| self.tally.count(Manner::Pipeline.name(), "told to close"));
+                (n + 1..all.len())
+                    .for_each(|_| self.tally.count(Manner::Pipeline.name(), "told to close"));
                 return nothing_more(&mut wire).await;
             }
         }
@@ -228,13 +240,18 @@ impl Client {
             0 => {
                 send(&mut wire, &post("Transfer-Encoding: chunked")).await?;
                 for piece in body.chunks(100_000) {
-                    send(&mut wire, &[format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat()).await?;
+                    send(
+                        &mut wire,
+                        &[format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat(),
+                    )
+                    .await?;
                 }
                 send(&mut wire, b"0\r\n\r\n").await?;
             }
             1 => {
                 send(&mut wire, &post(&format!("{length}\r\nExpect: 100-continue"))).await?;
-                let head = wire.head().await.map_err(|end| format!("no 100 but {end:?} to {asked}"))?;
+                let head =
+                    wire.head().await.map_err(|end| format!("no 100 but {end:?} to {asked}"))?;
                 if !head.start.starts_with("HTTP/1.1 100 ") {
                     return Err(format!("no 100 but {head:?} to {asked}"));
                 }
@@ -301,9 +318,18 @@ impl Client {
         if ends {
             wire.half_close();
         }
-        let answer = read_answer(&mut wire).await.map_err(|end| format!("no answer but {end:?} to {:?}", shown()))?;
-        if status.is_some_and(|status| status != answer.status) || answer.code().is_none() || answer.status < 400 {
-            return Err(format!("wanted {status:?} and an error object for {:?}, got {}", shown(), answer.shown()));
+        let answer = read_answer(&mut wire)
+            .await
+            .map_err(|end| format!("no answer but {end:?} to {:?}", shown()))?;
+        if status.is_some_and(|status| status != answer.status)
+            || answer.code().is_none()
+            || answer.status < 400
+        {
+            return Err(format!(
+                "wanted {status:?} and an error object for {:?}, got {}",
+                shown(),
+                answer.shown()
+            ));
         }
         self.tally.count(Manner::Garbage.name(), "refused");
         wire.half_close();
@@ -323,10 +349,17 @@ impl Client {
     }
 
     /// Reads the answer to a well-behaved request, judges and counts it. Says whether the connection is over.
-    async fn answered(&mut self, manner: Manner, wire: &mut Wire, asked: &Asked) -> Result<bool, String> {
+    async fn answered(
+        &mut self,
+        manner: Manner,
+        wire: &mut Wire,
+        asked: &Asked,
+    ) -> Result<bool, String> {
         let sent = Instant::now();
         let answer = read_answer(wire).await;
-        let answer = answer.map_err(|end| format!("no answer but {end:?} after {:?} to {asked}", sent.elapsed()))?;
+        let answer = answer.map_err(|end| {
+            format!("no answer but {end:?} after {:?} to {asked}", sent.elapsed())
+        })?;
         let outcome = asked.judge(&answer)?;
         self.tally.count(manner.name(), outcome);
         if outcome == "refused" {
@@ -364,7 +397,9 @@ impl Client {
     fn asked(&mut self, manner: Manner) -> Asked {
         let desks = self.desks.clone();
         let desk = match manner {
-            Manner::Upload => desks.iter().find(|desk| desk.spec.name == "uploads").expect("it is configured"),
+            Manner::Upload => {
+                desks.iter().find(|desk| desk.spec.name == "uploads").expect("it is configured")
+            }
             _ => &desks[self.draw(&desks.iter().map(|desk| desk.spec.share).collect::<Vec<_>>())],
         };
         let models = desk.spec.models;
@@ -374,7 +409,11 @@ impl Client {
             _ => self.rng.usize(..4000),
         };
         // Below 16 KiB the gateway sends head and body in one packet, whose time is then exact.
-        let pad = if manner == Manner::Upload { self.rng.usize(200_000..1_500_000) } else { self.rng.usize(..4000) };
+        let pad = if manner == Manner::Upload {
+            self.rng.usize(200_000..1_500_000)
+        } else {
+            self.rng.usize(..4000)
+        };
         let model = models[self.rng.usize(..models.len())].id.to_owned();
         let stream = match manner {
             Manner::Stream => true,
@@ -393,7 +432,9 @@ impl Asked {
             let code = answer.code();
             return match (code.as_deref(), self.desk.spec.limit) {
                 (None, _) => wrong("a refusal that is no error object"),
-                (Some("queue_wait_exceeded"), Limit::Window { .. }) if answer.retry_after => Ok("refused"),
+                (Some("queue_wait_exceeded"), Limit::Window { .. }) if answer.retry_after => {
+                    Ok("refused")
+                }
                 (Some(_), _) if !self.desk.is_reliable() && answer.status >= 500 => Ok("error"),
                 _ => wrong("a refusal without a reason"),
             };
@@ -403,7 +444,9 @@ impl Asked {
             None if answer.body != want => return wrong("a tidy end of a wrong body"),
             None if !self.desk.is_reliable() => return Ok("answered"),
             None => {}
-            Some(_) if self.desk.is_reliable() => return wrong("an abort that is not the provider's"),
+            Some(_) if self.desk.is_reliable() => {
+                return wrong("an abort that is not the provider's");
+            }
             Some(End::Silent | End::Malformed(_)) => return wrong("neither an end nor an abort"),
             Some(_) => return self.judge_abort(answer, &want),
         }
@@ -425,7 +468,10 @@ impl Asked {
         match (self.ask.stream, data.and_then(error_code)) {
             (true, Some(_)) => Ok("error event"),
             (false, None) => Ok("aborted"),
-            _ => Err(format!("an abort, but not as this answer's kind asks for: {} to {self}", answer.shown())),
+            _ => Err(format!(
+                "an abort, but not as this answer's kind asks for: {} to {self}",
+                answer.shown()
+            )),
         }
     }
 }
@@ -445,16 +491,19 @@ impl Answer {
 
     fn shown(&self) -> String {
         let body = String::from_utf8_lossy(&self.body);
-        let end: String = body.chars().rev().take(300).collect::<Vec<_>>().into_iter().rev().collect();
+        let end: String =
+            body.chars().rev().take(300).collect::<Vec<_>>().into_iter().rev().collect();
         format!("{} with {} bytes ending in {end:?}, {:?}", self.head, self.body.len(), self.broken)
     }
 }
 
 fn error_code(json: &[u8]) -> Option<String> {
     let error = serde_json::from_slice::<Value>(json).ok()?["error"].take();
-    let fits = error["message"].is_string() && error["type"].is_string() && error.get("param").is_some();
+    let fits =
+        error["message"].is_string() && error["type"].is_string() && error.get("param").is_some();
     let code = error.get("code")?;
-    (fits && (code.is_string() || code.is_null())).then(|| code.as_str().unwrap_or_default().to_owned())
+    (fits && (code.is_string() || code.is_null()))
+        .then(|| code.as_str().unwrap_or_default().to_owned())
 }
 
 async fn read_answer(wire: &mut Wire) -> Result<Answer, End> {
@@ -486,7 +535,8 @@ async fn nothing_more(wire: &mut Wire) -> Result<(), String> {
 const POST: &str = "POST /v1/chat/completions HTTP/1.";
 
 fn post(framing: &str) -> Vec<u8> {
-    format!("{POST}1\r\nHost: gateway\r\nContent-Type: application/json\r\n{framing}\r\n\r\n").into_bytes()
+    format!("{POST}1\r\nHost: gateway\r\nContent-Type: application/json\r\n{framing}\r\n\r\n")
+        .into_bytes()
 }
 
 fn request(ask: &Ask) -> Vec<u8> {

@@ -11,9 +11,12 @@ pub struct Garbage {
 
 pub fn make(rng: &mut fastrand::Rng) -> Garbage {
     let post = |fields: &str, body: &str| {
-        format!("POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\n{fields}\r\n\r\n{body}").into_bytes()
+        format!("POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\n{fields}\r\n\r\n{body}")
+            .into_bytes()
     };
-    let get = |fields: &str| format!("GET /v1/models HTTP/1.1\r\nHost: gateway\r\n{fields}\r\n").into_bytes();
+    let get = |fields: &str| {
+        format!("GET /v1/models HTTP/1.1\r\nHost: gateway\r\n{fields}\r\n").into_bytes()
+    };
     let (bytes, status) = match rng.u8(..22) {
         0 => (b"hello\r\n\r\n".to_vec(), Some(400)),
         1 => (b"GET /v1/models HTTP/1.1\r\n\r\n".to_vec(), Some(400)),

@@ -47,10 +47,13 @@ pub struct Held {
 impl Gateway {
     /// `patience` is how long it waits for a request head, and the measure of its other deadlines towards callers.
     pub fn start(desks: &[Rc<Desk>], patience: Duration, seed: u64) -> Gateway {
-        let file =
-            |extension| std::env::temp_dir().join(format!("limitrate-soak-{}-{seed}.{extension}", std::process::id()));
+        let file = |extension| {
+            std::env::temp_dir()
+                .join(format!("limitrate-soak-{}-{seed}.{extension}", std::process::id()))
+        };
         let files @ [config, state] = &[file("yaml"), file("json")];
-        std::fs::write(config, server(patience, state) + &entries(desks)).expect("write the configuration");
+        std::fs::write(config, server(patience, state) + &entries(desks))
+            .expect("write the configuration");
         forget_the_past(config, state);
         let mut child = spawn(config);
         let log = Arc::new(Mutex::new(Log::default()));
@@ -62,9 +65,13 @@ impl Gateway {
         });
         let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
         let first = lines.next().and_then(Result::ok).unwrap_or_default();
-        let addr = first.split("http://").nth(1).and_then(|rest| rest.trim_end_matches("/v1").parse().ok());
+        let addr = first
+            .split("http://")
+            .nth(1)
+            .and_then(|rest| rest.trim_end_matches("/v1").parse().ok());
         thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-        let log_now = || log.lock().expect("nobody panics with the log").last.make_contiguous().join("\n");
+        let log_now =
+            || log.lock().expect("nobody panics with the log").last.make_contiguous().join("\n");
         let addr = addr.unwrap_or_else(|| panic!("no address in {first:?}\n{}", log_now()));
         Gateway { addr, child, files: files.clone(), log }
     }
@@ -77,7 +84,8 @@ impl Gateway {
     pub async fn stats(&self) -> Result<Vec<Value>, String> {
         let answer = async {
             let mut wire = Wire::connect(self.addr).await.map_err(|error| error.to_string())?;
-            let request = b"GET /admin/stats HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n";
+            let request =
+                b"GET /admin/stats HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n";
             wire.send(request).await.map_err(|error| error.to_string())?;
             let head = wire.head().await.map_err(|end| format!("{end:?}"))?;
             let mut body = Vec::new();
@@ -86,7 +94,10 @@ impl Gateway {
             serde_json::from_slice::<Value>(&body).map_err(|error| error.to_string())
         };
         let mut stats = answer.await.map_err(|error: String| format!("/admin/stats: {error}"))?;
-        stats["providers"].as_array_mut().map(std::mem::take).ok_or_else(|| format!("/admin/stats says {stats}"))
+        stats["providers"]
+            .as_array_mut()
+            .map(std::mem::take)
+            .ok_or_else(|| format!("/admin/stats says {stats}"))
     }
 
     pub fn terminate(&self) {
@@ -155,8 +166,14 @@ fn signal(pid: u32, signal: Signal) {
 pub fn held(pid: u32) -> Held {
     let files = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("the gateway runs").count();
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the gateway runs");
-    let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
-    Held { files, memory_kib: memory.and_then(|kib| kib.trim().parse().ok()).expect("Linux tells VmRSS in kB") }
+    let memory =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+    Held {
+        files,
+        memory_kib: memory
+            .and_then(|kib| kib.trim().parse().ok())
+            .expect("Linux tells VmRSS in kB"),
+    }
 }
 
 impl Drop for Gateway {
@@ -198,7 +215,10 @@ fn entries(desks: &[Rc<Desk>]) -> String {
                 format!("mode: spaced, interval_seconds: {}", interval.as_secs_f64())
             }
             Limit::Bucket { interval, capacity } => {
-                format!("mode: burst, interval_seconds: {}, capacity: {capacity}", interval.as_secs_f64())
+                format!(
+                    "mode: burst, interval_seconds: {}, capacity: {capacity}",
+                    interval.as_secs_f64()
+                )
             }
             Limit::Window { rpm } => format!("mode: window, rpm: {rpm}, max_wait_seconds: 1"),
         };
@@ -208,10 +228,14 @@ fn entries(desks: &[Rc<Desk>]) -> String {
             .expect("a String takes all");
         for model in *models {
             let own = model.interval.map(|interval| {
-                format!(", rate_limit: {{mode: spaced, interval_seconds: {}}}", interval.as_secs_f64())
+                format!(
+                    ", rate_limit: {{mode: spaced, interval_seconds: {}}}",
+                    interval.as_secs_f64()
+                )
             });
             let (id, upstream, own) = (model.id, model.upstream, own.unwrap_or_default());
-            writeln!(yaml, "      - {{id: {id}, upstream: {upstream}{own}}}").expect("a String takes all");
+            writeln!(yaml, "      - {{id: {id}, upstream: {upstream}{own}}}")
+                .expect("a String takes all");
         }
     }
     yaml

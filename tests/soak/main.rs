@@ -135,7 +135,9 @@ static PROVIDERS: [Spec; 8] = [
 fn main() -> ExitCode {
     // What cargo passes on to every test program: a filter that another name was meant by, or a wish for a list.
     let mut arguments = std::env::args().skip(1);
-    if arguments.any(|argument| argument == "--list" || !(argument.starts_with("--") || "soak".contains(&*argument))) {
+    if arguments.any(|argument| {
+        argument == "--list" || !(argument.starts_with("--") || "soak".contains(&*argument))
+    }) {
         return ExitCode::SUCCESS;
     }
     let seconds = number("SOAK_SECONDS").unwrap_or(5).max(1);
@@ -144,13 +146,18 @@ fn main() -> ExitCode {
     let gateway_pid = watch(Duration::from_secs(2 * seconds) + OVERTIME);
     let executor = Rc::new(LocalExecutor::new());
     let tally = Rc::new(Tally::default());
-    let soak = soak(executor.clone(), tally.clone(), Duration::from_secs(seconds), seed, gateway_pid);
+    let soak =
+        soak(executor.clone(), tally.clone(), Duration::from_secs(seconds), seed, gateway_pid);
     smol::block_on(executor.run(soak));
     if tally.failed() == 0 {
         say("passed");
         return ExitCode::SUCCESS;
     }
-    say(&format!("FAILED {} times, SOAK_SEED={seed}; the first of them:\n{}", tally.failed(), tally.failures()));
+    say(&format!(
+        "FAILED {} times, SOAK_SEED={seed}; the first of them:\n{}",
+        tally.failed(),
+        tally.failures()
+    ));
     ExitCode::FAILURE
 }
 
@@ -185,13 +192,17 @@ async fn soak(
     let (warmers, callers, last) = (clients(CLIENTS), clients(CLIENTS), clients(LAST_CALLERS));
     let held_up = Rc::new(Cell::new(Duration::ZERO));
     executor.spawn(heartbeat(held_up.clone())).detach();
-    let round = |callers, length| round(&executor, callers, length, gateway.pid(), &tally, &sessions);
+    let round =
+        |callers, length| round(&executor, callers, length, gateway.pid(), &tally, &sessions);
     round(warmers, (length / 2).min(Duration::from_secs(10))).await;
     let before = settled(&gateway, &desks, None, &tally).await;
     round(callers, length).await;
     let after = settled(&gateway, &desks, Some(before), &tally).await;
     if after.memory_kib > before.memory_kib + MEMORY_TOLERANCE_KIB {
-        tally.fail("memory", format!("{} KiB after the warm-up, {} at the end", before.memory_kib, after.memory_kib));
+        tally.fail(
+            "memory",
+            format!("{} KiB after the warm-up, {} at the end", before.memory_kib, after.memory_kib),
+        );
     }
     farewell(&executor, &mut gateway, last, &tally).await;
     desks.iter().for_each(|desk| desk.check_pace());
@@ -202,7 +213,10 @@ async fn soak(
         "the gateway after the warm-up: {} open files, {} KiB; at the end: {}, {} KiB",
         before.files, before.memory_kib, after.files, after.memory_kib
     ));
-    say(&format!("the soak itself was held up for at most {:.0} ms", held_up.get().as_secs_f64() * 1000.0));
+    say(&format!(
+        "the soak itself was held up for at most {:.0} ms",
+        held_up.get().as_secs_f64() * 1000.0
+    ));
     if tally.failed() > 0 {
         say(&format!("the gateway's last words:\n{}", gateway.last_words()));
     }
@@ -218,14 +232,17 @@ async fn round(
     sessions: &Rc<Cell<usize>>,
 ) {
     let began = Instant::now();
-    let lives: Vec<_> = clients.into_iter().map(|client| executor.spawn(client.live(began + length))).collect();
+    let lives: Vec<_> =
+        clients.into_iter().map(|client| executor.spawn(client.live(began + length))).collect();
     let (tally, sessions) = (tally.clone(), sessions.clone());
     let telling = executor.spawn(async move {
         loop {
             Timer::after(Duration::from_secs(10)).await;
             let (at, total, open) = (began.elapsed().as_secs(), tally.total(), sessions.get());
             let Held { files, memory_kib } = gateway::held(gateway);
-            say(&format!("{at:>4} s: {total} requests, {open} sessions open, {files} files, {memory_kib} KiB"));
+            say(&format!(
+                "{at:>4} s: {total} requests, {open} sessions open, {files} files, {memory_kib} KiB"
+            ));
         }
     });
     // Under load all the while: nobody may notice.
@@ -244,7 +261,12 @@ async fn round(
 
 /// Waits until nothing is queued or in flight, no connection to a provider is open, and where a count from before is
 /// given, no more files are; says what is held then.
-async fn settled(gateway: &Gateway, desks: &[Rc<Desk>], before: Option<Held>, tally: &Tally) -> Held {
+async fn settled(
+    gateway: &Gateway,
+    desks: &[Rc<Desk>],
+    before: Option<Held>,
+    tally: &Tally,
+) -> Held {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let busy = match gateway.stats().await {
@@ -274,18 +296,28 @@ fn busy(rows: &[serde_json::Value], desks: &[Rc<Desk>]) -> Option<String> {
             .map(|key| format!("{key} of {} is {}", row["provider"], row[key]))
     };
     let open = |desk: &Rc<Desk>| {
-        (desk.open_connections() > 0).then(|| format!("{} connections to {}", desk.open_connections(), desk.spec.name))
+        (desk.open_connections() > 0)
+            .then(|| format!("{} connections to {}", desk.open_connections(), desk.spec.name))
     };
     rows.iter().find_map(of).or_else(|| desks.iter().find_map(open))
 }
 
 /// Stops the gateway under load: everybody who is there is answered, and it ends with 0.
-async fn farewell(executor: &Rc<LocalExecutor<'static>>, gateway: &mut Gateway, last: Vec<Client>, tally: &Rc<Tally>) {
+async fn farewell(
+    executor: &Rc<LocalExecutor<'static>>,
+    gateway: &mut Gateway,
+    last: Vec<Client>,
+    tally: &Rc<Tally>,
+) {
     let total = |rows: Vec<serde_json::Value>| -> u64 {
-        rows.iter().flat_map(|row| [&row["sent"], &row["queued_ahead"]]).filter_map(serde_json::Value::as_u64).sum()
+        rows.iter()
+            .flat_map(|row| [&row["sent"], &row["queued_ahead"]])
+            .filter_map(serde_json::Value::as_u64)
+            .sum()
     };
     let before = gateway.stats().await.map(total).unwrap_or_default();
-    let waiting: Vec<_> = last.into_iter().map(|client| executor.spawn(client.last_request())).collect();
+    let waiting: Vec<_> =
+        last.into_iter().map(|client| executor.spawn(client.last_request())).collect();
     // Some may be refused at once, so this may not come true; their answers show all the same.
     let deadline = Instant::now() + Duration::from_secs(1);
     while gateway.stats().await.map(total).unwrap_or_default() < before + waiting.len() as u64

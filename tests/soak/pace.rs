@@ -20,7 +20,12 @@ pub const LATE: Duration = Duration::from_millis(250);
 
 /// Checks a token bucket over sorted times in nanoseconds: no k+capacity sends within less than k intervals and
 /// [`MADE_UP`], for any k, and without a burst no gap shorter by more than [`MADE_UP_BY_A_GAP`].
-pub fn bucket(times: &[u64], interval: Duration, capacity: u32, tolerance: Duration) -> Result<(), String> {
+pub fn bucket(
+    times: &[u64],
+    interval: Duration,
+    capacity: u32,
+    tolerance: Duration,
+) -> Result<(), String> {
     let (step, slack) = (nanos(interval), nanos(tolerance));
     let made_up = nanos(if capacity == 1 { MADE_UP } else { MADE_UP_BY_A_GAP });
     let least_gap = if capacity == 1 { step.saturating_sub(nanos(MADE_UP_BY_A_GAP)) } else { 0 };

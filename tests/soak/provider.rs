@@ -94,7 +94,12 @@ enum Delimited {
 
 impl Desk {
     /// Listens on a port of its own and serves from now on.
-    pub fn open(spec: &'static Spec, seed: u64, tally: &Rc<Tally>, executor: &Rc<LocalExecutor<'static>>) -> Rc<Desk> {
+    pub fn open(
+        spec: &'static Spec,
+        seed: u64,
+        tally: &Rc<Tally>,
+        executor: &Rc<LocalExecutor<'static>>,
+    ) -> Rc<Desk> {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind a loopback port");
         // Before the first connection, which inherits it: data may come before `accept` does.
         setsockopt(&listener, ReceiveTimestampns, &true).expect("set SO_TIMESTAMPNS");
@@ -146,12 +151,15 @@ impl Desk {
         let times: Vec<u64> = arrivals.iter().map(|&(at, _)| at).collect();
         let tolerance = if self.spec.name == "uploads" { pace::LATE } else { pace::EXACT };
         let mut results = vec![match self.spec.limit {
-            Limit::Bucket { interval, capacity } => pace::bucket(&times, interval, capacity, tolerance),
+            Limit::Bucket { interval, capacity } => {
+                pace::bucket(&times, interval, capacity, tolerance)
+            }
             Limit::Window { rpm } => pace::window(&times, rpm, Duration::from_secs(60)),
         }];
         for (n, model) in self.spec.models.iter().enumerate() {
             let Some(interval) = model.interval else { continue };
-            let times: Vec<u64> = arrivals.iter().filter(|&&(_, model)| model == n).map(|&(at, _)| at).collect();
+            let times: Vec<u64> =
+                arrivals.iter().filter(|&&(_, model)| model == n).map(|&(at, _)| at).collect();
             results.push(pace::bucket(&times, interval, 1, tolerance));
         }
         results.push(pace::pauses(&times, &self.pauses.borrow(), REACTION));
@@ -191,15 +199,19 @@ impl Desk {
             self.undated.set(self.undated.get() + 1);
             return false;
         }
-        let model = |ask: &Ask| self.spec.models.iter().position(|model| model.upstream == ask.model);
-        let Some((ask, model)) = Ask::parse(&body).and_then(|ask| model(&ask).map(|model| (ask, model))) else {
+        let model =
+            |ask: &Ask| self.spec.models.iter().position(|model| model.upstream == ask.model);
+        let Some((ask, model)) =
+            Ask::parse(&body).and_then(|ask| model(&ask).map(|model| (ask, model)))
+        else {
             self.tally.fail(self.spec.name, format!("a request arrived changed: {head:?}"));
             return false;
         };
         if wire.has_ended() {
             self.undated.set(self.undated.get() + 1);
         } else {
-            let at = head.arrived.expect("the kernel stamps what a socket with SO_TIMESTAMPNS receives");
+            let at =
+                head.arrived.expect("the kernel stamps what a socket with SO_TIMESTAMPNS receives");
             self.arrivals.borrow_mut().push((at, model));
         }
         let act = self.choose();
@@ -236,14 +248,21 @@ impl Desk {
         let mut rng = self.rng.borrow_mut();
         let ms = |range| Duration::from_millis(range);
         let delimited = if rng.bool() { Delimited::Chunks } else { Delimited::Length };
-        let mut shape =
-            Shape { delimited, think: Duration::ZERO, between: Duration::ZERO, interim: rng.u8(..) < 20, close: None };
+        let mut shape = Shape {
+            delimited,
+            think: Duration::ZERO,
+            between: Duration::ZERO,
+            interim: rng.u8(..) < 20,
+            close: None,
+        };
         match self.spec.manners {
             Manners::Prompt => shape.close = (rng.u8(..) < 10).then_some(true),
             Manners::Slow => (shape.think, shape.between) = (ms(rng.u64(..300)), ms(rng.u64(..30))),
             Manners::Strict if self.pauses_now(&mut rng) => return Act::Refuse,
             Manners::Strict => {}
-            Manners::Old if rng.bool() => (shape.delimited, shape.close) = (Delimited::Close, Some(true)),
+            Manners::Old if rng.bool() => {
+                (shape.delimited, shape.close) = (Delimited::Close, Some(true))
+            }
             Manners::Old => shape.close = (rng.u8(..) < 100).then_some(false),
             Manners::Broken => match rng.u8(..100) {
                 0..35 => return Act::Break(FAULTS[rng.usize(..FAULTS.len())]),
@@ -265,7 +284,8 @@ impl Desk {
         }
         self.next_pause.set(now + RETRY_AFTER + Duration::from_millis(rng.u64(1000..3000)));
         self.paused_until.set(Some(now + RETRY_AFTER));
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("it is past 1970");
+        let since =
+            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("it is past 1970");
         let nanos = |time: Duration| u64::try_from(time.as_nanos()).expect("it is before 2500");
         self.pauses.borrow_mut().push((nanos(since), nanos(since + RETRY_AFTER)));
         true
@@ -275,7 +295,8 @@ impl Desk {
         match act {
             Act::Refuse => {
                 let retry_after = format!("Retry-After: {}\r\n", RETRY_AFTER.as_secs());
-                wire.send(&error("429 Too Many Requests", &retry_after, "rate_limit_exceeded")).await?;
+                wire.send(&error("429 Too Many Requests", &retry_after, "rate_limit_exceeded"))
+                    .await?;
                 Ok(true)
             }
             Act::Fail => {
@@ -289,14 +310,20 @@ impl Desk {
 
     /// Never leaves a connection that could be used again.
     async fn go_wrong(&self, wire: &mut Wire, ask: &Ask, fault: Fault) -> io::Result<bool> {
-        let delimited = if self.rng.borrow_mut().bool() { Delimited::Chunks } else { Delimited::Length };
+        let delimited =
+            if self.rng.borrow_mut().bool() { Delimited::Chunks } else { Delimited::Length };
         let pieces = ask.answer();
         match fault {
             Fault::CloseBefore | Fault::ResetBefore | Fault::StallBefore => {}
             Fault::NotHttp => wire.send(b"SSH-2.0-OpenSSH_9.9\r\n").await?,
             Fault::MoreThanPromised => {
-                let whole = [head(ask, delimited, None, &pieces), framed(&pieces, delimited)].concat();
-                wire.send(&[whole, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong".to_vec()].concat()).await?;
+                let whole =
+                    [head(ask, delimited, None, &pieces), framed(&pieces, delimited)].concat();
+                wire.send(
+                    &[whole, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong".to_vec()]
+                        .concat(),
+                )
+                .await?;
                 wire.rest().await;
             }
             Fault::CloseInside | Fault::ResetInside | Fault::StallInside => {
@@ -346,7 +373,9 @@ fn head(ask: &Ask, delimited: Delimited, close: Option<bool>, pieces: &[Vec<u8>]
     let media = if ask.stream { "text/event-stream" } else { "application/json" };
     let framing = match delimited {
         Delimited::Chunks => "Transfer-Encoding: chunked\r\n".to_owned(),
-        Delimited::Length => format!("Content-Length: {}\r\n", pieces.iter().map(Vec::len).sum::<usize>()),
+        Delimited::Length => {
+            format!("Content-Length: {}\r\n", pieces.iter().map(Vec::len).sum::<usize>())
+        }
         Delimited::Close => String::new(),
     };
     let close = if close == Some(true) { "Connection: close\r\n" } else { "" };
@@ -364,13 +393,17 @@ fn framed(pieces: &[Vec<u8>], delimited: Delimited) -> Vec<u8> {
 fn frame(piece: &[u8], delimited: Delimited) -> Vec<u8> {
     match delimited {
         Delimited::Chunks if piece.is_empty() => Vec::new(),
-        Delimited::Chunks => [format!("{:X};n=1\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat(),
+        Delimited::Chunks => {
+            [format!("{:X};n=1\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat()
+        }
         Delimited::Length | Delimited::Close => piece.to_vec(),
     }
 }
 
 fn error(status: &str, extra: &str, code: &str) -> Vec<u8> {
-    let body = format!(r#"{{"error":{{"message":"On purpose","type":"soak","param":null,"code":"{code}"}}}}"#);
+    let body = format!(
+        r#"{{"error":{{"message":"On purpose","type":"soak","param":null,"code":"{code}"}}}}"#
+    );
     let length = body.len();
     format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\n{extra}Content-Length: {length}\r\n\r\n{body}")
         .into()

@@ -46,12 +46,17 @@ impl Tally {
         let outcomes: BTreeSet<_> = counts.keys().map(|&(_, outcome)| outcome).collect();
         let manners: BTreeSet<_> = counts.keys().map(|&(manner, _)| manner).collect();
         let row = |first: &str, cells: Vec<String>| {
-            cells.into_iter().fold(format!("{first:<14}"), |line, cell| line + &format!("{cell:>14}")) + "\n"
+            cells
+                .into_iter()
+                .fold(format!("{first:<14}"), |line, cell| line + &format!("{cell:>14}"))
+                + "\n"
         };
-        let cell = |manner, outcome| counts.get(&(manner, outcome)).map_or(String::new(), u64::to_string);
+        let cell =
+            |manner, outcome| counts.get(&(manner, outcome)).map_or(String::new(), u64::to_string);
         let header = row("", outcomes.iter().map(ToString::to_string).collect());
-        let rows =
-            manners.iter().map(|manner| row(manner, outcomes.iter().map(|outcome| cell(manner, outcome)).collect()));
+        let rows = manners.iter().map(|manner| {
+            row(manner, outcomes.iter().map(|outcome| cell(manner, outcome)).collect())
+        });
         rows.fold(header, |table, row| table + &row)
     }
 }

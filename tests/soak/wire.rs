@@ -76,7 +76,13 @@ impl Wire {
     pub fn new(stream: Async<TcpStream>) -> Wire {
         // Fails only on a connection that is over already, and reading will tell that.
         let _ = stream.get_ref().set_nodelay(true);
-        Wire { stream, buffer: Vec::new(), arrived: None, scratch: vec![0; 64 * 1024], before_each_read: None }
+        Wire {
+            stream,
+            buffer: Vec::new(),
+            arrived: None,
+            scratch: vec![0; 64 * 1024],
+            before_each_read: None,
+        }
     }
 
     /// From now on takes up to `bytes` at a time and pauses before each.
@@ -102,7 +108,8 @@ impl Wire {
 
     /// Makes the close a RST.
     pub fn reset_on_close(&self) {
-        let _ = rustix::net::sockopt::set_socket_linger(self.stream.get_ref(), Some(Duration::ZERO));
+        let _ =
+            rustix::net::sockopt::set_socket_linger(self.stream.get_ref(), Some(Duration::ZERO));
     }
 
     /// Reads once. The kernel's time is that of the last packet that the read took from: exact for a message in one
@@ -154,7 +161,8 @@ impl Wire {
         let mut lines = text.split("\r\n");
         let start = lines.next().unwrap_or_default().to_owned();
         let field = |line: &str| {
-            let (name, value) = line.split_once(':').ok_or_else(|| malformed("header field", line))?;
+            let (name, value) =
+                line.split_once(':').ok_or_else(|| malformed("header field", line))?;
             Ok((name.to_ascii_lowercase(), value.trim().to_owned()))
         };
         Ok(Head { start, fields: lines.map(field).collect::<Result<_, _>>()?, arrived })
@@ -174,7 +182,8 @@ impl Wire {
             Framing::Chunked => loop {
                 let line = self.until(b"\r\n").await?;
                 let digits = line.split(';').next().unwrap_or_default();
-                let size = usize::from_str_radix(digits, 16).map_err(|_| malformed("chunk size", &line))?;
+                let size = usize::from_str_radix(digits, 16)
+                    .map_err(|_| malformed("chunk size", &line))?;
                 self.exactly(size, out).await?;
                 let after = self.until(b"\r\n").await?;
                 match (size, after.is_empty()) {
@@ -214,9 +223,12 @@ impl Wire {
 fn receive(socket: &TcpStream, buffer: &mut [u8]) -> io::Result<(usize, Option<u64>)> {
     let mut control = nix::cmsg_space!(nix::sys::time::TimeSpec);
     let mut parts = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::empty())?;
+    let message =
+        recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::empty())?;
     let stamp = message.cmsgs()?.find_map(|part| match part {
-        ControlMessageOwned::ScmTimestampns(at) => Some(at.tv_sec() as u64 * 1_000_000_000 + at.tv_nsec() as u64),
+        ControlMessageOwned::ScmTimestampns(at) => {
+            Some(at.tv_sec() as u64 * 1_000_000_000 + at.tv_nsec() as u64)
+        }
         _ => None,
     });
     Ok((message.bytes, stamp))

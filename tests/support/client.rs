@@ -70,10 +70,16 @@ impl Response {
     /// The `error` object of a refusal, after a check that it has the shape that the SDKs parse.
     pub fn error(&self) -> serde_json::Value {
         let error = self.json()["error"].clone();
-        assert!(error["message"].is_string() && error["type"].is_string(), "no OpenAI error object: {self:?}");
+        assert!(
+            error["message"].is_string() && error["type"].is_string(),
+            "no OpenAI error object: {self:?}"
+        );
         for key in ["param", "code"] {
             let value = error.get(key).unwrap_or_else(|| panic!("no {key} in {self:?}"));
-            assert!(value.is_null() || value.is_string(), "{key} is neither null nor a string: {self:?}");
+            assert!(
+                value.is_null() || value.is_string(),
+                "{key} is neither null nor a string: {self:?}"
+            );
         }
         assert_eq!(self.header("content-type").as_deref(), Some("application/json"), "{self:?}");
         error
@@ -106,7 +112,9 @@ impl Client {
 
     /// On a unix socket; std's type for TCP does with any stream socket what is done here.
     pub fn connect_unix(path: &Path) -> Client {
-        Client::on(TcpStream::from(OwnedFd::from(UnixStream::connect(path).expect("connect to the socket"))))
+        Client::on(TcpStream::from(OwnedFd::from(
+            UnixStream::connect(path).expect("connect to the socket"),
+        )))
     }
 
     /// In a session that stands.
@@ -124,7 +132,11 @@ impl Client {
         // No matter on a unix socket.
         let _ = stream.set_nodelay(true);
         stream.set_read_timeout(Some(PATIENCE)).expect("set a read timeout");
-        Client { wire: Wire::new(Arc::new(stream)), framing: Framing::UntilClose, head_request: false }
+        Client {
+            wire: Wire::new(Arc::new(stream)),
+            framing: Framing::UntilClose,
+            head_request: false,
+        }
     }
 
     /// Sends bytes as they are.
@@ -193,14 +205,19 @@ impl Client {
         let deadline = Instant::now() + PATIENCE * 6;
         let ended = loop {
             // Something comes again and again where a heartbeat does.
-            assert!(Instant::now() < deadline, "a body without an end: {:?}", String::from_utf8_lossy(&self.wire.log));
+            assert!(
+                Instant::now() < deadline,
+                "a body without an end: {:?}",
+                String::from_utf8_lossy(&self.wire.log)
+            );
             match self.read_chunk() {
                 Ok(chunk) => chunks.push(chunk),
                 Err(ended) => break ended,
             }
         };
         let body = chunks.iter().flat_map(|chunk| chunk.bytes.clone()).collect();
-        let status = head.word(1).parse().unwrap_or_else(|_| panic!("status line {:?}", head.start));
+        let status =
+            head.word(1).parse().unwrap_or_else(|_| panic!("status line {:?}", head.start));
         Response { status, headers: head.headers, body, chunks, ended }
     }
 
@@ -223,7 +240,8 @@ impl Client {
 
     /// Hangs up with RST.
     pub fn reset(self) {
-        rustix::net::sockopt::set_socket_linger(self.wire.stream(), Some(Duration::ZERO)).expect("set SO_LINGER");
+        rustix::net::sockopt::set_socket_linger(self.wire.stream(), Some(Duration::ZERO))
+            .expect("set SO_LINGER");
     }
 
     /// Whether the gateway closes the connection within `timeout`; bytes that come before are kept.
@@ -239,7 +257,10 @@ impl Client {
     }
 
     fn fail(&self, wanted: &str, end: End) -> ! {
-        panic!("{end:?} while waiting for {wanted}; read so far: {:?}", String::from_utf8_lossy(&self.wire.log))
+        panic!(
+            "{end:?} while waiting for {wanted}; read so far: {:?}",
+            String::from_utf8_lossy(&self.wire.log)
+        )
     }
 }
 
@@ -270,14 +291,17 @@ fn framing(head: &Head, head_request: bool) -> Framing {
     if head_request || status.starts_with('1') || status == "204" || status == "304" {
         return Framing::Length(0);
     }
-    let (coding, length) = (head.headers.get("transfer-encoding"), head.headers.get("content-length"));
+    let (coding, length) =
+        (head.headers.get("transfer-encoding"), head.headers.get("content-length"));
     match (coding, length) {
         (Some(_), Some(_)) => panic!("both Transfer-Encoding and Content-Length: {head:?}"),
         (Some(coding), None) => {
             assert_eq!(coding, "chunked", "{head:?}");
             Framing::Chunked
         }
-        (None, Some(length)) => Framing::Length(length.parse().unwrap_or_else(|_| panic!("Content-Length {length:?}"))),
+        (None, Some(length)) => {
+            Framing::Length(length.parse().unwrap_or_else(|_| panic!("Content-Length {length:?}")))
+        }
         (None, None) => Framing::UntilClose,
     }
 }

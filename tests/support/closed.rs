@@ -15,7 +15,8 @@ impl ClosedPort {
     pub fn new() -> ClosedPort {
         let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("make a socket");
         bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).expect("bind a loopback port");
-        let addr = getsockname(&socket).expect("it is bound").try_into().expect("an internet address");
+        let addr =
+            getsockname(&socket).expect("it is bound").try_into().expect("an internet address");
         ClosedPort { _socket: socket, addr }
     }
 

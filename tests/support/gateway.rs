@@ -27,12 +27,24 @@ pub fn burst(ms: u64, capacity: u32) -> String {
 }
 
 /// An entry of `providers:` whose base_url is `http://{upstream}/v1`; `extras` holds further lines of it.
-pub fn provider_yaml(name: &str, upstream: SocketAddr, models: &[&str], rate_limit: &str, extras: &str) -> String {
+pub fn provider_yaml(
+    name: &str,
+    upstream: SocketAddr,
+    models: &[&str],
+    rate_limit: &str,
+    extras: &str,
+) -> String {
     provider_at(name, &format!("http://{upstream}/v1"), models, rate_limit, extras)
 }
 
 /// An entry of `providers:` with any base_url. Nothing is sent twice unless `extras` has a `retry:` of its own.
-pub fn provider_at(name: &str, base_url: &str, models: &[&str], rate_limit: &str, extras: &str) -> String {
+pub fn provider_at(
+    name: &str,
+    base_url: &str,
+    models: &[&str],
+    rate_limit: &str,
+    extras: &str,
+) -> String {
     let models = models.join(", ");
     let once = if extras.contains("retry:") { "" } else { "    retry: {attempts: 1}\n" };
     let extras: String = extras.lines().map(|line| format!("    {line}\n")).collect();
@@ -60,7 +72,8 @@ impl Gateway {
         let server: String = server.lines().map(|line| format!("  {line}\n")).collect();
         let port = if server.contains("  port: ") { "" } else { "  port: 0\n" };
         let yaml = format!("server:\n  host: 127.0.0.1\n{port}{server}providers:\n{providers}");
-        let env: Vec<(String, String)> = env.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let env: Vec<(String, String)> =
+            env.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
         let (started, address) = mpsc::channel();
         let (stop, stopped) = async_channel::unbounded();
         let (end, ended) = mpsc::channel();
@@ -95,7 +108,12 @@ impl Gateway {
     }
 
     /// The same of the provider with that index.
-    pub fn wait_stats_of(&self, provider: usize, wanted: impl Fn(&Value) -> bool, timeout: Duration) -> Value {
+    pub fn wait_stats_of(
+        &self,
+        provider: usize,
+        wanted: impl Fn(&Value) -> bool,
+        timeout: Duration,
+    ) -> Value {
         let deadline = Instant::now() + timeout;
         loop {
             let stats = self.stats()["providers"][provider].take();
@@ -138,8 +156,9 @@ impl Drop for Gateway {
 }
 
 fn bind(yaml: &str, env: &[(String, String)]) -> Server {
-    let lookup = |name: &str| env.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
-    let config =
-        config::parse(yaml, Path::new("test.yaml"), &lookup).unwrap_or_else(|faults| panic!("{faults}\nin\n{yaml}"));
+    let lookup =
+        |name: &str| env.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+    let config = config::parse(yaml, Path::new("test.yaml"), &lookup)
+        .unwrap_or_else(|faults| panic!("{faults}\nin\n{yaml}"));
     Server::bind(&config).expect("bind a loopback port")
 }

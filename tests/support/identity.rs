@@ -49,9 +49,15 @@ impl Identity {
     }
 
     /// The same for a key that is there already.
-    pub fn issue_for(&self, names: &SubjectAlternativeName, days: i64, key: PKey<Private>) -> Identity {
+    pub fn issue_for(
+        &self,
+        names: &SubjectAlternativeName,
+        days: i64,
+        key: PKey<Private>,
+    ) -> Identity {
         let mut builder = certificate("a provider", &key, days);
-        let extension = names.build(&builder.x509v3_context(Some(&self.certificate), None)).unwrap();
+        let extension =
+            names.build(&builder.x509v3_context(Some(&self.certificate), None)).unwrap();
         builder.append_extension(extension).unwrap();
         builder.set_issuer_name(self.certificate.subject_name()).unwrap();
         builder.sign(&self.key, MessageDigest::sha256()).unwrap();
@@ -61,7 +67,8 @@ impl Identity {
     /// `server.tls` with this certificate, this chain behind it, and this key in PEM.
     pub fn serves(&self, chain: &[&Identity], key: &[u8]) -> String {
         let all = [self].into_iter().chain(chain.iter().copied());
-        let pem: Vec<u8> = all.flat_map(|identity| identity.certificate.to_pem().unwrap()).collect();
+        let pem: Vec<u8> =
+            all.flat_map(|identity| identity.certificate.to_pem().unwrap()).collect();
         let cert_file = Process::file("fullchain.pem", std::str::from_utf8(&pem).unwrap());
         let key_file = Process::file("privkey.pem", std::str::from_utf8(key).unwrap());
         format!("tls: {{cert_file: {}, key_file: {}}}", cert_file.display(), key_file.display())
@@ -98,7 +105,11 @@ fn certificate(common: &str, key: &PKey<Private>, days: i64) -> X509Builder {
     };
     let mut builder = X509::builder().unwrap();
     builder.set_version(2).unwrap();
-    builder.set_serial_number(&BigNum::from_u32(fastrand::u32(1..)).unwrap().to_asn1_integer().unwrap()).unwrap();
+    builder
+        .set_serial_number(
+            &BigNum::from_u32(fastrand::u32(1..)).unwrap().to_asn1_integer().unwrap(),
+        )
+        .unwrap();
     builder.set_subject_name(&name(common)).unwrap();
     builder.set_pubkey(key).unwrap();
     builder.set_not_before(&from_now(days - 2)).unwrap();

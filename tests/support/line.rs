@@ -15,8 +15,13 @@ impl Line {
     /// With further lines for `server:` and for the provider.
     pub fn start(server: &str, extras: &str) -> Line {
         let gate = Gate::closed();
-        let answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
-        let reply = Reply::Pieces { pieces: vec![answer.to_vec()], gate: gate.clone(), ending: Ending::Complete };
+        let answer =
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
+        let reply = Reply::Pieces {
+            pieces: vec![answer.to_vec()],
+            gate: gate.clone(),
+            ending: Ending::Complete,
+        };
         let upstream = Upstream::start([reply]);
         let limit = "{mode: burst, rpm: 600000, capacity: 1000, max_concurrent: 1}";
         let provider = provider_yaml("p", upstream.addr(), &["m"], limit, extras);
@@ -64,7 +69,9 @@ impl Line {
         let mut sent = self.upstream.requests().len();
         let end = sent + waiting as usize;
         // Whose turn is near has a connection, beside the one of the request under way: nobody overtakes who makes one.
-        let near = self.gateway.wait_queued(waiting)["waiting_in_acquire"].as_u64().expect("a number") as usize;
+        let near = self.gateway.wait_queued(waiting)["waiting_in_acquire"]
+            .as_u64()
+            .expect("a number") as usize;
         self.upstream.wait_open(1 + near, PATIENCE);
         while sent < end {
             self.gateway.stats();
@@ -73,7 +80,8 @@ impl Line {
             self.upstream.wait_requests(sent, PATIENCE);
         }
         let requests = self.upstream.requests();
-        let tag = |request: &super::Recorded| request.json()["tag"].as_str().expect("a tag").to_owned();
+        let tag =
+            |request: &super::Recorded| request.json()["tag"].as_str().expect("a tag").to_owned();
         requests[end - waiting as usize..].iter().map(tag).collect::<Vec<_>>().join(" ")
     }
 

@@ -31,7 +31,8 @@ impl Process {
     pub fn file(name: &str, text: &str) -> PathBuf {
         static FILES: AtomicUsize = AtomicUsize::new(0);
         let n = FILES.fetch_add(1, Ordering::Relaxed);
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{n}", std::process::id()));
+        let folder =
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{n}", std::process::id()));
         // Process numbers come again: an earlier run may have left one of that name.
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).expect("create a folder under the build directory");
@@ -43,7 +44,8 @@ impl Process {
     /// A configuration with these lines of `server:` and these entries of `providers:`.
     pub fn config(server: &str, providers: &str) -> PathBuf {
         let server: String = server.lines().map(|line| format!("  {line}\n")).collect();
-        let text = format!("server:\n  host: 127.0.0.1\n  port: 0\n{server}providers:\n{providers}");
+        let text =
+            format!("server:\n  host: 127.0.0.1\n  port: 0\n{server}providers:\n{providers}");
         Process::file("config.yaml", &text)
     }
 
@@ -133,7 +135,8 @@ impl Process {
         let stat = format!("/proc/{}/stat", self.id());
         let deadline = Instant::now() + PATIENCE;
         // Behind the name, which is in brackets.
-        let is = |stat: String| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(state));
+        let is =
+            |stat: String| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(state));
         while !fs::read_to_string(&stat).is_ok_and(is) {
             assert!(Instant::now() < deadline, "not in state {state}");
             thread::sleep(Duration::from_millis(1));
@@ -194,6 +197,8 @@ impl Drop for Process {
 
 fn lines(pipe: impl Read + Send + 'static) -> Receiver<String> {
     let (line, lines) = channel();
-    thread::spawn(move || BufReader::new(pipe).lines().map_while(Result::ok).try_for_each(|text| line.send(text)));
+    thread::spawn(move || {
+        BufReader::new(pipe).lines().map_while(Result::ok).try_for_each(|text| line.send(text))
+    });
     lines
 }

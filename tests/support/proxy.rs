@@ -58,10 +58,16 @@ fn serve(mut caller: TcpStream, manner: Manner, heads: &Sender<String>) {
     let head = String::from_utf8(head).expect("an ASCII head");
     // The test is over where this fails.
     let _ = heads.send(head.clone());
-    let target = head.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next()).expect("a CONNECT").to_owned();
+    let target = head
+        .strip_prefix("CONNECT ")
+        .and_then(|rest| rest.split(' ').next())
+        .expect("a CONNECT")
+        .to_owned();
     let answer = match manner {
         Manner::Tunnels => Ok("HTTP/1.1 200 Connection established\r\n\r\n"),
-        Manner::Wants(credential) if head.contains(&format!("\r\nProxy-Authorization: {credential}\r\n")) => {
+        Manner::Wants(credential)
+            if head.contains(&format!("\r\nProxy-Authorization: {credential}\r\n")) =>
+        {
             Ok("HTTP/1.1 200 OK\r\n\r\n")
         }
         Manner::Wants(_) => Err("HTTP/1.1 407 Who are you\r\nContent-Length: 0\r\n\r\n"),
@@ -76,7 +82,8 @@ fn serve(mut caller: TcpStream, manner: Manner, heads: &Sender<String>) {
         Ok(words) => {
             let provider = TcpStream::connect(&target).expect("the provider is there");
             caller.write_all(words.as_bytes()).expect("the caller is there");
-            let back = (provider.try_clone().expect("a handle"), caller.try_clone().expect("a handle"));
+            let back =
+                (provider.try_clone().expect("a handle"), caller.try_clone().expect("a handle"));
             thread::spawn(move || pump(back.0, back.1));
             pump(caller, provider);
         }

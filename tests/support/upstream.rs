@@ -105,7 +105,8 @@ impl Gate {
 
     fn pass(&self) {
         let passes = lock(&self.0.0);
-        let mut passes = self.0.1.wait_while(passes, |n| *n == 0).expect("no test thread panics with this lock");
+        let mut passes =
+            self.0.1.wait_while(passes, |n| *n == 0).expect("no test thread panics with this lock");
         if *passes < usize::MAX {
             *passes -= 1;
         }
@@ -136,7 +137,8 @@ impl Recorded {
     }
 
     pub fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("no JSON ({e}): {:?}", self.text()))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|e| panic!("no JSON ({e}): {:?}", self.text()))
     }
 }
 
@@ -191,7 +193,9 @@ impl Upstream {
     }
 
     /// Answers each request with what `answer` makes of it; the number counts requests from 0.
-    pub fn answering(answer: impl Fn(&Recorded, usize) -> Reply + Send + Sync + 'static) -> Upstream {
+    pub fn answering(
+        answer: impl Fn(&Recorded, usize) -> Reply + Send + Sync + 'static,
+    ) -> Upstream {
         Upstream::run(Script::Answer(Box::new(answer)))
     }
 
@@ -221,7 +225,12 @@ impl Upstream {
     /// Waits until at least `n` whole requests have come.
     pub fn wait_requests(&self, n: usize, timeout: Duration) -> Vec<Recorded> {
         let state = self.shared.wait(timeout, |state| state.requests.len() >= n);
-        assert!(state.requests.len() >= n, "{} of {n} requests: {:#?}", state.requests.len(), state.requests);
+        assert!(
+            state.requests.len() >= n,
+            "{} of {n} requests: {:#?}",
+            state.requests.len(),
+            state.requests
+        );
         state.requests.clone()
     }
 
@@ -233,7 +242,9 @@ impl Upstream {
 
     /// Waits until exactly `n` connections are open.
     pub fn wait_open(&self, n: usize, timeout: Duration) {
-        let open = |state: &State| state.connections.iter().filter(|connection| connection.gone.is_none()).count();
+        let open = |state: &State| {
+            state.connections.iter().filter(|connection| connection.gone.is_none()).count()
+        };
         let state = self.shared.wait(timeout, |state| open(state) == n);
         assert_eq!(open(&state), n, "open connections after {timeout:?}");
     }
@@ -242,7 +253,8 @@ impl Upstream {
     pub fn wait_closed(&self, connection: usize, timeout: Duration) -> (Gone, Instant) {
         let gone = |state: &State| state.connections.get(connection).and_then(|c| c.gone);
         let state = self.shared.wait(timeout, |state| gone(state).is_some());
-        gone(&state).unwrap_or_else(|| panic!("connection {connection} is still open after {timeout:?}"))
+        gone(&state)
+            .unwrap_or_else(|| panic!("connection {connection} is still open after {timeout:?}"))
     }
 }
 
@@ -250,7 +262,8 @@ impl Drop for Upstream {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.stopped = true;
-        for stream in state.connections.iter().filter_map(|connection| connection.stream.upgrade()) {
+        for stream in state.connections.iter().filter_map(|connection| connection.stream.upgrade())
+        {
             // Fails where the other side was faster.
             let _ = stream.shutdown(Shutdown::Both);
         }
@@ -339,7 +352,12 @@ fn serve(stream: Arc<TcpStream>, number: usize, shared: &Arc<Shared>) {
     shared.gone(number, how);
 }
 
-fn read_requests(mut wire: Wire, connection: usize, shared: &Shared, replies: &Sender<Reply>) -> End {
+fn read_requests(
+    mut wire: Wire,
+    connection: usize,
+    shared: &Shared,
+    replies: &Sender<Reply>,
+) -> End {
     loop {
         let head = match wire.head() {
             Ok(head) => head,
@@ -404,8 +422,7 @@ impl Writer {
         match reply {
             Reply::Json(status, body) => out.write_all(&json(status, &[], &body))?,
             Reply::TooMany(fields) => {
-                let body =
-                    r#"{"error":{"message":"Slow down","type":"requests","param":null,"code":"rate_limit_exceeded"}}"#;
+                let body = r#"{"error":{"message":"Slow down","type":"requests","param":null,"code":"rate_limit_exceeded"}}"#;
                 out.write_all(&json(429, &fields, body))?;
             }
             Reply::Raw(bytes) => out.write_all(&bytes)?,
@@ -414,7 +431,9 @@ impl Writer {
                 self.close();
             }
             Reply::CloseDelimited(body) => {
-                out.write_all(&[b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n", &body[..]].concat())?;
+                out.write_all(
+                    &[b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n", &body[..]].concat(),
+                )?;
                 self.close();
             }
             Reply::TruncateAt(n, body) => {
@@ -430,7 +449,9 @@ impl Writer {
                 self.end(ending);
             }
             Reply::Stall => {}
-            Reply::StallAfterHead => out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")?,
+            Reply::StallAfterHead => {
+                out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")?
+            }
             Reply::CloseBeforeAnswer => self.close(),
             Reply::Reset => self.reset(),
             Reply::Early(reply) => self.answer(*reply)?,
@@ -470,13 +491,15 @@ impl Writer {
     /// shutting the reading side down, which sends nothing, makes the other one do so.
     fn reset(&self) {
         self.ended.store(true, Ordering::SeqCst);
-        rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO)).expect("set SO_LINGER");
+        rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO))
+            .expect("set SO_LINGER");
         let _ = self.stream.shutdown(Shutdown::Read);
     }
 }
 
 fn json(status: u16, fields: &[(&str, String)], body: &str) -> Vec<u8> {
-    let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let fields: String =
+        fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let length = body.len();
     format!(
         "HTTP/1.1 {status} Scripted\r\nContent-Type: application/json\r\n{fields}Content-Length: {length}\r\n\r\n{body}"

@@ -82,7 +82,13 @@ pub struct Wire {
 
 impl Wire {
     pub fn new(stream: Arc<TcpStream>) -> Self {
-        Wire { stream, session: None, buffer: Vec::new(), last_read: Instant::now(), log: Vec::new() }
+        Wire {
+            stream,
+            session: None,
+            buffer: Vec::new(),
+            last_read: Instant::now(),
+            log: Vec::new(),
+        }
     }
 
     /// What a TLS session brings; its end without a close_notify counts as a reset.
@@ -169,7 +175,8 @@ impl Wire {
     pub fn chunk(&mut self) -> Result<(Instant, Vec<u8>), End> {
         let size_line = self.line()?;
         let digits = size_line.split(';').next().unwrap_or_default().trim_end();
-        let size = usize::from_str_radix(digits, 16).unwrap_or_else(|_| panic!("chunk size {size_line:?}"));
+        let size = usize::from_str_radix(digits, 16)
+            .unwrap_or_else(|_| panic!("chunk size {size_line:?}"));
         if size == 0 {
             while !self.line()?.is_empty() {}
             return Ok((self.last_read, Vec::new()));
@@ -194,7 +201,8 @@ impl Wire {
 
 fn parse_head(bytes: &[u8], arrived: Instant) -> Head {
     let text = |line: &[u8]| String::from_utf8_lossy(line).into_owned();
-    let mut lines = bytes.split(|&b| b == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut lines =
+        bytes.split(|&b| b == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let start = text(lines.next().unwrap_or_default());
     let field = |line: &[u8]| {
         let colon = line.iter().position(|&b| b == b':');

@@ -22,10 +22,22 @@ struct Limit {
     quick_sends: u64,
 }
 
-const SLOW: Limit =
-    Limit { model: "rpm600", told: "600 rpm", interval_nanos: 100e6, callers: 16, sends: 200, quick_sends: 30 };
-const FAST: Limit =
-    Limit { model: "rpm60000", told: "60,000 rpm", interval_nanos: 1e6, callers: 256, sends: 5000, quick_sends: 1000 };
+const SLOW: Limit = Limit {
+    model: "rpm600",
+    told: "600 rpm",
+    interval_nanos: 100e6,
+    callers: 16,
+    sends: 200,
+    quick_sends: 30,
+};
+const FAST: Limit = Limit {
+    model: "rpm60000",
+    told: "60,000 rpm",
+    interval_nanos: 1e6,
+    callers: 256,
+    sends: 5000,
+    quick_sends: 1000,
+};
 
 pub fn cadence(bench: &mut Bench) -> io::Result<()> {
     for contestant in bench.start("cadence", |entry| entry.is_gateway()) {
@@ -52,7 +64,8 @@ fn loaded(
     contestant: &Contestant,
     measure: impl FnOnce(&mut Bench) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut driver = Driver::new(&contestant.address, LOADING, contestant.chat("fast", false, 1024))?;
+    let mut driver =
+        Driver::new(&contestant.address, LOADING, contestant.chat("fast", false, 1024))?;
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         let load = scope.spawn(|| {
@@ -69,9 +82,16 @@ fn loaded(
 }
 
 /// Requests that wait for their turn all the time, so that each gap is the gateway's.
-fn gaps(bench: &mut Bench, contestant: &Contestant, limit: &Limit, is_cold: bool, told: &str) -> io::Result<()> {
+fn gaps(
+    bench: &mut Bench,
+    contestant: &Contestant,
+    limit: &Limit,
+    is_cold: bool,
+    told: &str,
+) -> io::Result<()> {
     bench.mock.terms.is_cold.store(is_cold, Relaxed);
-    let mut driver = Driver::new(&contestant.address, limit.callers, contestant.chat(limit.model, false, 1024))?;
+    let mut driver =
+        Driver::new(&contestant.address, limit.callers, contestant.chat(limit.model, false, 1024))?;
     driver.once()?;
     bench.mock.take_arrivals();
     driver.run(Until::Answered(if bench.is_quick { limit.quick_sends } else { limit.sends }))?;
@@ -92,9 +112,13 @@ impl Gaps {
     /// An error where there are too few to say anything.
     pub fn of(arrivals: &[u64], interval: f64) -> io::Result<Gaps> {
         let gaps = arrivals.windows(2).map(|pair| pair[1] as f64 - pair[0] as f64);
-        let (shortest, longest) =
-            gaps.fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), gap| (low.min(gap), high.max(gap)));
-        let [first, .., last] = arrivals else { return Err(io::Error::other("fewer than two arrivals")) };
+        let (shortest, longest) = gaps
+            .fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), gap| {
+                (low.min(gap), high.max(gap))
+            });
+        let [first, .., last] = arrivals else {
+            return Err(io::Error::other("fewer than two arrivals"));
+        };
         let mean = (last - first) as f64 / (arrivals.len() - 1) as f64;
         Ok(Gaps {
             shorter: (interval - shortest) / 1e6,
@@ -105,8 +129,29 @@ impl Gaps {
 
     pub fn note(&self, bench: &mut Bench, name: &str, round: usize, told: &str) {
         let table = &mut bench.table;
-        table.note(&format!("shortest gap is shorter by ms, {told}"), 3, Goal::AtMost(1.0), name, round, self.shorter);
-        table.note(&format!("longest gap is longer by ms, {told}"), 3, Goal::None, name, round, self.longer);
-        table.note(&format!("mean rate is off by %, {told}"), 3, Goal::Within(0.5), name, round, self.mean);
+        table.note(
+            &format!("shortest gap is shorter by ms, {told}"),
+            3,
+            Goal::AtMost(1.0),
+            name,
+            round,
+            self.shorter,
+        );
+        table.note(
+            &format!("longest gap is longer by ms, {told}"),
+            3,
+            Goal::None,
+            name,
+            round,
+            self.longer,
+        );
+        table.note(
+            &format!("mean rate is off by %, {told}"),
+            3,
+            Goal::Within(0.5),
+            name,
+            round,
+            self.mean,
+        );
     }
 }

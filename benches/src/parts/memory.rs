@@ -35,7 +35,14 @@ pub fn memory(bench: &mut Bench) -> io::Result<()> {
 
 fn idle(bench: &mut Bench, contestant: &Contestant) -> io::Result<()> {
     let name = &contestant.name;
-    bench.table.note("RSS idle, MiB", 2, Goal::AtMost(4.0), name, 0, contestant.resident()? as f64 / MIB);
+    bench.table.note(
+        "RSS idle, MiB",
+        2,
+        Goal::AtMost(4.0),
+        name,
+        0,
+        contestant.resident()? as f64 / MIB,
+    );
     let request = contestant.chat("fast", false, 1024);
     ask(&contestant.address, &request)?;
     let before = contestant.resident()?;
@@ -71,16 +78,21 @@ fn queued(bench: &mut Bench, contestant: &Contestant) -> io::Result<()> {
             break;
         }
         if now() - began > Duration::from_secs(20).as_nanos() as u64 {
-            return Err(io::Error::other(format!("{count} requests are not in the queue after 20 s")));
+            return Err(io::Error::other(format!(
+                "{count} requests are not in the queue after 20 s"
+            )));
         }
     }
-    let each = (contestant.resident()? as f64 - before as f64) / count as f64 - QUEUED_BODY_BYTES as f64;
+    let each =
+        (contestant.resident()? as f64 - before as f64) / count as f64 - QUEUED_BODY_BYTES as f64;
     let (name, table) = (&contestant.name, &mut bench.table);
-    let figure =
-        format!("KiB a queued request with its connection, beside its body, of {} with 4 KiB", number(count as f64, 0));
+    let figure = format!(
+        "KiB a queued request with its connection, beside its body, of {} with 4 KiB",
+        number(count as f64, 0)
+    );
     table.note(&figure, 2, Goal::None, name, 0, each / KIB);
-    if let Some(connection) =
-        table.value(&format!("KiB an idle connection, of {}", number(IDLE_CONNECTIONS as f64, 0)), name)
+    if let Some(connection) = table
+        .value(&format!("KiB an idle connection, of {}", number(IDLE_CONNECTIONS as f64, 0)), name)
     {
         let figure = "KiB a queued request, beside its body and an idle connection";
         table.note(figure, 2, Goal::AtMost(3.0), name, 0, each / KIB - connection);
@@ -99,7 +111,14 @@ fn flat(bench: &mut Bench, contestant: &Contestant) -> io::Result<()> {
         answers += driver.run(Until::Elapsed(bench.time(1000)))?.answers; // a run notes its times: a short one is small
     }
     let (name, table) = (&contestant.name, &mut bench.table);
-    table.note("RSS after warming up with 64 connections, MiB", 2, Goal::None, name, 0, before as f64 / MIB);
+    table.note(
+        "RSS after warming up with 64 connections, MiB",
+        2,
+        Goal::None,
+        name,
+        0,
+        before as f64 / MIB,
+    );
     let grown = contestant.resident()? as f64 - before as f64;
     table.note("then thousand requests", 0, Goal::None, name, 0, answers as f64 / 1e3);
     table.note("RSS grown by them, MiB", 2, Goal::AtMost(0.5), name, 0, grown / MIB);

@@ -11,10 +11,19 @@ const STARTS: usize = 7;
 
 pub fn startup(bench: &mut Bench) -> io::Result<()> {
     for round in 0..STARTS {
-        for contestant in bench.start("startup", |entry| entry.is_process() && entry.is_started_here()) {
+        for contestant in
+            bench.start("startup", |entry| entry.is_process() && entry.is_started_here())
+        {
             let Some(took) = contestant.took_to_start() else { continue };
             let figure = "from the start to the first answer, ms";
-            bench.table.note(figure, 1, Goal::AtMost(10.0), &contestant.name, round, took as f64 / 1e6);
+            bench.table.note(
+                figure,
+                1,
+                Goal::AtMost(10.0),
+                &contestant.name,
+                round,
+                took as f64 / 1e6,
+            );
         }
     }
     for entry in &bench.entries {
@@ -22,7 +31,14 @@ pub fn startup(bench: &mut Bench) -> io::Result<()> {
         match fs::metadata(program) {
             Ok(about) => {
                 let size = about.len() as f64 / 1024.0 / 1024.0;
-                bench.table.note("program, MiB (OpenSSL built in)", 2, Goal::AtMost(6.0), &entry.name, 0, size);
+                bench.table.note(
+                    "program, MiB (OpenSSL built in)",
+                    2,
+                    Goal::AtMost(6.0),
+                    &entry.name,
+                    0,
+                    size,
+                );
             }
             Err(error) => bench.table.remarks.push(format!("startup: {}: {error}", entry.name)),
         }

@@ -75,7 +75,13 @@ pub fn tls(bench: &mut Bench) -> io::Result<()> {
     Ok(())
 }
 
-fn way(bench: &Bench, name: &str, program: &Path, identity: &Identity, tls_provider: SocketAddr) -> io::Result<Way> {
+fn way(
+    bench: &Bench,
+    name: &str,
+    program: &Path,
+    identity: &Identity,
+    tls_provider: SocketAddr,
+) -> io::Result<Way> {
     let (fast, steady) = (bench.mock.address, bench.mock.noted);
     let unlimited = "mode: burst, rpm: 60000000, capacity: 1000000";
     let rest = format!(
@@ -97,7 +103,13 @@ fn way(bench: &Bench, name: &str, program: &Path, identity: &Identity, tls_provi
 }
 
 /// Streams run, a steady provider is sent to, and then come the handshakes; what is noted is from then on.
-fn measure(bench: &mut Bench, way: &Way, caller: &Arc<ClientConfig>, burst: Burst, round: usize) -> io::Result<()> {
+fn measure(
+    bench: &mut Bench,
+    way: &Way,
+    caller: &Arc<ClientConfig>,
+    burst: Burst,
+    round: usize,
+) -> io::Result<()> {
     let mut steady = match way.program {
         Some(_) => Some(Driver::new(&way.plain, 16, chat("/v1", "steady", false, 1024))?),
         None => None,
@@ -151,7 +163,14 @@ fn measure(bench: &mut Bench, way: &Way, caller: &Arc<ClientConfig>, burst: Burs
     };
     let table = &mut bench.table;
     if !matches!(burst, Burst::Nothing) {
-        table.note(&format!("{while_} took ms"), 0, Goal::None, &way.name, round, took as f64 / 1e6);
+        table.note(
+            &format!("{while_} took ms"),
+            0,
+            Goal::None,
+            &way.name,
+            round,
+            took as f64 / 1e6,
+        );
     }
     for (told, percent) in [("p50", 50), ("p99", 99), ("max", 100)] {
         let delay = percentile(&mut delays, percent) as f64 / 1e3;
@@ -159,7 +178,12 @@ fn measure(bench: &mut Bench, way: &Way, caller: &Arc<ClientConfig>, burst: Burs
         table.note(&figure, 0, Goal::None, &way.name, round, delay);
     }
     if way.program.is_some() {
-        Gaps::of(&arrivals, INTERVAL_NANOS)?.note(bench, &way.name, round, &format!("6,000 rpm, {while_}"));
+        Gaps::of(&arrivals, INTERVAL_NANOS)?.note(
+            bench,
+            &way.name,
+            round,
+            &format!("6,000 rpm, {while_}"),
+        );
     }
     Ok(())
 }

@@ -54,7 +54,8 @@ pub fn run(place: &Target) -> ExitCode {
 }
 
 async fn show(place: &Target, mut live: Live) -> std::io::Result<()> {
-    let mut signals = Signals::new([Signal::Int, Signal::Term, Signal::Hup, Signal::Quit, Signal::Tstp])?;
+    let mut signals =
+        Signals::new([Signal::Int, Signal::Term, Signal::Hup, Signal::Quit, Signal::Tstp])?;
     let mut out = std::io::stdout();
     out.write_all(ENTER.as_bytes())?;
     let _restored = OtherScreen;
@@ -65,8 +66,11 @@ async fn show(place: &Target, mut live: Live) -> std::io::Result<()> {
         // A serial line does not know its size.
         let or = |cells: u16, usual| if cells == 0 { usual } else { usize::from(cells) };
         let size = Screen { columns: or(size.ws_col, 80), rows: or(size.ws_row, 24), colour };
-        let text =
-            screen::draw(&place.url(), problem.as_deref().map_or(Ok(&live), |problem| Err((problem, &live))), size);
+        let text = screen::draw(
+            &place.url(),
+            problem.as_deref().map_or(Ok(&live), |problem| Err((problem, &live))),
+            size,
+        );
         // From the top, each line to its end, and nothing below the last one: no flicker, as nothing is cleared first.
         let text = text.replace('\n', "\x1b[K\r\n");
         out.write_all(format!("\x1b[H{text}\x1b[J").as_bytes())?;
@@ -108,7 +112,8 @@ async fn look(place: &Target) -> Result<Live, Problem> {
 fn words(problem: Problem) -> String {
     match problem {
         Problem::Locked => {
-            "it wants a token: put it into the variable LIMITRATE_TOKEN, or name its file with -c".into()
+            "it wants a token: put it into the variable LIMITRATE_TOKEN, or name its file with -c"
+                .into()
         }
         Problem::Other(words) => words,
     }

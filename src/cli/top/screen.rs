@@ -162,7 +162,8 @@ pub fn draw(url: &str, seen: Result<&Live, (&str, &Live)>, screen: Screen) -> St
 
 fn title(url: &str, live: &Live) -> Line {
     let server = &live.stats.server;
-    let (version, uptime, count) = (clean(&server.version), time(server.uptime_seconds), live.requests.count);
+    let (version, uptime, count) =
+        (clean(&server.version), time(server.uptime_seconds), live.requests.count);
     let rest = format!(" {version} at {}, up for {uptime}, {count} requests", clean(url));
     vec![(Tone::Strong, "limitrate".into()), (Tone::Soft, rest)]
 }
@@ -172,7 +173,15 @@ fn providers(live: &Live, screen: Screen) -> Vec<Line> {
     let mut lines = Vec::new();
     let head = format!(
         "{:<names$} {:>11} {:>6} {:>12} {:>7}  {:<WORDS$} {:>9} {:>7} {:>7}",
-        "PROVIDER", "QUEUED", "FLIGHT", "LAST MINUTE", "WAIT", "NEXT SEND", "SENT", "ERRORS", "PAUSES"
+        "PROVIDER",
+        "QUEUED",
+        "FLIGHT",
+        "LAST MINUTE",
+        "WAIT",
+        "NEXT SEND",
+        "SENT",
+        "ERRORS",
+        "PAUSES"
     );
     lines.push(vec![(Tone::Soft, head)]);
     for one in &live.stats.providers {
@@ -183,11 +192,21 @@ fn providers(live: &Live, screen: Screen) -> Vec<Line> {
             format!("{}/{}", one.queued_ahead, one.max_queue),
             one.in_flight,
             format!("{} of {:.0}", one.observed_rpm, one.effective_rpm),
-            if one.estimated_wait_seconds > 0.0005 { time(one.estimated_wait_seconds) } else { "none".into() },
+            if one.estimated_wait_seconds > 0.0005 {
+                time(one.estimated_wait_seconds)
+            } else {
+                "none".into()
+            },
         );
         let counts = format!(" {:>9} {errors:>7} {:>7}", one.sent, one.cooldowns);
-        let (name, words) = (format!("{:<names$}", cut(&one.provider, names)), format!("{words:<WORDS$}"));
-        lines.push(vec![(Tone::Strong, name), (Tone::Plain, figures), (tone, words), (Tone::Plain, counts)]);
+        let (name, words) =
+            (format!("{:<names$}", cut(&one.provider, names)), format!("{words:<WORDS$}"));
+        lines.push(vec![
+            (Tone::Strong, name),
+            (Tone::Plain, figures),
+            (tone, words),
+            (Tone::Plain, counts),
+        ]);
         let waiting: Vec<&Waiting> =
             live.queue.queue.iter().filter(|waiting| waiting.provider == one.provider).collect();
         lines.push(strip(one, &waiting, live.stats.server.time, screen.columns));
@@ -257,7 +276,8 @@ fn requests(requests: &Requests, names: usize) -> Vec<Line> {
     let mut lines = vec![vec![(Tone::Soft, head)]];
     for one in &requests.requests {
         let second = one.time.max(0.0) as u64 % 86_400;
-        let time_of_day = format!("{:02}:{:02}:{:02} ", second / 3600, second / 60 % 60, second % 60);
+        let time_of_day =
+            format!("{:02}:{:02}:{:02} ", second / 3600, second / 60 % 60, second % 60);
         let what = format!(
             " {:<names$} {:<names$} {:>7} {:>7} {:>7}  {:<names$} ",
             cut(&one.client, names),
@@ -273,8 +293,14 @@ fn requests(requests: &Requests, names: usize) -> Vec<Line> {
             _ if one.error.is_some() => Tone::Warn,
             _ => Tone::Good,
         };
-        let (status, error) = (format!("{:<6}", one.status), clean(one.error.as_deref().unwrap_or("")));
-        lines.push(vec![(Tone::Soft, time_of_day), (tone, status), (Tone::Plain, what), (tone, error)]);
+        let (status, error) =
+            (format!("{:<6}", one.status), clean(one.error.as_deref().unwrap_or("")));
+        lines.push(vec![
+            (Tone::Soft, time_of_day),
+            (tone, status),
+            (Tone::Plain, what),
+            (tone, error),
+        ]);
     }
     lines
 }
@@ -358,9 +384,15 @@ mod tests {
             assert!(text.contains(part), "no {part:?} in\n{text}");
         }
         let strip = text.lines().find(|line| line.contains('│')).unwrap();
-        let at = |mark: char| strip.chars().enumerate().filter(|(_, cell)| *cell == mark).map(|(at, _)| at).collect();
+        let at = |mark: char| {
+            strip.chars().enumerate().filter(|(_, cell)| *cell == mark).map(|(at, _)| at).collect()
+        };
         let (sent, now, waits): (Vec<_>, Vec<_>, Vec<_>) = (at('●'), at('│'), at('○'));
-        assert_eq!((sent.len(), now.len(), waits.len()), (2, 1, 1), "the bar covers what goes just now: {strip}");
+        assert_eq!(
+            (sent.len(), now.len(), waits.len()),
+            (2, 1, 1),
+            "the bar covers what goes just now: {strip}"
+        );
         assert!(sent.iter().all(|sent| *sent < now[0]) && waits[0] > now[0], "{strip}");
         assert_eq!(now[0] - sent[1], waits[0] - now[0], "1.5 s on either side: {strip}");
     }
@@ -368,7 +400,11 @@ mod tests {
     #[test]
     fn no_line_is_longer_or_more_than_there_is_room_for() {
         for (columns, rows) in [(80, 24), (20, 5), (1, 1), (0, 0)] {
-            let text = draw("http://gateway:8080", Ok(&live("z-ai/glm-5.1")), Screen { columns, rows, colour: false });
+            let text = draw(
+                "http://gateway:8080",
+                Ok(&live("z-ai/glm-5.1")),
+                Screen { columns, rows, colour: false },
+            );
             assert!(text.lines().count() < rows.max(1), "{rows}: {text}");
             assert!(text.lines().all(|line| line.chars().count() <= columns), "{columns}: {text}");
         }
@@ -382,7 +418,10 @@ mod tests {
         assert!(text.contains("no answer, trying again"));
         let own = ["\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[36m"];
         let rest = own.iter().fold(text, |text, own| text.replace(own, ""));
-        assert!(!rest.chars().any(|char| char != '\n' && (char.is_control() || char == '\u{202e}')), "{rest:?}");
+        assert!(
+            !rest.chars().any(|char| char != '\n' && (char.is_control() || char == '\u{202e}')),
+            "{rest:?}"
+        );
     }
 
     #[test]

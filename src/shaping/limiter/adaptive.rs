@@ -38,7 +38,8 @@ impl Adaptive {
         if self.quiet_since.is_some_and(|end| now < end) {
             return;
         }
-        let repeated = self.quiet_since.is_some_and(|end| now.saturating_duration_since(end) < MEMORY);
+        let repeated =
+            self.quiet_since.is_some_and(|end| now.saturating_duration_since(end) < MEMORY);
         let rate = self.rate(now);
         self.rate = if repeated || rate < 1.0 { (rate * DECREASE).max(FLOOR) } else { rate };
         self.quiet_since = Some(until.max(now + self.stretched(self.rate)));
@@ -67,7 +68,8 @@ impl Adaptive {
     }
 
     fn rate(&self, now: Instant) -> f64 {
-        let quiet = self.quiet_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        let quiet =
+            self.quiet_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         (self.rate + quiet.div_duration_f64(RECOVERY)).min(1.0)
     }
 
@@ -127,8 +129,12 @@ mod tests {
             assert_eq!(interval, want, "after the 429 at {at} s");
         }
         let since = 2950.0 + 3.744;
-        for (at, part) in [(2953.0, 2.0 / 3.744), (since + 180.0, 2.0 / 3.744 + 0.1), (since + 840.0, 1.0), (9e9, 1.0)]
-        {
+        for (at, part) in [
+            (2953.0, 2.0 / 3.744),
+            (since + 180.0, 2.0 / 3.744 + 0.1),
+            (since + 840.0, 1.0),
+            (9e9, 1.0),
+        ] {
             let interval = adaptive.interval(start + Duration::from_secs_f64(at)).as_secs_f64();
             assert!((interval - 2.0 / part).abs() < 0.002, "{interval} at {at} s");
             assert!(interval >= 2.0);
@@ -144,17 +150,29 @@ mod tests {
         assert_eq!(adaptive.memory(at(10)), None, "nothing was stretched");
         adaptive.refused(at(10), at(100));
         // (remembered at, elapsed, then a 429 so much later, whether it is of the same pause)
-        for (saved, elapsed, later, same) in
-            [(20, 0, 79, true), (20, 0, 80, false), (20, 30, 49, true), (20, 30, 50, false), (150, 0, 0, false)]
-        {
+        for (saved, elapsed, later, same) in [
+            (20, 0, 79, true),
+            (20, 0, 80, false),
+            (20, 30, 49, true),
+            (20, 30, 50, false),
+            (150, 0, 0, false),
+        ] {
             let memory = adaptive.memory(at(saved)).unwrap();
             let mut successor = Adaptive::new(seconds(2));
             successor.recall(&memory, seconds(elapsed), at(1000));
             let interval = |adaptive: &Adaptive, now| adaptive.interval(at(now)).as_millis();
-            assert_eq!(interval(&successor, 1000), interval(&adaptive, saved), "{saved} s, {elapsed} s");
+            assert_eq!(
+                interval(&successor, 1000),
+                interval(&adaptive, saved),
+                "{saved} s, {elapsed} s"
+            );
             let before = interval(&successor, 1000 + later);
             successor.refused(at(1000 + later), at(1000 + later));
-            assert_eq!(interval(&successor, 1000 + later) == before, same, "{saved} s, {elapsed} s, {later} s");
+            assert_eq!(
+                interval(&successor, 1000 + later) == before,
+                same,
+                "{saved} s, {elapsed} s, {later} s"
+            );
         }
         assert_eq!(adaptive.memory(at(100 + 600)), None, "it has healed");
         for (rate_ppm, interval) in [(0, 16), (u32::MAX, 2), (500_000, 4)] {
@@ -177,9 +195,18 @@ mod tests {
 
     #[test]
     fn backoff_doubles_to_a_minute_less_its_jitter() {
-        for (refusals, want) in
-            [(0, 1), (1, 1), (2, 2), (3, 4), (4, 8), (5, 16), (6, 32), (7, 60), (8, 60), (u32::MAX, 60)]
-        {
+        for (refusals, want) in [
+            (0, 1),
+            (1, 1),
+            (2, 2),
+            (3, 4),
+            (4, 8),
+            (5, 16),
+            (6, 32),
+            (7, 60),
+            (8, 60),
+            (u32::MAX, 60),
+        ] {
             assert_eq!(backoff(refusals, 0.0), seconds(want));
             assert_eq!(backoff(refusals, 0.5), seconds(want).mul_f64(0.875));
             assert!(backoff(refusals, 0.999_999) > seconds(want).mul_f64(0.75));

@@ -40,7 +40,12 @@ pub(super) struct TokenBucket {
 impl TokenBucket {
     pub(super) fn new(cadence: Cadence) -> Self {
         let capacity = u64::from(cadence.capacity.max(1));
-        TokenBucket { interval: nanos(cadence.interval).max(1), capacity, full_at: 0, closed_until: 0 }
+        TokenBucket {
+            interval: nanos(cadence.interval).max(1),
+            capacity,
+            full_at: 0,
+            closed_until: 0,
+        }
     }
 
     /// When the `n`-th send from `now` has its token, if those before it go as soon as they can and the next one has
@@ -108,7 +113,8 @@ impl TokenBucket {
 
     /// Empties the bucket: the next token is a whole interval away.
     pub(super) fn assume_the_worst(&mut self, now: Nanos) {
-        self.full_at = self.full_at.max(now.saturating_add(self.capacity.saturating_mul(self.interval)));
+        self.full_at =
+            self.full_at.max(now.saturating_add(self.capacity.saturating_mul(self.interval)));
     }
 }
 
@@ -143,7 +149,9 @@ mod tests {
 
     #[test]
     fn a_line_that_is_late_at_each_send_keeps_the_rate() {
-        for (interval, late) in [(MS, 300_000), (10 * MS, 300_000), (10 * MS, MS), (10 * MS, 20 * MS), (MS, 20 * MS)] {
+        for (interval, late) in
+            [(MS, 300_000), (10 * MS, 300_000), (10 * MS, MS), (10 * MS, 20 * MS), (MS, 20 * MS)]
+        {
             let mut bucket = bucket(interval, 1);
             let mut at = 0;
             // Everybody has waited since the start, and now and then the thread stalls.
@@ -152,7 +160,10 @@ mod tests {
                 bucket.sent(at, at);
             }
             let exact = 999 * interval;
-            assert!((exact..=exact + exact / 200 + late).contains(&at), "{interval} {late}: the last at {at}");
+            assert!(
+                (exact..=exact + exact / 200 + late).contains(&at),
+                "{interval} {late}: the last at {at}"
+            );
         }
     }
 
@@ -218,7 +229,10 @@ mod tests {
 
     #[test]
     fn a_bucket_gives_its_tokens_at_once_then_one_an_interval() {
-        table(bucket(10, 3), &[(0, 0), (0, 0), (0, 10), (10, 20), (25, 30), (30, 40), (90, 90), (90, 90), (90, 100)]);
+        table(
+            bucket(10, 3),
+            &[(0, 0), (0, 0), (0, 10), (10, 20), (25, 30), (30, 40), (90, 90), (90, 90), (90, 100)],
+        );
     }
 
     #[test]
@@ -245,7 +259,10 @@ mod tests {
         bucket.set_interval(5, Duration::from_nanos(20)); // 1.5 tokens missing: one comes after half a token, 10
         assert_eq!((bucket.earliest(5, 0), bucket.earliest(5, 1)), (15, 35));
         bucket.set_interval(11, Duration::from_nanos(3)); // 1.2 missing: 3.6 rounded up
-        assert_eq!((bucket.earliest(11, 0), bucket.earliest(11, 1), bucket.earliest(11, 2)), (12, 15, 18));
+        assert_eq!(
+            (bucket.earliest(11, 0), bucket.earliest(11, 1), bucket.earliest(11, 2)),
+            (12, 15, 18)
+        );
     }
 
     #[test]

@@ -36,7 +36,15 @@ impl CalendarDay {
     pub(super) fn new(max: u32, reset: Nanos, margin: Nanos) -> Self {
         let starts = reset.saturating_add(margin) % nanos(DAY);
         let tail = margin.saturating_mul(2);
-        CalendarDay { max: u64::from(max.max(1)), starts, tail, spent: 0, spent_in_tail: 0, last_send: 0, ends: 0 }
+        CalendarDay {
+            max: u64::from(max.max(1)),
+            starts,
+            tail,
+            spent: 0,
+            spent_in_tail: 0,
+            last_send: 0,
+            ends: 0,
+        }
     }
 
     /// When the budget allows the `n`-th send from `now`, if those before it go as soon as they can and not in a tail.
@@ -102,7 +110,8 @@ impl CalendarDay {
             let next = if started_after_last_send { self.ends } else { self.ends.max(next) };
             return Today { over: false, spent: self.spent, next };
         }
-        let carried = if now < self.ends.saturating_add(nanos(DAY)) { self.spent_in_tail } else { 0 };
+        let carried =
+            if now < self.ends.saturating_add(nanos(DAY)) { self.spent_in_tail } else { 0 };
         Today { over: true, spent: carried, next }
     }
 
@@ -134,10 +143,16 @@ mod tests {
         let mut day = CalendarDay::new(2, 8 * HOUR, 1);
         let clock = wall(6 * HOUR); // two hours before the reset
         let reset = 2 * HOUR + 1;
-        for (at, left, next) in [(0, 1, 0), (5, 0, reset), (reset, 1, reset), (reset + 7, 0, reset + 24 * HOUR)] {
+        for (at, left, next) in
+            [(0, 1, 0), (5, 0, reset), (reset, 1, reset), (reset + 7, 0, reset + 24 * HOUR)]
+        {
             assert_eq!(day.earliest(at, clock(at), 0), at);
             day.sent(at, clock(at));
-            assert_eq!((day.available(at, clock(at)), day.earliest(at, clock(at), 0)), (left, next), "after {at}");
+            assert_eq!(
+                (day.available(at, clock(at)), day.earliest(at, clock(at), 0)),
+                (left, next),
+                "after {at}"
+            );
         }
         let now = reset + 10;
         for (n, days) in [(0, 1), (1, 1), (2, 2), (3, 2), (4, 3)] {
@@ -168,7 +183,9 @@ mod tests {
     #[test]
     fn a_step_of_the_wall_clock_puts_the_reset_off_and_never_forward() {
         // Spent at noon; then the clock says something else at once. (its hour, when a send can go again)
-        for (hour, want) in [(12, 12), (23, 12), (24, 24), (25, 23), (36, 12), (0, 24), (11, 13), (13, 12)] {
+        for (hour, want) in
+            [(12, 12), (23, 12), (24, 24), (25, 23), (36, 12), (0, 24), (11, 13), (13, 12)]
+        {
             let mut day = CalendarDay::new(1, 0, 0);
             day.sent(0, wall(12 * HOUR)(0));
             let stepped = wall(hour * HOUR);
@@ -191,14 +208,24 @@ mod tests {
             for elapsed in [0, 2, 3, 12 * HOUR, 24 * HOUR, 100 * HOUR] {
                 let mut successor = CalendarDay::new(3, 0, 10);
                 successor.recall(&day.memory(saved), Past { now: origin, elapsed });
-                for (later, step) in [(0, 0), (3, 0), (24 * HOUR, 0), (0, 11 * HOUR), (0, 13 * HOUR), (HOUR, 30 * HOUR)]
-                {
+                for (later, step) in [
+                    (0, 0),
+                    (3, 0),
+                    (24 * HOUR, 0),
+                    (0, 11 * HOUR),
+                    (0, 13 * HOUR),
+                    (HOUR, 30 * HOUR),
+                ] {
                     let now = saved + elapsed + later;
                     let wall = clock(now + step);
                     let want = (day.available(now, wall), day.earliest(now, wall, 4) - now);
                     let now = origin + later;
-                    let found = (successor.available(now, wall), successor.earliest(now, wall, 4) - now);
-                    assert_eq!(found, want, "{sends:?}, {elapsed} later, {later} after that, clock off by {step}");
+                    let found =
+                        (successor.available(now, wall), successor.earliest(now, wall, 4) - now);
+                    assert_eq!(
+                        found, want,
+                        "{sends:?}, {elapsed} later, {later} after that, clock off by {step}"
+                    );
                 }
             }
         }

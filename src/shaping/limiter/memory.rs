@@ -126,7 +126,8 @@ impl Limiter {
     pub fn recall(&mut self, memory: &Memory, elapsed: Duration, now: Now) {
         let past = Past { now: self.time(now.mono), elapsed: nanos(elapsed) };
         let cooldown = Duration::from_millis(memory.cooldown_ms).min(COOLDOWN_MAX);
-        self.cooldown = self.cooldown.max(past.now.saturating_add(nanos(cooldown.saturating_sub(elapsed))));
+        self.cooldown =
+            self.cooldown.max(past.now.saturating_add(nanos(cooldown.saturating_sub(elapsed))));
         match (&mut self.cadence, &memory.cadence) {
             (Some(cadence), Some(memory)) => cadence.recall(memory, past),
             (Some(cadence), None) => cadence.assume_the_worst(past.now),
@@ -308,7 +309,10 @@ mod tests {
             assert_eq!(serde_json::to_value(&memory).unwrap(), want);
             assert_eq!(serde_json::from_value::<Memory>(want).unwrap(), memory);
         }
-        assert_eq!(serde_json::to_value(Limiter::new(&none(), at(0)).memory(at(5))).unwrap(), json!({}));
+        assert_eq!(
+            serde_json::to_value(Limiter::new(&none(), at(0)).memory(at(5))).unwrap(),
+            json!({})
+        );
     }
 
     #[test]
@@ -324,7 +328,10 @@ mod tests {
             };
             assert_eq!(wait(&limiter, at(0), 1), want, "{limits:?}");
             assert_eq!(limiter.available(at(0)) == 0, limits.day.is_none());
-            assert_eq!(recalled(&limits, &Memory::default(), DAY, at(0)).memory(at(0)), limiter.memory(at(0)));
+            assert_eq!(
+                recalled(&limits, &Memory::default(), DAY, at(0)).memory(at(0)),
+                limiter.memory(at(0))
+            );
             // Once the span is over, everything is as if nothing had been.
             let later = at(longest.as_millis() as u64);
             assert_eq!(limiter.available(later), Limiter::new(&limits, later).available(later));
@@ -424,7 +431,8 @@ mod tests {
     fn a_day_of_the_other_kind_is_translated() {
         let at = clock();
         let hour = 3_600_000;
-        let [rolling, calendar] = [Reset::Rolling, Reset::At(Duration::ZERO)].map(|reset| daily(9, reset));
+        let [rolling, calendar] =
+            [Reset::Rolling, Reset::At(Duration::ZERO)].map(|reset| daily(9, reset));
         // From noon: three sends today, two tomorrow.
         let sends = |limits: &Limits| {
             let mut limiter = Limiter::new(limits, at(0));
@@ -459,8 +467,8 @@ mod tests {
 
     fn any_memory() -> impl Strategy<Value = Memory> {
         let gaps = || prop::option::of(prop::collection::vec(number(), 0..20).prop_map(Gaps));
-        let bucket =
-            (number(), number()).prop_map(|(missing_ns, interval_ns)| BucketMemory { missing_ns, interval_ns });
+        let bucket = (number(), number())
+            .prop_map(|(missing_ns, interval_ns)| BucketMemory { missing_ns, interval_ns });
         let day = (number(), number(), number(), number());
         let day = day.prop_map(|(spent, spent_in_tail, last_send_ns, rest_ns)| DayMemory {
             spent,
@@ -469,7 +477,8 @@ mod tests {
             rest_ns,
         });
         let tokens = prop::option::of(prop::collection::vec((number(), number()), 0..20));
-        let all = (number(), prop::option::of(bucket), gaps(), gaps(), prop::option::of(day), tokens);
+        let all =
+            (number(), prop::option::of(bucket), gaps(), gaps(), prop::option::of(day), tokens);
         all.prop_map(|(cooldown_ms, cadence, window, rolling_day, calendar_day, tokens)| Memory {
             cooldown_ms,
             cadence,

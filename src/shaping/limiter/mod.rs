@@ -108,15 +108,17 @@ impl Limits {
         let span = nanos(span);
         self.most(|interval, capacity| {
             let refills = span.saturating_add(made_up(interval, capacity)).div_ceil(interval);
-            let by_gaps = span.checked_div(least_gap(interval, capacity)).map_or(u64::MAX, |gaps| gaps + 1);
+            let by_gaps =
+                span.checked_div(least_gap(interval, capacity)).map_or(u64::MAX, |gaps| gaps + 1);
             by_gaps.min(capacity - 1 + refills)
         })
     }
 
     /// With what the cadence allows, by its interval and its capacity.
     fn most(&self, by_cadence: impl Fn(Nanos, u64) -> u64) -> Option<u64> {
-        let cadence =
-            self.cadence.map(|cadence| by_cadence(nanos(cadence.interval).max(1), u64::from(cadence.capacity.max(1))));
+        let cadence = self.cadence.map(|cadence| {
+            by_cadence(nanos(cadence.interval).max(1), u64::from(cadence.capacity.max(1)))
+        });
         let window = self.window.map(|max| u64::from(max.max(1)));
         let day = self.day.map(|day| match day.reset {
             Reset::At(_) => 2 * u64::from(day.max.max(1)), // one budget before the reset, one after
@@ -189,8 +191,15 @@ pub enum Held {
 
 impl Held {
     /// All there are.
-    pub const ALL: [Held; 7] =
-        [Held::Nothing, Held::Cooldown, Held::Cadence, Held::Window, Held::Day, Held::Tokens, Held::Concurrency];
+    pub const ALL: [Held; 7] = [
+        Held::Nothing,
+        Held::Cooldown,
+        Held::Cadence,
+        Held::Window,
+        Held::Day,
+        Held::Tokens,
+        Held::Concurrency,
+    ];
 
     /// The name in `/admin/stats`.
     pub fn name(self) -> &'static str {
@@ -246,8 +255,9 @@ impl Limiter {
     /// A limiter that has sent nothing yet: its bucket is full, its windows are empty.
     pub fn new(limits: &Limits, now: Now) -> Self {
         let minute = nanos(MINUTE + limits.margin);
-        let rolling =
-            |day: Day| (day.reset == Reset::Rolling).then(|| Window::new(day.max, nanos(DAY + limits.margin)));
+        let rolling = |day: Day| {
+            (day.reset == Reset::Rolling).then(|| Window::new(day.max, nanos(DAY + limits.margin)))
+        };
         let calendar = |day: Day| match day.reset {
             Reset::At(time) => Some(CalendarDay::new(day.max, nanos(time), nanos(limits.margin))),
             Reset::Rolling => None,
@@ -406,13 +416,17 @@ impl Limiter {
     fn openings(&self, now: Now, n: u64) -> [(Nanos, Held); 5] {
         let time = self.time(now.mono);
         let from = time.max(self.cooldown);
-        let rolling = |window: &Option<Window>| window.as_ref().map_or(0, |window| window.earliest(from, n));
+        let rolling =
+            |window: &Option<Window>| window.as_ref().map_or(0, |window| window.earliest(from, n));
         [
             (self.cooldown, Held::Cooldown),
             (self.cadence.as_ref().map_or(0, |cadence| cadence.earliest(from, n)), Held::Cadence),
             (rolling(&self.window), Held::Window),
             (rolling(&self.rolling_day), Held::Day),
-            (self.calendar_day.as_ref().map_or(0, |day| day.earliest(time, now.wall, n)), Held::Day),
+            (
+                self.calendar_day.as_ref().map_or(0, |day| day.earliest(time, now.wall, n)),
+                Held::Day,
+            ),
         ]
     }
 
@@ -501,7 +515,8 @@ mod tests {
         let soon = Next { at: at(5), held_by: Held::Window };
         let later = Next { at: at(6), held_by: Held::Day };
         let unknown = Next { at: None, held_by: Held::Concurrency };
-        for (one, other, want) in [(now, now, now), (now, soon, soon), (soon, later, later), (later, unknown, unknown)]
+        for (one, other, want) in
+            [(now, now, now), (now, soon, soon), (soon, later, later), (later, unknown, unknown)]
         {
             assert_eq!(one.latest(other), want);
             assert_eq!(other.latest(one), want);
@@ -512,7 +527,8 @@ mod tests {
     fn nothing_limits_where_nothing_is_configured() {
         let at = clock();
         let mut limiter = Limiter::new(&Limits::default(), at(0));
-        let _in_flight: Vec<_> = (0..1000).map(|_| limiter.sent(at(0), Duration::ZERO, u64::MAX)).collect();
+        let _in_flight: Vec<_> =
+            (0..1000).map(|_| limiter.sent(at(0), Duration::ZERO, u64::MAX)).collect();
         assert_eq!(limiter.next(at(0), u64::MAX).at, Some(at(0).mono));
         assert_eq!(limiter.nth_at(at(0), 1_000_000), at(0).mono);
         assert_eq!(limiter.available(at(0)), u32::MAX);
@@ -541,9 +557,17 @@ mod tests {
 
     #[test]
     fn the_worst_case_counts_a_first_send_that_was_late() {
-        let spans = |limits: Limits, spans: [u64; 3]| spans.map(|ms| limits.worst_case(Duration::from_millis(ms)));
-        assert_eq!(spans(every(Duration::from_millis(500), 1), [0, 59_999, 60_000]), [1, 121, 121].map(Some));
-        assert_eq!(spans(every(Duration::from_millis(500), 10), [499, 500, 1000]), [10, 11, 12].map(Some));
+        let spans = |limits: Limits, spans: [u64; 3]| {
+            spans.map(|ms| limits.worst_case(Duration::from_millis(ms)))
+        };
+        assert_eq!(
+            spans(every(Duration::from_millis(500), 1), [0, 59_999, 60_000]),
+            [1, 121, 121].map(Some)
+        );
+        assert_eq!(
+            spans(every(Duration::from_millis(500), 10), [499, 500, 1000]),
+            [10, 11, 12].map(Some)
+        );
         assert_eq!(spans(every(Duration::from_millis(1), 1), [0, 1, 100]), [20, 21, 120].map(Some));
     }
 
@@ -553,9 +577,14 @@ mod tests {
         let mut limiter = Limiter::new(&every(Duration::from_millis(1500), 1), at(0));
         let expected: Vec<_> = (0..3).map(|n| limiter.nth_at(at(0), n)).collect();
         // Those behind the first could go a millisecond earlier each, had it waited before.
-        for ((instant, foreseen), ms) in expected.into_iter().zip([0, 1499, 2998]).zip([0, 1500, 3000]) {
+        for ((instant, foreseen), ms) in
+            expected.into_iter().zip([0, 1499, 2998]).zip([0, 1500, 3000])
+        {
             assert_eq!(instant, at(foreseen).mono);
-            assert_eq!((limiter.next(at(0), 0).at, limiter.available(at(ms))), (Some(at(ms).mono), 1));
+            assert_eq!(
+                (limiter.next(at(0), 0).at, limiter.available(at(ms))),
+                (Some(at(ms).mono), 1)
+            );
             let id = limiter.sent(at(ms), Duration::ZERO, 0);
             limiter.release(id);
             assert_eq!(limiter.available(at(ms)), 0);

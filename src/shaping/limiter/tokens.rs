@@ -93,7 +93,9 @@ mod tests {
             tokens.sent(at, cost);
         }
         // 90 are in the window at 20.
-        for (cost, want) in [(0, 20), (10, 20), (11, 60), (50, 60), (51, 70), (81, 80), (100, 80), (5000, 80)] {
+        for (cost, want) in
+            [(0, 20), (10, 20), (11, 60), (50, 60), (51, 70), (81, 80), (100, 80), (5000, 80)]
+        {
             assert_eq!(tokens.earliest(20, cost), want, "{cost} tokens");
         }
     }

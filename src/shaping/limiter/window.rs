@@ -75,9 +75,15 @@ mod tests {
     fn the_oldest_of_the_last_three_makes_room() {
         let mut window = Window::new(3, 60);
         // (send at, then available, then the next at)
-        for (at, available, next) in [(0, 2, 0), (10, 1, 10), (20, 0, 60), (61, 0, 70), (75, 0, 80), (200, 2, 200)] {
+        for (at, available, next) in
+            [(0, 2, 0), (10, 1, 10), (20, 0, 60), (61, 0, 70), (75, 0, 80), (200, 2, 200)]
+        {
             window.sent(at);
-            assert_eq!((window.available(at), window.earliest(at, 0)), (available, next), "after {at}");
+            assert_eq!(
+                (window.available(at), window.earliest(at, 0)),
+                (available, next),
+                "after {at}"
+            );
         }
     }
 

@@ -24,11 +24,16 @@ impl World {
     }
 
     fn join_as(&mut self, name: &'static str, class: Priority, urgency: Priority) {
-        let standing = Standing { client: name[..1].into(), class, urgency, since: self.now, again: false };
+        let standing =
+            Standing { client: name[..1].into(), class, urgency, since: self.now, again: false };
         let ahead = self.queue.ahead_of(&standing, self.now);
         self.queue.join(self.next_id, standing, None, name, self.now);
         self.next_id += 1;
-        assert_eq!(self.queue.iter().position(|entry| entry.waiter == name), Some(ahead), "{name} was foreseen");
+        assert_eq!(
+            self.queue.iter().position(|entry| entry.waiter == name),
+            Some(ahead),
+            "{name} was foreseen"
+        );
     }
 
     fn join(&mut self, names: &'static str) {
@@ -231,7 +236,10 @@ fn deadlines_name_who_is_late_and_nobody_else() {
     world.queue.leave(3);
     assert_eq!(world.queue.late(now + Duration::from_secs(9)), [(1, 0)]);
     world.queue.leave(1);
-    assert_eq!((world.line().as_str(), world.queue.late(now + Duration::from_secs(99))), ("b1", vec![]));
+    assert_eq!(
+        (world.line().as_str(), world.queue.late(now + Duration::from_secs(99))),
+        ("b1", vec![])
+    );
     assert_eq!(world.queue.next_due(), None);
 }
 

@@ -20,7 +20,11 @@ fn every(interval: Duration) -> Limits {
 }
 
 fn daily(max: u32) -> Limits {
-    Limits { day: Some(Day { max, reset: Reset::Rolling }), margin: Duration::ZERO, ..Limits::default() }
+    Limits {
+        day: Some(Day { max, reset: Reset::Rolling }),
+        margin: Duration::ZERO,
+        ..Limits::default()
+    }
 }
 
 fn one_at_a_time() -> Limits {
@@ -150,9 +154,12 @@ fn an_unspent_permit_gives_its_slot_back() {
 
 #[test]
 fn a_burst_opens_as_many_slots_at_once_as_it_holds() {
-    let bucket = Limits { cadence: Some(Cadence { interval: NEVER, capacity: 3 }), ..Limits::default() };
+    let bucket =
+        Limits { cadence: Some(Cadence { interval: NEVER, capacity: 3 }), ..Limits::default() };
     let counted = Limits { tokens: Some(100), ..bucket.clone() };
-    for (limits, at_once) in [(bucket, 3), (counted, 1), (Limits { concurrent: Some(2), ..Limits::default() }, 2)] {
+    for (limits, at_once) in
+        [(bucket, 3), (counted, 1), (Limits { concurrent: Some(2), ..Limits::default() }, 2)]
+    {
         run_with(rules(limits), async |scheduler| {
             let places = [(); 4].map(|()| join(scheduler, ANY));
             let mut permits = Vec::new();
@@ -164,7 +171,10 @@ fn a_burst_opens_as_many_slots_at_once_as_it_holds() {
             }
             assert_eq!(permits.len(), at_once);
             drop(permits.pop());
-            assert!(is_granted(scheduler, &places[at_once]).await, "what is given back is the next one's");
+            assert!(
+                is_granted(scheduler, &places[at_once]).await,
+                "what is given back is the next one's"
+            );
             assert_eq!(sent(&settled(scheduler).await), 0);
         });
     }
@@ -214,8 +224,14 @@ fn who_finds_no_connection_after_all_gives_the_permit_back_and_is_at_the_head() 
         drop(permit);
         let place = rejoin(scheduler, ANY, Instant::now());
         assert!(place.near().await.unwrap().is_none(), "it has to make a connection first");
-        assert_eq!(scheduler.whereabouts(place.ticket()).await.map(|(position, _)| position), Some(1));
-        assert!(is_granted(scheduler, &behind).await, "meanwhile the slot is anybody's who is ready");
+        assert_eq!(
+            scheduler.whereabouts(place.ticket()).await.map(|(position, _)| position),
+            Some(1)
+        );
+        assert!(
+            is_granted(scheduler, &behind).await,
+            "meanwhile the slot is anybody's who is ready"
+        );
         assert_eq!(settled(scheduler).await.tally.cancelled, 0);
     });
 }
@@ -347,7 +363,8 @@ fn those_who_come_back_stand_in_front_in_the_order_of_their_first_join() {
         let start = Instant::now();
         let mut sent = send(&join(scheduler, ANY)).await;
         let fresh = join(scheduler, ANY);
-        let [second, first, third] = [2, 1, 3].map(|n| rejoin(scheduler, ANY, start + Duration::from_nanos(n)));
+        let [second, first, third] =
+            [2, 1, 3].map(|n| rejoin(scheduler, ANY, start + Duration::from_nanos(n)));
         for place in [&fresh, &third, &second, &first] {
             ready(scheduler, place).await;
         }
@@ -362,7 +379,8 @@ fn those_who_come_back_stand_in_front_in_the_order_of_their_first_join() {
 fn a_spent_day_turns_newcomers_away_at_once() {
     run_with(rules(daily(1)), async |scheduler| {
         let _sent = send(&join(scheduler, ANY)).await;
-        let Err(NoSlot::Refused(Refusal::Day { resets_in })) = join(scheduler, ANY).near().await else {
+        let Err(NoSlot::Refused(Refusal::Day { resets_in })) = join(scheduler, ANY).near().await
+        else {
             panic!("it may wait for a day")
         };
         assert!(DAY - ms(10_000) < resets_in && resets_in <= DAY, "{resets_in:?}");
@@ -392,7 +410,13 @@ fn who_would_wait_too_long_is_told_where_it_stood_and_when_to_come_back() {
         let _sent = send(&join(scheduler, ANY)).await;
         let _waits = join(scheduler, ANY);
         let refused = join(scheduler, ANY).near().await.unwrap_err();
-        let NoSlot::Refused(Refusal::WaitExceeded { position, expected_wait, max_wait, retry_after }) = refused else {
+        let NoSlot::Refused(Refusal::WaitExceeded {
+            position,
+            expected_wait,
+            max_wait,
+            retry_after,
+        }) = refused
+        else {
             panic!("{refused:?}");
         };
         assert_eq!((position, max_wait), (2, ms(150_000)));
@@ -409,8 +433,15 @@ fn the_deadline_counts_from_the_first_join() {
         let now = Instant::now();
         let place = rejoin(scheduler, ANY, now - ms(59_900));
         place.near().await.unwrap();
-        assert!(matches!(place.taken_away().await, NoSlot::Refused(Refusal::WaitExceeded { position: 1, .. })));
-        assert!(now.elapsed() >= ms(100) && now.elapsed() < ms(30_000), "after {:?}", now.elapsed());
+        assert!(matches!(
+            place.taken_away().await,
+            NoSlot::Refused(Refusal::WaitExceeded { position: 1, .. })
+        ));
+        assert!(
+            now.elapsed() >= ms(100) && now.elapsed() < ms(30_000),
+            "after {:?}",
+            now.elapsed()
+        );
         let late = rejoin(scheduler, ANY, now - ms(60_000));
         assert!(matches!(late.near().await, Err(NoSlot::Refused(Refusal::WaitExceeded { .. }))));
     });
@@ -440,7 +471,10 @@ fn a_closed_scheduler_refuses_everybody() {
         scheduler.close();
         assert_eq!(waiting.near().await.err(), Some(NoSlot::Refused(Refusal::Closed)));
         assert_eq!(join(scheduler, ANY).near().await.err(), Some(NoSlot::Refused(Refusal::Closed)));
-        assert_eq!(rejoin(scheduler, ANY, Instant::now()).near().await.err(), Some(NoSlot::Refused(Refusal::Closed)));
+        assert_eq!(
+            rejoin(scheduler, ANY, Instant::now()).near().await.err(),
+            Some(NoSlot::Refused(Refusal::Closed))
+        );
         assert_eq!(settled(scheduler).await.lanes[0].in_flight, 1, "what was sent goes on");
         drop(sent);
     });
@@ -492,7 +526,10 @@ fn who_could_go_elsewhere_is_told_to_and_not_refused() {
             let moved = scheduler.join(Joining { elsewhere: Some(soon), ..joining(ANY) });
             assert_eq!(moved.near().await.err(), Some(NoSlot::Moved));
             let now = settled(scheduler).await;
-            assert_eq!((now.tally.moved, now.tally.rejected_full, now.tally.rejected_wait), (1, 0, 0));
+            assert_eq!(
+                (now.tally.moved, now.tally.rejected_full, now.tally.rejected_wait),
+                (1, 0, 0)
+            );
         });
     }
     run_with(Rules { max_queue: 1, ..rules(every(NEVER)) }, async |scheduler| {
@@ -509,7 +546,8 @@ fn a_pause_sends_those_away_who_can_go_elsewhere() {
     run_with(rules(every(NEVER)), async |scheduler| {
         let _sent = send(&join(scheduler, ANY)).await;
         let elsewhere = Some(Duration::MAX);
-        let [movable, of_other_model] = [ANY, OTHER].map(|ask| scheduler.join(Joining { elsewhere, ..joining(ask) }));
+        let [movable, of_other_model] =
+            [ANY, OTHER].map(|ask| scheduler.join(Joining { elsewhere, ..joining(ask) }));
         let stays = join(scheduler, ANY);
         scheduler.refused(0, 0, Scope::Model, Some(NEVER));
         assert_eq!(movable.near().await.err(), Some(NoSlot::Moved));

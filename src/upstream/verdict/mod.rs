@@ -82,7 +82,9 @@ fn too_many_requests(headers: &Headers, body: &Body, now: UnixTime) -> Verdict {
         return Verdict::Exhausted;
     }
     let stated = retry_after(headers, now).or_else(|| body.wait(now));
-    let wait = stated.or_else(|| spent_limits_reset(&body.headers, now)).or_else(|| spent_limits_reset(headers, now));
+    let wait = stated
+        .or_else(|| spent_limits_reset(&body.headers, now))
+        .or_else(|| spent_limits_reset(headers, now));
     let daily = body.names_a_daily_limit();
     if (daily || stated.is_none()) && wait.map_or(daily, |wait| wait > LONGEST_PAUSE) {
         return Verdict::Exhausted;
@@ -92,7 +94,9 @@ fn too_many_requests(headers: &Headers, body: &Body, now: UnixTime) -> Verdict {
 
 /// What a client is told to wait (RFC 9110 section 10.2.3), in milliseconds by OpenAI and Azure.
 fn retry_after(headers: &Headers, now: UnixTime) -> Option<Duration> {
-    let exact = || time::number(text(headers, "retry-after-ms")?, Duration::from_millis(1)).filter(believable);
+    let exact = || {
+        time::number(text(headers, "retry-after-ms")?, Duration::from_millis(1)).filter(believable)
+    };
     let usual = || {
         let value = text(headers, "retry-after")?;
         let seconds = time::number(value, Duration::from_secs(1));
@@ -114,7 +118,9 @@ const LIMITS: [[&str; 2]; 7] = [
 
 /// When the last of the limits resets that are spent, as far as the answer tells what is left.
 fn spent_limits_reset(headers: &Headers, now: UnixTime) -> Option<Duration> {
-    let spent = LIMITS.iter().filter(|[remaining, _]| text(headers, remaining).is_none_or(|left| left == "0"));
+    let spent = LIMITS
+        .iter()
+        .filter(|[remaining, _]| text(headers, remaining).is_none_or(|left| left == "0"));
     spent.filter_map(|[_, reset]| time::reset(text(headers, reset)?, now).filter(believable)).max()
 }
 
@@ -131,16 +137,16 @@ fn believable(wait: &Duration) -> bool {
 const FINAL: &[&str] = &[
     "insufficient_quota",         // OpenAI; as a type also beside the next three
     "credit_balance_exhausted",   // OpenAI
-    "spend_limit_",               // OpenAI: organization_.._exceeded, project_..; Anthropic: enforced_.._reached
-    "usage_limit_exceeded",       // OpenAI: organization_..
+    "spend_limit_", // OpenAI: organization_.._exceeded, project_..; Anthropic: enforced_.._reached
+    "usage_limit_exceeded", // OpenAI: organization_..
     "billing_hard_limit_reached", // OpenAI
-    "billing_not_active",         // OpenAI
-    "request too large",          // OpenAI: one request over the tokens of a minute
-    "exceeded_current_quota",     // Moonshot
-    "insufficient balance",       // Moonshot, Z.ai
-    "free-models-per-day",        // OpenRouter
-    "limit: 0, model",            // Gemini: a model that the plan does not have
-    "perday",                     // Gemini's quotaId; the retryDelay beside it is short and wrong
+    "billing_not_active", // OpenAI
+    "request too large", // OpenAI: one request over the tokens of a minute
+    "exceeded_current_quota", // Moonshot
+    "insufficient balance", // Moonshot, Z.ai
+    "free-models-per-day", // OpenRouter
+    "limit: 0, model", // Gemini: a model that the plan does not have
+    "perday",       // Gemini's quotaId; the retryDelay beside it is short and wrong
 ];
 
 /// As [`FINAL`], for those that mean [`Scope::Model`].
@@ -165,11 +171,13 @@ struct Body {
 
 impl Body {
     fn read(bytes: &[u8]) -> Self {
-        let text = bytes.utf8_chunks().next().map_or("", |chunk| chunk.valid()).to_ascii_lowercase();
+        let text =
+            bytes.utf8_chunks().next().map_or("", |chunk| chunk.valid()).to_ascii_lowercase();
         let mut json: Value = serde_json::from_slice(bytes).unwrap_or_default();
         // Gemini's compatible endpoint answers `[{"error": ..}]`.
         let root = if json.is_array() { json.get_mut(0) } else { Some(&mut json) };
-        let error = root.and_then(|root| root.get_mut("error")).map(Value::take).unwrap_or_default();
+        let error =
+            root.and_then(|root| root.get_mut("error")).map(Value::take).unwrap_or_default();
         let mut headers = Headers::default();
         for (name, value) in error["metadata"]["headers"].as_object().into_iter().flatten() {
             match value {
@@ -188,7 +196,8 @@ impl Body {
 
     fn scope(&self) -> Scope {
         // OpenAI: "Rate limit reached for gpt-4o in organization org-.."
-        let named = self.text.contains("rate limit reached for ") && self.text.contains(" in organization ");
+        let named = self.text.contains("rate limit reached for ")
+            && self.text.contains(" in organization ");
         match named || self.has(OF_ONE_MODEL) || self.has_quota_of_a_model() {
             true => Scope::Model,
             false => Scope::Provider,
@@ -201,7 +210,8 @@ impl Body {
 
     /// `google.rpc.QuotaFailure`, as JSON: `{"violations": [{"quotaDimensions": {"model": ..}, ..}]}`.
     fn has_quota_of_a_model(&self) -> bool {
-        let mut violations = self.details().flat_map(|detail| detail["violations"].as_array().into_iter().flatten());
+        let mut violations =
+            self.details().flat_map(|detail| detail["violations"].as_array().into_iter().flatten());
         violations.any(|violation| violation["quotaDimensions"]["model"].is_string())
     }
 
@@ -223,8 +233,12 @@ impl Body {
 
     fn wait_in_text(&self) -> Option<Duration> {
         let phrases = ["try again in ", "try again after ", "retry in ", "retry after "];
-        let ends = phrases.iter().flat_map(|phrase| self.text.match_indices(phrase).map(|(at, _)| at + phrase.len()));
-        ends.filter_map(|end| time::leading_duration(&self.text[end..])).map(|(wait, _)| wait).find(believable)
+        let ends = phrases
+            .iter()
+            .flat_map(|phrase| self.text.match_indices(phrase).map(|(at, _)| at + phrase.len()));
+        ends.filter_map(|end| time::leading_duration(&self.text[end..]))
+            .map(|(wait, _)| wait)
+            .find(believable)
     }
 }
 

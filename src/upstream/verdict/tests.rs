@@ -47,7 +47,10 @@ fn providers() {
         ("gemini_per_day", Exhausted),
         (
             "gemini_per_minute",
-            Verdict::CoolDown { wait: Some(Duration::from_nanos(58_217_843_437)), scope: Scope::Model },
+            Verdict::CoolDown {
+                wait: Some(Duration::from_nanos(58_217_843_437)),
+                scope: Scope::Model,
+            },
         ),
         ("groq_requests_of_the_day_spent", Exhausted),
         ("groq_tokens_per_day_far", Exhausted),
@@ -87,7 +90,9 @@ fn providers() {
         }
     }
     let tested: BTreeSet<_> = table.iter().map(|(name, _)| format!("{name}.http")).collect();
-    let there = fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let there = fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert_eq!(tested, there.collect());
 }
 
@@ -160,9 +165,11 @@ fn a_far_reset_is_a_spent_quota_and_a_stated_wait_is_not() {
 
 #[test]
 fn statuses() {
-    let body = r#"{"error":{"code":"insufficient_quota","message":"for model `m`, try again in 3s"}}"#;
+    let body =
+        r#"{"error":{"code":"insufficient_quota","message":"for model `m`, try again in 3s"}}"#;
     for status in 100..=999 {
-        let (hinted, bare) = (judge_now(status, &[("retry-after", "3")], body), judge_now(status, &[], body));
+        let (hinted, bare) =
+            (judge_now(status, &[("retry-after", "3")], body), judge_now(status, &[], body));
         let expected = match status {
             429 => (Exhausted, Exhausted),
             503 | 529 => (model(3_000), Repeat),
@@ -177,7 +184,8 @@ fn statuses() {
 
 #[test]
 fn bodies_that_cannot_be_read_leave_the_headers() {
-    let cut = br#"{"error":{"message":"Rate limit reached for model `m`. Please try again in 20s. Vis"#;
+    let cut =
+        br#"{"error":{"message":"Rate limit reached for model `m`. Please try again in 20s. Vis"#;
     let zip = b"\x1f\x8b\x08\x00\x00 tpd insufficient_quota try again in 1s";
     let fields = headers(&[("retry-after", "3")]);
     let nested = "[".repeat(65_536);
@@ -185,7 +193,9 @@ fn bodies_that_cannot_be_read_leave_the_headers() {
     assert_eq!(judge(429, &Headers::default(), zip, UNIX_EPOCH), PROVIDER_BACKOFF);
     assert_eq!(judge(429, &Headers::default(), cut, UNIX_EPOCH), model(20_000));
     assert_eq!(judge(429, &fields, nested.as_bytes(), UNIX_EPOCH), provider(3_000));
-    for odd in ["[]", "[[]]", "null", "7", r#"{"error":"x"}"#, r#"{"error":{"details":{},"metadata":[]}}"#] {
+    for odd in
+        ["[]", "[[]]", "null", "7", r#"{"error":"x"}"#, r#"{"error":{"details":{},"metadata":[]}}"#]
+    {
         assert_eq!(judge_now(429, &[], odd), PROVIDER_BACKOFF, "{odd}");
     }
 }
@@ -209,7 +219,8 @@ fn any_body() -> impl Strategy<Value = Vec<u8>> {
         2 => r#"(try again in |retry after )?[0-9]{1,40}(\.[0-9]{0,30})?(ms|s|m|h| days)?"#,
         1 => "\\PC{0,8}",
     ];
-    let text = proptest::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat().into_bytes());
+    let text =
+        proptest::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat().into_bytes());
     prop_oneof![9 => text, 1 => proptest::collection::vec(any::<u8>(), 0..200)]
 }
 

@@ -103,9 +103,13 @@ fn leading_digits(text: &str) -> Option<(&str, &str)> {
 /// A date in one of the three notations of RFC 9110 section 5.6.7. Its day of the week is not looked at, and a year of two
 /// digits is one of this century.
 pub(super) fn http_date(text: &str) -> Option<UnixTime> {
-    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let parts: Vec<_> = text.split([' ', ',', '-']).filter(|part| !part.is_empty()).take(7).collect();
-    let ([_, day, month, year, time, "GMT"] | [_, month, day, time, year]) = parts[..] else { return None };
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let parts: Vec<_> =
+        text.split([' ', ',', '-']).filter(|part| !part.is_empty()).take(7).collect();
+    let ([_, day, month, year, time, "GMT"] | [_, month, day, time, year]) = parts[..] else {
+        return None;
+    };
     let month = MONTHS.iter().position(|name| *name == month)? + 1;
     let century = if year.len() == 2 { 2000 } else { 0 };
     moment(date(century + integer(year)?, month.try_into().ok()?, integer(day)?)?, clock(time)?)
@@ -138,7 +142,8 @@ fn date(year: i64, month: i64, day: i64) -> Option<i64> {
     // A year that begins in March ends with its leap day; 153 is the days of five months there.
     let year = year - i64::from(month < 3);
     let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    let days = 365 * year + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + day_of_year;
+    let days =
+        365 * year + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + day_of_year;
     const DAYS_BEFORE_1970: i64 = 719_468;
     Some((days - DAYS_BEFORE_1970) * DAY_SECONDS)
 }
@@ -146,7 +151,8 @@ fn date(year: i64, month: i64, day: i64) -> Option<i64> {
 /// `08:49:37`, also with a fraction; second 60 is the next minute.
 fn clock(text: &str) -> Option<Duration> {
     let mut parts = text.splitn(3, ':');
-    let (hours, minutes, seconds) = (integer(parts.next()?)?, integer(parts.next()?)?, parts.next()?);
+    let (hours, minutes, seconds) =
+        (integer(parts.next()?)?, integer(parts.next()?)?, parts.next()?);
     let seconds = number(seconds, SECOND).filter(|seconds| *seconds < 61 * SECOND)?;
     if hours > 23 || minutes > 59 {
         return None;
@@ -204,7 +210,11 @@ mod tests {
             ("5 hours and", 18_000_000, " and"),
             ("1 day", 86_400_000, ""),
         ] {
-            assert_eq!(leading_duration(text), Some((Duration::from_millis(millis), rest)), "{text}");
+            assert_eq!(
+                leading_duration(text),
+                Some((Duration::from_millis(millis), rest)),
+                "{text}"
+            );
         }
         for text in ["a moment", "5. then", "5", " 5s"] {
             assert_eq!(leading_duration(text), None, "{text}");
@@ -215,7 +225,8 @@ mod tests {
     fn numbers() {
         assert_eq!(number("0.0000000019", SECOND), Some(Duration::from_nanos(1)));
         assert_eq!(number("2.5", Duration::from_millis(1)), Some(Duration::from_micros(2_500)));
-        for text in ["", "-1", "+1", "1e3", "nan", "inf", "1 ", "1.", ".1", "1,5", &"9".repeat(100)] {
+        for text in ["", "-1", "+1", "1e3", "nan", "inf", "1 ", "1.", ".1", "1,5", &"9".repeat(100)]
+        {
             assert_eq!(number(text, SECOND), None, "{text}");
         }
     }
@@ -253,17 +264,31 @@ mod tests {
         assert_eq!(rfc3339("1994-11-06t08:49:37.000z"), of_the_rfc);
         assert_eq!(rfc3339("2016-12-31T23:59:60Z"), rfc3339("2017-01-01T00:00:00Z"));
         assert_eq!(rfc3339("0001-01-01T00:00:00Z"), Some(at(0)));
-        for text in ["", "Sun, 06 Nov 1994 08:49:37 CET", "Sun, 06 Nov 1994 24:00:00 GMT", "Sun, 6 Nov 94 1:1 GMT"] {
+        for text in [
+            "",
+            "Sun, 06 Nov 1994 08:49:37 CET",
+            "Sun, 06 Nov 1994 24:00:00 GMT",
+            "Sun, 6 Nov 94 1:1 GMT",
+        ] {
             assert_eq!(http_date(text), None, "{text}");
         }
-        for text in ["", "1994-11-06", "1994-11-06T08:49:37", "1994-13-06T08:49:37Z", "1994-11-06T08:49:61Z", "TZ"] {
+        for text in [
+            "",
+            "1994-11-06",
+            "1994-11-06T08:49:37",
+            "1994-13-06T08:49:37Z",
+            "1994-11-06T08:49:61Z",
+            "TZ",
+        ] {
             assert_eq!(rfc3339(text), None, "{text}");
         }
     }
 
     /// Year, month and day, counted day by day: slow, and sure.
     fn calendar(mut days: u64) -> (u64, usize, u64) {
-        let leap = |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
+        let leap = |year: u64| {
+            year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400)
+        };
         for year in 1970.. {
             let february = if leap(year) { 29 } else { 28 };
             let lengths = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
