@@ -70,7 +70,7 @@ impl<'g> Dispatch<'g> {
             };
             match provider.exchange(errand, offer).await {
                 Exchanged::Unable(_) if self.fallback && candidates.len() > 1 => {
-                    drop(candidates.remove(at))
+                    candidates.remove(at);
                 }
                 Exchanged::Final(outcome) | Exchanged::Unable(outcome) => return outcome,
                 Exchanged::Moved { attempts } => candidates[at].attempts = attempts,
