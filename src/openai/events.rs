@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::usage::Usage;
@@ -10,6 +11,14 @@ use crate::error::Dialect;
 
 /// A longer line is not searched for `usage`; nothing more of a line is ever kept.
 const LINE_LIMIT_BYTES: usize = 64 * 1024;
+
+/// The events after which nothing more comes that a client waits for, by name: Anthropic's Messages and OpenAI's
+/// Responses. A stream of chat completions ends with [`DONE`].
+const LAST_EVENTS: [&[u8]; 4] =
+    [b"message_stop", b"response.completed", b"response.failed", b"response.incomplete"];
+
+/// The data of the last event of a stream of chat completions. openai-python looks at its start only.
+const DONE: &[u8] = b"[DONE]";
 
 /// Fed with a stream piece by piece, tells what the relay has to know about it. How the stream is cut into pieces makes no
 /// difference. Holds at most one line of at most 64 KiB.
@@ -19,13 +28,25 @@ pub struct EventScanner {
     line: Vec<u8>,
     /// The last piece ended in CR: an LF that starts the next one belongs to it.
     after_cr: bool,
+    /// The `event` field of the event under way names a last event.
+    is_named_last: bool,
+    has_last_event: bool,
     usage: Usage,
+    /// No event with content has come since the usage.
+    usage_is_current: bool,
 }
 
 impl EventScanner {
     /// At the start of a stream.
     pub fn new() -> Self {
-        EventScanner { line: Vec::new(), after_cr: false, usage: Usage::default() }
+        EventScanner {
+            line: Vec::new(),
+            after_cr: false,
+            is_named_last: false,
+            has_last_event: false,
+            usage: Usage::default(),
+            usage_is_current: false,
+        }
     }
 
     /// Takes the next bytes of the stream. Lines end in LF, CRLF or CR.
@@ -48,6 +69,17 @@ impl EventScanner {
         self.usage
     }
 
+    /// Whether [`EventScanner::usage`] counts everything that has passed: no further content came after it.
+    pub fn usage_is_current(&self) -> bool {
+        self.usage_is_current
+    }
+
+    /// Whether the data of the last event has passed: `[DONE]`, `message_stop`, `response.completed`,
+    /// `response.failed` or `response.incomplete`. A client may close from here on.
+    pub fn has_last_event(&self) -> bool {
+        self.has_last_event
+    }
+
     fn end_line(&mut self, rest: &[u8]) {
         if self.line.is_empty() {
             self.read_line(rest);
@@ -61,13 +93,25 @@ impl EventScanner {
     }
 
     fn read_line(&mut self, line: &[u8]) {
-        let Some(data) = data(line) else { return };
+        let Some(data) = field(line, b"data:") else {
+            if let Some(name) = field(line, b"event:") {
+                self.is_named_last = LAST_EVENTS.contains(&name);
+            } else if line.is_empty() {
+                self.is_named_last = false;
+            }
+            return;
+        };
+        let kind = kind(data);
         if line.len() <= LINE_LIMIT_BYTES
             && has_usage_object(data)
             && let Some(usage) = Usage::of(data)
         {
             self.usage = self.usage.updated(usage);
+            self.usage_is_current = true;
+        } else if kind == Kind::Content {
+            self.usage_is_current = false;
         }
+        self.has_last_event |= self.is_named_last || kind == Kind::Last;
     }
 
     fn keep(&mut self, bytes: &[u8]) {
@@ -80,6 +124,11 @@ impl Default for EventScanner {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Whether a body is one whole JSON value.
+pub fn is_json(body: &[u8]) -> bool {
+    serde_json::from_slice::<IgnoredAny>(body).is_ok()
 }
 
 /// A JSON body as one event; `None` where it is no JSON.
@@ -99,10 +148,35 @@ pub fn error_event(dialect: Dialect, body: &[u8]) -> Option<String> {
     })
 }
 
-/// The value of a `data` field; one space after the colon is not part of it.
-fn data(line: &[u8]) -> Option<&[u8]> {
-    let value = line.strip_prefix(b"data:")?;
+/// The value of a field, whose `name` includes the colon; one space after it is not part of the value.
+fn field<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
+    let value = line.strip_prefix(name)?;
     Some(value.strip_prefix(b" ").unwrap_or(value))
+}
+
+/// What an event is by its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Content,
+    Ping,
+    Last,
+}
+
+/// Reads `type` where it is the first field, as OpenAI and Anthropic write it: parsing each event would cost too much.
+fn kind(data: &[u8]) -> Kind {
+    if data.starts_with(DONE) {
+        return Kind::Last;
+    }
+    let first_field = || {
+        let object = data.strip_prefix(b"{")?.trim_ascii_start().strip_prefix(b"\"type\"")?;
+        let value = object.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
+        value.strip_prefix(b"\"")?.split(|byte| *byte == b'"').next()
+    };
+    match first_field() {
+        Some(b"ping") => Kind::Ping,
+        Some(name) if LAST_EVENTS.contains(&name) => Kind::Last,
+        _ => Kind::Content,
+    }
 }
 
 /// Whether parsing is worth it: `"usage":null` stands in every event of some streams, and in most there is none. Inside a
@@ -196,6 +270,62 @@ data: {"type":"message_stop"}
             (r#"data: {"text":"\"usage\":{\"total_tokens\":5}"}"#.to_owned() + "\n", None),
         ] {
             assert_eq!(scan([stream.as_bytes()]), total, "{stream:?}");
+        }
+    }
+
+    fn scanned(stream: &str) -> EventScanner {
+        let mut scanner = EventScanner::new();
+        scanner.feed(stream.as_bytes());
+        scanner
+    }
+
+    #[test]
+    fn the_data_of_the_last_event_ends_a_stream_in_each_api() {
+        for (stream, ends) in [
+            ("data: [DONE]\n", true),
+            ("data:[DONE]\r\n", true),
+            ("data: [DONE] \n", true),
+            ("data: [DONE]", false),
+            (": [DONE]\n", false),
+            ("data: {\"choices\":[{\"delta\":{\"content\":\"[DONE]\"}}]}\n\n", false),
+            ("event: message_stop\ndata: {\"type\":\"message_stop\"}\n", true),
+            ("data: {\"type\": \"message_stop\"}\n", true),
+            ("event: message_stop\n", false),
+            ("event: message_stop\n\ndata: {}\n", false),
+            ("event: response.completed\ndata: {\"response\":{}}\n", true),
+            ("data: { \"type\" : \"response.completed\",\"response\":{}}\n", true),
+            ("data: {\"type\":\"response.failed\"}\n", true),
+            ("data: {\"type\":\"response.incomplete\"}\n", true),
+            ("event: response.created\ndata: {\"type\":\"response.created\"}\n\n", false),
+            ("data: {\"type\":\"response.completed.not\"}\n", false),
+        ] {
+            assert_eq!(scanned(stream).has_last_event(), ends, "{stream:?}");
+        }
+        assert!(scanned(&message("{\"output_tokens\":15}")).has_last_event());
+    }
+
+    #[test]
+    fn a_usage_is_current_until_further_content_comes() {
+        for (stream, is_current) in [
+            ("data: {\"choices\":[]}\n\n".to_owned(), false),
+            (format!("{USAGE}\n\n"), true),
+            (
+                format!("{USAGE}\n\n: comment\n\ndata: {{\"type\": \"ping\"}}\n\ndata: [DONE]\n\n"),
+                true,
+            ),
+            (format!("{USAGE}\n\ndata: {{\"choices\":[]}}\n\n"), false),
+            (format!("{USAGE}\n\ndata: {{\"choices\":[]}}\n\n{USAGE}\n"), true),
+            (message("{\"output_tokens\":15}"), true),
+            (
+                message("{\"output_tokens\":15}")
+                    .split("event: message_delta")
+                    .next()
+                    .unwrap()
+                    .into(),
+                false,
+            ),
+        ] {
+            assert_eq!(scanned(&stream).usage_is_current(), is_current, "{stream:?}");
         }
     }
 

@@ -10,7 +10,7 @@ mod outline;
 mod request;
 mod usage;
 
-pub use events::{EventScanner, error_event, event};
+pub use events::{EventScanner, error_event, event, is_json};
 pub use models::{Model, model_list, model_object};
 pub use request::{Peek, peek, splice_model};
 pub use usage::Usage;

@@ -8,9 +8,17 @@ use std::time::{Duration, Instant};
 use super::Provider;
 use crate::error::Error;
 use crate::http1::{Headers, ResponseHead};
-use crate::openai::{EventScanner, Usage};
+use crate::openai::{self, EventScanner, Usage};
 use crate::shaping::scheduler::InFlight;
 use crate::upstream::client::{Body, Response};
+
+/// After the last event of a stream, or the whole of a JSON body, the provider has this long to end the response, and
+/// may send this many bytes more. Its connection can be used again then.
+pub const END_GRACE: Duration = Duration::from_secs(1);
+const END_GRACE_BYTES: usize = 64 * 1024;
+
+/// How often a JSON body is looked at to see whether it is whole before the provider says so.
+const MAX_LOOKS: u32 = 8;
 
 /// A plain answer larger than this is not searched for its usage where a limit on tokens needs it.
 const METERED_BYTES: usize = 1024 * 1024;
@@ -43,23 +51,37 @@ pub struct Answer {
     idle_timeout: Duration,
     meter: Option<Meter>,
     usage: Usage,
+    /// What the limits reserved for the request.
+    reserved_tokens: u64,
+    /// Since when everything that a client waits for has passed, and how many bytes came afterwards.
+    complete: Option<(Instant, usize)>,
     provider: Rc<Provider>,
 }
 
 /// Looks for the tokens that an answer says it used.
 enum Meter {
     Events(Box<EventScanner>),
-    /// The body so far, and how long it may get.
-    Whole(Vec<u8>, usize),
+    Whole(Whole),
     TooLong,
 }
 
+/// A plain body so far.
+struct Whole {
+    body: Vec<u8>,
+    /// The longest that is kept.
+    limit: usize,
+    is_json: bool,
+    looks: u32,
+}
+
 impl Answer {
-    /// Counts the response. `metered`: a limit needs its tokens; `idle_timeout` is for each piece of its body.
+    /// Counts the response. `metered`: a limit needs its tokens, of which it `reserved_tokens`; `idle_timeout` is for
+    /// each piece of its body.
     pub(super) fn new(
         provider: &Rc<Provider>,
         response: Response,
         metered: bool,
+        reserved_tokens: u64,
         idle_timeout: Duration,
     ) -> Box<Answer> {
         let Response { head, body, in_flight, latency } = response;
@@ -70,20 +92,22 @@ impl Answer {
             500.. => counters.upstream_5xx += 1,
             _ => {}
         }
-        let (plain, event_stream) =
-            (is_plain(&head.headers), has_type(&head.headers, b"text/event-stream"));
+        let plain = is_plain(&head.headers);
+        let event_stream = has_type(&head.headers, b"text/event-stream");
+        let is_json = has_type(&head.headers, b"application/json");
+        let whole = |limit| Meter::Whole(Whole { body: Vec::new(), limit, is_json, looks: 0 });
         Box::new(Answer {
             event_stream: plain && event_stream,
             meter: plain.then(|| match (event_stream, metered) {
                 (true, _) => Meter::Events(Box::default()),
-                (false, true) => Meter::Whole(Vec::new(), METERED_BYTES),
-                (false, false) if has_type(&head.headers, b"application/json") => {
-                    Meter::Whole(Vec::new(), TOLD_BYTES)
-                }
+                (false, true) => whole(METERED_BYTES),
+                (false, false) if is_json => whole(TOLD_BYTES),
                 (false, false) => Meter::TooLong,
             }),
             head,
             usage: Usage::default(),
+            reserved_tokens,
+            complete: None,
             advice: None,
             prefix: Vec::new(),
             body,
@@ -105,9 +129,18 @@ impl Answer {
         self.lane
     }
 
-    /// The tokens that it said it cost, once it is over.
+    /// The tokens that it has said it cost; of a plain body only once it is complete.
     pub fn usage(&self) -> Usage {
-        self.usage
+        match &self.meter {
+            Some(Meter::Events(scanner)) => scanner.usage(),
+            _ => self.usage,
+        }
+    }
+
+    /// Whether everything that a client waits for has passed: the last event of a stream, or a whole JSON body. The
+    /// end of the response may still be to come.
+    pub fn is_complete(&self) -> bool {
+        self.complete.is_some()
     }
 
     /// How long the request waited for its slot.
@@ -120,23 +153,60 @@ impl Answer {
         self.event_stream
     }
 
-    /// Appends the body bytes that are there to `out`, without waiting. True when the body is over.
+    /// Appends the body bytes that are there to `out`, without waiting. True when the body is over. A stream whose last
+    /// event has passed is over however the provider ends it.
     pub fn take_buffered(&mut self, out: &mut Vec<u8>) -> Result<bool, Error> {
         let from = out.len();
         out.append(&mut self.prefix);
-        let over = self.body.take_buffered(out).map_err(|failure| self.provider.failed(failure))?;
+        let taken = self.body.take_buffered(out);
         if let Some(meter) = &mut self.meter {
             meter.feed(&out[from..]);
         }
+        let over = match taken {
+            Ok(true) => true,
+            Ok(false) => self.has_sent_too_much(out.len() - from),
+            Err(_) if self.has_last_event() => true,
+            Err(failure) => return Err(self.provider.failed(failure)),
+        };
         if over {
+            self.body.close();
             self.is_over();
         }
         Ok(over)
     }
 
-    /// Waits for more of the body, for up to `idle_timeout_seconds`.
+    /// Waits for more of the body, for up to `idle_timeout_seconds`, or after the last event for what is left of
+    /// [`END_GRACE`].
     pub async fn wait(&mut self) -> Result<(), Error> {
-        self.body.wait(self.idle_timeout).await.map_err(|failure| self.provider.failed(failure))
+        let grace = self.complete.filter(|_| self.has_last_event());
+        let limit =
+            grace.map_or(self.idle_timeout, |(since, _)| END_GRACE.saturating_sub(since.elapsed()));
+        match self.body.wait(limit).await {
+            Err(_) if grace.is_some() => {
+                self.body.close();
+                Ok(())
+            }
+            waited => waited.map_err(|failure| self.provider.failed(failure)),
+        }
+    }
+
+    /// Notes whether the body is complete by now. True if the provider has sent more behind the last event than is
+    /// waited for; `bytes` have just come.
+    fn has_sent_too_much(&mut self, bytes: usize) -> bool {
+        if let Some((_, extra)) = &mut self.complete {
+            *extra += bytes;
+            return *extra > END_GRACE_BYTES && self.has_last_event();
+        }
+        let Some(meter) = &mut self.meter else { return false };
+        if meter.is_complete() {
+            self.usage = meter.usage().unwrap_or_default();
+            self.complete = Some((Instant::now(), 0));
+        }
+        false
+    }
+
+    fn has_last_event(&self) -> bool {
+        matches!(&self.meter, Some(Meter::Events(scanner)) if scanner.has_last_event())
     }
 
     /// Reads the body ahead, to be judged and perhaps passed on. False where it is longer than `limit` bytes or breaks off:
@@ -167,14 +237,41 @@ impl Answer {
     }
 
     fn is_over(&mut self) {
+        if let Some(meter) = self.meter.take() {
+            self.usage = meter.usage().unwrap_or_default();
+        }
+        self.has_succeeded();
+        self.settle(self.usage.total());
+    }
+
+    fn has_succeeded(&self) {
         if self.head.status < 400 {
             self.provider.counters.borrow_mut().succeeded += 1;
         }
+    }
+
+    /// Ends the request for the limits, with the tokens that it cost where they are known.
+    fn settle(&mut self, tokens: Option<u64>) {
         let Some(in_flight) = self.in_flight.take() else { return };
-        self.usage = self.meter.take().and_then(Meter::usage).unwrap_or_default();
-        if let Some(tokens) = self.usage.total() {
+        if let Some(tokens) = tokens {
             in_flight.settle(tokens);
         }
+    }
+}
+
+impl Drop for Answer {
+    /// Where it is not over, the client or the provider has cut it off. Tokens that were told count all the same; if
+    /// content came after them, the reservation stands where it is higher.
+    fn drop(&mut self) {
+        if self.is_complete() && self.meter.is_some() {
+            self.has_succeeded();
+        }
+        let is_current = match &self.meter {
+            Some(Meter::Events(scanner)) => scanner.usage_is_current(),
+            _ => true,
+        };
+        let least = if is_current { 0 } else { self.reserved_tokens };
+        self.settle(self.usage().total().map(|tokens| tokens.max(least)));
     }
 }
 
@@ -182,19 +279,39 @@ impl Meter {
     fn feed(&mut self, bytes: &[u8]) {
         match self {
             Meter::Events(scanner) => scanner.feed(bytes),
-            Meter::Whole(body, limit) if body.len() + bytes.len() <= *limit => {
-                body.extend_from_slice(bytes)
+            Meter::Whole(whole) if whole.body.len() + bytes.len() <= whole.limit => {
+                whole.body.extend_from_slice(bytes);
             }
-            Meter::Whole(..) | Meter::TooLong => *self = Meter::TooLong,
+            Meter::Whole(_) | Meter::TooLong => *self = Meter::TooLong,
         }
     }
 
-    fn usage(self) -> Option<Usage> {
+    fn is_complete(&mut self) -> bool {
+        match self {
+            Meter::Events(scanner) => scanner.has_last_event(),
+            Meter::Whole(whole) => whole.is_complete(),
+            Meter::TooLong => false,
+        }
+    }
+
+    /// Of a plain body only where it is whole.
+    fn usage(&self) -> Option<Usage> {
         match self {
             Meter::Events(scanner) => Some(scanner.usage()),
-            Meter::Whole(body, _) => Usage::of(&body),
+            Meter::Whole(whole) => Usage::of(&whole.body),
             Meter::TooLong => None,
         }
+    }
+}
+
+impl Whole {
+    fn is_complete(&mut self) -> bool {
+        let may_end = matches!(self.body.trim_ascii_end(), [.., b'}' | b']']);
+        if !self.is_json || !may_end || self.looks == MAX_LOOKS {
+            return false;
+        }
+        self.looks += 1;
+        openai::is_json(&self.body)
     }
 }
 

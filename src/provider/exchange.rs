@@ -249,7 +249,13 @@ impl Provider {
         let timeout = setup.config.request_timeout;
         match client::send(permit, connection, &setup.pool, outgoing, timeout).await {
             Ok(response) => {
-                let mut answer = Answer::new(self, response, metered, setup.config.idle_timeout);
+                let mut answer = Answer::new(
+                    self,
+                    response,
+                    metered,
+                    offer.ask.tokens,
+                    setup.config.idle_timeout,
+                );
                 let judgement = self.judge(&mut answer, offer.ask).await;
                 Attempt::Done(Ok(answer), judgement)
             }

@@ -9,7 +9,7 @@ mod exchange;
 mod progress;
 mod setup;
 
-pub use answer::{Advice, Answer};
+pub use answer::{Advice, Answer, END_GRACE};
 pub use exchange::{Errand, Exchanged, Offer};
 pub use progress::{Progress, Whereabouts};
 pub use setup::Setup;

@@ -44,6 +44,8 @@ pub struct Caller {
     began: bool,
     framing: BodyLength,
     out: Vec<u8>,
+    /// Where in `out` the last byte ends that the client waits for.
+    last_byte: Option<usize>,
 }
 
 impl Caller {
@@ -69,6 +71,7 @@ impl Caller {
             began: false,
             framing: BodyLength::None,
             out: Vec::new(),
+            last_byte: None,
         }
     }
 
@@ -78,6 +81,7 @@ impl Caller {
         self.trace.begins(&self.request_id);
         (self.dialect, self.cors) = (Dialect::OpenAi, Cors::Off);
         (self.http_10, self.head_only, self.keep_alive, self.began) = (false, false, false, false);
+        self.last_byte = None;
         // An idle connection holds next to no memory.
         self.out.shrink_to(IDLE_BUFFER_BYTES);
     }
@@ -214,8 +218,14 @@ impl Caller {
         }
     }
 
+    /// What is queued by now is all that the client waits for; the end of the response may follow.
+    pub fn completes(&mut self) {
+        self.last_byte.get_or_insert(self.out.len());
+    }
+
     /// Queues the end of the body.
     pub fn end(&mut self) {
+        self.completes();
         if self.framing == BodyLength::Chunked && !self.head_only {
             self.out.extend_from_slice(FINAL_CHUNK);
         }
@@ -225,6 +235,7 @@ impl Caller {
     pub fn take_back(&mut self) {
         debug_assert!(!self.began, "only what was not sent can be taken back");
         self.out.clear();
+        self.last_byte = None;
     }
 
     /// Ends the connection so that the caller can tell a broken body from a whole one: by a missing final chunk or missing
@@ -237,11 +248,14 @@ impl Caller {
         Gone
     }
 
-    /// Writes what is queued.
+    /// Writes what is queued. A client that has everything it waits for may close before the rest.
     pub async fn flush(&mut self) -> Result<(), Gone> {
         let mut from = 0;
         while from < self.out.len() {
             self.began = true;
+            if self.last_byte.is_some_and(|last| from >= last) {
+                self.trace.set_delivered();
+            }
             let (stream, bytes) = (&mut self.stream, &self.out[from..]);
             let write = poll_fn(|cx| stream.poll_write(cx, bytes));
             match within(self.write_timeout, write).await {
@@ -249,8 +263,16 @@ impl Caller {
                     from += written;
                     self.trace.wrote(written);
                 }
+                _ if self.trace.is_delivered() => {
+                    self.keep_alive = false;
+                    break;
+                }
                 _ => return Err(Gone),
             }
+        }
+        if self.last_byte.is_some() {
+            self.last_byte = Some(0);
+            self.trace.set_delivered();
         }
         self.out.clear();
         Ok(())

@@ -22,10 +22,11 @@ use super::lifecycle::Watch;
 use super::reload::Front;
 use super::stream::Stream;
 use super::{Gateway, routes, tls};
-use crate::deadline::within;
+use crate::deadline::{after, within};
 use crate::error::Error;
 use crate::http1::{self, BodyDecoder, Framing, ReadError, Reader, RequestHead};
 use crate::log;
+use crate::provider::END_GRACE;
 use crate::telemetry::Trace;
 
 /// Serves until the connection ends. `_alive` counts it as open.
@@ -234,7 +235,8 @@ impl Connection {
         }
     }
 
-    /// Does the work, but for no longer than the caller is there.
+    /// Does the work, but for no longer than the caller is there. A caller that has its whole response may close: the
+    /// provider then gets a moment to end it, so that its connection can be used again.
     async fn answer(
         &mut self,
         route: routes::Route,
@@ -243,6 +245,7 @@ impl Connection {
         body: Body,
     ) -> Result<(), Gone> {
         let surplus = self.gateway.config.max_head_bytes;
+        let trace = self.caller.trace().clone();
         let work = routes::answer(
             &self.gateway,
             route,
@@ -254,6 +257,9 @@ impl Connection {
         );
         let gone = async {
             hang_up(&mut self.reader, surplus).await;
+            if trace.is_delivered() {
+                after(END_GRACE).await;
+            }
             Err(Gone)
         };
         let answered = future::or(work, gone).await;

@@ -157,11 +157,14 @@ async fn relay_body(
         let goes_on =
             seam.as_mut().filter(|_| !over).map_or(payload.len(), |seam| seam.whole(&payload));
         caller.body(&payload[..goes_on]);
+        caller.trace().used(answer.usage());
+        if answer.is_complete() {
+            caller.completes();
+        }
         if let Some(error) = broken {
             return broken_off(&error, seam, caller).await;
         }
         if over {
-            caller.trace().used(answer.usage());
             caller.end();
             return caller.flush().await;
         }

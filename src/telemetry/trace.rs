@@ -42,6 +42,7 @@ struct Known {
     status: Option<u16>,
     error: Option<&'static str>,
     usage: Usage,
+    is_delivered: bool,
 }
 
 impl Trace {
@@ -136,11 +137,22 @@ impl Trace {
         self.0.borrow_mut().bytes_out += bytes as u64;
     }
 
+    /// Everything that its client waits for has been written: the last event of a stream, or the last byte of a body.
+    pub fn set_delivered(&self) {
+        self.0.borrow_mut().is_delivered = true;
+    }
+
+    /// See [`Trace::set_delivered`]. A client that closes from here on has its response.
+    pub fn is_delivered(&self) -> bool {
+        self.0.borrow().is_delivered
+    }
+
     /// It is over; `gone`: because its caller is. `None` where there was nothing.
     pub fn ends(&self, gone: bool, now: Instant) -> Option<Record> {
         let known = &mut *self.0.borrow_mut();
         let nothing = Known::new(known.peer.clone(), known.id.clone(), known.since);
         let ended = std::mem::replace(known, nothing);
+        let gone = gone && !ended.is_delivered;
         let hung_up = gone && ended.method.is_some();
         let status = ended.status.or(hung_up.then_some(CALLER_GONE_STATUS))?;
         let since_then = |at: Instant| at.saturating_duration_since(ended.since);
@@ -195,6 +207,7 @@ impl Known {
             status: None,
             error: None,
             usage: Usage::default(),
+            is_delivered: false,
         }
     }
 }

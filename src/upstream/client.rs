@@ -117,6 +117,11 @@ impl Body {
         }
     }
 
+    /// Ends a body that nobody waits for any more. Its connection is closed unless it has gone back to the pool.
+    pub fn close(&mut self) {
+        self.connection = None;
+    }
+
     /// Waits for more bytes, for up to `idle`. Cancel-safe.
     pub async fn wait(&mut self, idle: Duration) -> Result<(), Failure> {
         let Some(connection) = &mut self.connection else { return Ok(()) };

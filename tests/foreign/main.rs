@@ -5,6 +5,10 @@
 
 #![allow(clippy::unwrap_used)] // these are tests, helpers included
 
+mod clients;
+#[path = "../support/mod.rs"]
+mod support;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
