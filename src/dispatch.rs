@@ -3,7 +3,6 @@
 //!
 //! Owns the choice and the body's name for the model. Does not know how a provider waits or sends.
 
-use std::cmp::Reverse;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
@@ -60,6 +59,7 @@ impl<'g> Dispatch<'g> {
             let elsewhere =
                 elsewhere.map(|wait| if choices < MAX_CHOICES { wait } else { Duration::MAX });
             let Candidate { provider, model, upstream, attempts } = candidates[at];
+            provider.is_chosen();
             errand.trace.goes_to(provider.name(), provider.setup().model_id(model));
             let offer = Offer {
                 ask: Ask { model, tokens },
@@ -92,27 +92,34 @@ impl<'g> Dispatch<'g> {
         Ok(candidates.collect())
     }
 
-    /// Whom to ask, and after which wait somebody else would do it.
+    /// Whom to ask, and after which wait somebody else would do it. A provider that is down comes last.
     async fn choose(
         &self,
         candidates: &[Candidate<'_>],
         errand: &Errand<'_>,
         tokens: u64,
     ) -> (usize, Option<Duration>) {
-        let is_up = |candidate: &Candidate<'_>| !(self.fallback && candidate.provider.is_down());
-        if self.routing == Routing::First || candidates.len() == 1 {
+        if candidates.len() == 1 {
+            return (0, None);
+        }
+        if self.routing == Routing::First {
+            let is_up =
+                |candidate: &Candidate<'_>| !(self.fallback && candidate.provider.is_down());
             return (candidates.iter().position(is_up).unwrap_or(0), None);
         }
         let mut ranked = Vec::with_capacity(candidates.len());
         for (at, Candidate { provider, model, .. }) in candidates.iter().enumerate() {
-            let estimate = provider.estimate(Ask { model: *model, tokens }, &errand.terms).await;
+            let ask = Ask { model: *model, tokens };
+            let estimate = provider.estimate(ask, &errand.terms).await;
             // The first of equals stays in front; who would refuse comes last, and says so.
-            ranked.extend(estimate.map(|estimate| (Reverse(is_up(&candidates[at])), estimate, at)));
+            ranked.extend(estimate.map(|estimate| (provider.is_down(), estimate, at)));
         }
         ranked.sort_unstable();
         match ranked[..] {
             [] => (0, None),
             [(.., at)] => (at, None),
+            // Nothing is sooner where no connection can be made.
+            [(.., at), (true, ..), ..] => (at, Some(Duration::MAX)),
             [(.., at), (_, second, _), ..] => {
                 (at, Some(if second.waits_for_an_end { UNKNOWN } else { second.wait }))
             }

@@ -48,6 +48,30 @@ impl Dialect {
     }
 }
 
+/// What a request that waits too long waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitsFor {
+    /// A connection to the provider: the slot is open.
+    Connection,
+    /// The end of a pause that the provider has asked for.
+    Cooldown,
+    /// Room under this limit, named as in the configuration.
+    Limit(&'static str),
+}
+
+impl WaitsFor {
+    fn clause(self, provider: &str, for_whom: &str) -> String {
+        let provider = quote(provider);
+        match self {
+            WaitsFor::Connection => format!("No connection to the provider {provider} stands yet"),
+            WaitsFor::Cooldown => format!("The provider {provider} has asked for a pause"),
+            WaitsFor::Limit(limit) => {
+                format!("The queue of {provider} is too long{for_whom} (limit: {limit})")
+            }
+        }
+    }
+}
+
 /// A refusal or a failure, as the caller gets to see it. No variant may hold a secret.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Error {
@@ -137,6 +161,8 @@ pub enum Error {
         expected_wait: Duration,
         /// The limit.
         max_wait: Duration,
+        /// The cause.
+        waits_for: WaitsFor,
         /// When to come back.
         retry_after: Duration,
     },
@@ -170,6 +196,8 @@ pub enum Error {
         expected_wait: Duration,
         /// How long the caller waits.
         patience: Duration,
+        /// The cause.
+        waits_for: WaitsFor,
         /// When to come back.
         retry_after: Duration,
     },
@@ -302,10 +330,17 @@ impl Error {
                  `x-api-key: KEY`."
                     .into()
             }
-            Error::QueueWaitExceeded { provider, position, expected_wait, max_wait, .. } => format!(
-                "The queue of {} is too long: at position {position} the wait would be {}, and max_wait_seconds allows {}. \
+            Error::QueueWaitExceeded {
+                provider,
+                position,
+                expected_wait,
+                max_wait,
+                waits_for,
+                ..
+            } => format!(
+                "{}: at position {position} the wait would be {}, and max_wait_seconds allows {}. \
                  Try again later.",
-                quote(provider),
+                waits_for.clause(provider, ""),
                 seconds(*expected_wait),
                 seconds(*max_wait)
             ),
@@ -318,10 +353,17 @@ impl Error {
                 quote(client),
                 quote(provider)
             ),
-            Error::DeadlineExceeded { provider, position, expected_wait, patience, .. } => format!(
-                "The queue of {} is too long for this caller's timeout: at position {position} the wait would be {}, and the \
-                 caller waits {}. Try again later, or with a longer timeout.",
-                quote(provider),
+            Error::DeadlineExceeded {
+                provider,
+                position,
+                expected_wait,
+                patience,
+                waits_for,
+                ..
+            } => format!(
+                "{}: at position {position} the wait would be {}, and the caller waits {}. \
+                 Try again later, or with a longer timeout.",
+                waits_for.clause(provider, " for this caller's timeout"),
                 seconds(*expected_wait),
                 seconds(*patience)
             ),

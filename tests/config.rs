@@ -148,7 +148,7 @@ fn defaults() {
     assert_eq!(provider.connect_timeout, Duration::from_secs(10));
     assert_eq!(provider.request_timeout, Duration::from_secs(600));
     assert_eq!(provider.idle_timeout, Duration::from_secs(300));
-    assert_eq!((provider.max_queue, provider.pool_max_idle), (1000, 16));
+    assert_eq!((provider.max_queue, provider.pool_max_idle), (1000, 256));
     assert_eq!(provider.pool_idle, Duration::from_secs(50));
 
     let budget = NO_BUDGET;

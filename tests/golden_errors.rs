@@ -7,7 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use limitrate::error::{Dialect, Error};
+use limitrate::error::{Dialect, Error, WaitsFor};
 
 /// One sample of each variant. The match makes a variant without a sample a compile error.
 macro_rules! samples {
@@ -45,6 +45,7 @@ samples! {
         position: 42,
         expected_wait: Duration::from_millis(63_000),
         max_wait: Duration::from_millis(1_500),
+        waits_for: WaitsFor::Limit("rpm"),
         retry_after: Duration::from_millis(61_500),
     }
     QueueFull { provider: "nim".into(), max_queue: 1000, retry_after: Duration::from_millis(1_001) }
@@ -59,6 +60,7 @@ samples! {
         position: 9,
         expected_wait: Duration::from_millis(25_000),
         patience: Duration::from_secs(10),
+        waits_for: WaitsFor::Limit("tpm"),
         retry_after: Duration::from_millis(15_000),
     }
     DailyLimit { provider: "openrouter".into(), resets_in: Duration::from_secs(3_661) }

@@ -253,3 +253,34 @@ fn an_unchanged_file_says_so() {
     let said = reload(&process, &file, &yaml("state_file: state.json", &p));
     assert!(said.contains("state_file takes effect at the next start; q is gone"), "{said}");
 }
+
+#[test]
+fn a_queued_request_takes_its_key_to_the_host_that_it_is_configured_for() {
+    let [old, new] = [(); 2].map(|()| Upstream::answering(|_, _| Reply::ok()));
+    let provider = |upstream: &Upstream, key: &str| {
+        provider_yaml("p", upstream.addr(), &["m"], &spaced(1500), &format!("api_key: {key}"))
+    };
+    let (file, process) = serve("", &provider(&old, "old-key"));
+    assert_eq!(post(process.addr(), CHAT, BODY).status, 200);
+    // The second request waits for its slot, on a connection to the old host.
+    let mut second = ask(process.addr());
+    wait_queued(process.addr(), 1);
+    let deadline = Instant::now() + PATIENCE;
+    while get(process.addr(), "/admin/stats").json()["providers"][0]["waiting_in_acquire"] != 1 {
+        assert!(Instant::now() < deadline, "the request does not prepare a connection");
+    }
+    let said = reload(&process, &file, &yaml("", &provider(&new, "new-key")));
+    assert!(said.contains("p is changed"), "{said}");
+    assert_eq!(second.read_response().status, 200);
+    assert_eq!(post(process.addr(), CHAT, BODY).status, 200);
+    for (upstream, key) in [(&old, "Bearer old-key"), (&new, "Bearer new-key")] {
+        let shown = upstream
+            .requests()
+            .iter()
+            .map(|request| request.header("authorization"))
+            .collect::<Vec<_>>();
+        assert!(shown.iter().all(|shown| shown.as_deref() == Some(key)), "{key}: {shown:?}");
+    }
+    assert_eq!(old.requests().len() + new.requests().len(), 3);
+    assert_eq!(new.requests().len(), 2, "the connection to the old host is not used again");
+}

@@ -412,7 +412,8 @@ fn a_connection_closed_while_the_gateway_was_stopped_costs_no_slot() {
 fn a_reused_connection_that_dies_before_the_answer_gives_way_to_a_fresh_one_in_a_new_slot() {
     for death in [Reply::CloseBeforeAnswer, Reply::Reset] {
         let upstream = Upstream::start([Reply::ok(), death, Reply::ok()]);
-        let provider = provider_yaml("p", upstream.addr(), &["m"], &spaced(200), "");
+        let twice = "retry: {attempts: 2}";
+        let provider = provider_yaml("p", upstream.addr(), &["m"], &spaced(200), twice);
         let gateway = Gateway::start(&provider);
         assert_eq!(post(gateway.addr(), CHAT, BODY).status, 200);
         let start = Instant::now();

@@ -268,7 +268,7 @@ pub struct Provider {
     pub idle_timeout: Duration,
     /// Requests that may wait at once, default 1000; past it 503.
     pub max_queue: usize,
-    /// Idle connections kept, default 16.
+    /// Idle connections kept at most, default 256.
     pub pool_max_idle: usize,
     /// How long an idle connection is kept, default 50 s.
     pub pool_idle: Duration,

@@ -142,7 +142,7 @@ fn provider(walk: &mut Walk<'_>, item: &Found<'_>, names: &mut Vec<String>) -> O
     let request_timeout = keys.seconds("request_timeout_seconds", 600.0, SECONDS_MIN);
     let idle_timeout = keys.seconds("idle_timeout_seconds", 300.0, SECONDS_MIN);
     let max_queue = keys.integer("max_queue", 1000, 1..=1_000_000);
-    let pool_max_idle = keys.integer("pool_max_idle", 16, 0..=10_000);
+    let pool_max_idle = keys.integer("pool_max_idle", 256, 0..=10_000);
     let pool_idle = keys.seconds("pool_idle_seconds", 50.0, SECONDS_MIN);
     keys.finish();
     Some(Provider {

@@ -209,21 +209,20 @@ impl Answer {
         matches!(&self.meter, Some(Meter::Events(scanner)) if scanner.has_last_event())
     }
 
-    /// Reads the body ahead, to be judged and perhaps passed on. False where it is longer than `limit` bytes or breaks off:
-    /// what was read is still passed on, and then whatever follows.
-    pub(super) async fn read_ahead(&mut self, limit: usize) -> bool {
-        let idle = self.idle_timeout;
+    /// Reads up to `limit` bytes of the body ahead, for up to `time`, to be judged and perhaps passed on: what was read
+    /// goes on first, and then whatever follows.
+    pub(super) async fn read_ahead(&mut self, limit: usize, time: Duration) {
+        let end = Instant::now() + time;
         while self.prefix.len() <= limit {
-            match self.body.take_buffered(&mut self.prefix) {
-                Ok(true) => return true,
-                Ok(false) if self.body.wait(idle).await.is_ok() => {}
-                _ => return false,
+            let taken = self.body.take_buffered(&mut self.prefix);
+            let left = end.saturating_duration_since(Instant::now());
+            if taken != Ok(false) || self.body.wait(left).await.is_err() {
+                return;
             }
         }
-        false
     }
 
-    /// Its body was read to the end. A request that the provider `refused` for its rate has used no tokens.
+    /// As much of its body was read as is waited for. A request that the provider `refused` for its rate has used no tokens.
     pub(super) fn is_judged(&mut self, refused: bool) {
         let Some(in_flight) = self.in_flight.take() else { return };
         if refused {

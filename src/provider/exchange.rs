@@ -6,45 +6,30 @@
 
 use std::collections::HashSet;
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use async_io::Timer;
 use futures_lite::future;
 
+use super::judge::Judgement;
 use super::progress::Progress;
+use super::slot::{Lost, Slot};
 use super::{Advice, Answer, Provider};
-use crate::config::CooldownScope;
 use crate::error::Error;
 use crate::heap::pinned;
 use crate::http1::RequestHead;
-use crate::log;
-use crate::shaping::books::{Ask, Scope};
+use crate::shaping::books::Ask;
 use crate::shaping::limiter::backoff;
 use crate::shaping::line::Refusal;
-use crate::shaping::scheduler::{NoSlot, Permit, Place};
+use crate::shaping::scheduler::{NoSlot, Place};
 use crate::shaping::terms::{Joining, Terms};
 use crate::telemetry::Trace;
 use crate::upstream::Failure;
-use crate::upstream::client::{self, SendFailure};
+use crate::upstream::client::{self, Reached, SendFailure};
 use crate::upstream::forward::Outgoing;
-use crate::upstream::pool::Connection;
-use crate::upstream::verdict::{self, Verdict};
 
-/// Sends of one request on connections that turned out to be closed; they are no attempts, since nobody saw them.
-const MAX_REPEATS: usize = 3;
-
-/// Connections that the provider may close as soon as they stand, per attempt. One that it closes after a rest is replaced
-/// for as long as the slot is not open.
-const MAX_LOST_CONNECTIONS: usize = 5;
-
-/// Before the next connection is made when the last one was lost while waiting.
-const RECONNECT_PAUSE: Duration = Duration::from_millis(250);
-
-/// How long others are asked first once no connection could be made.
-const DOWN: Duration = Duration::from_secs(5);
-
-/// A longer body is no refusal that could be understood.
-const JUDGED_BODY_BYTES: usize = 64 * 1024;
+/// How often a request joins again whose head could not be written. Those are no attempts: the provider has not seen it.
+const MAX_UNWRITTEN: usize = 3;
 
 /// A request and what its caller asks for: the same for every provider that it is offered to.
 pub struct Errand<'r> {
@@ -62,6 +47,14 @@ pub struct Errand<'r> {
     pub progress: Progress,
 }
 
+impl Errand<'_> {
+    /// When waiting ends at the latest, under this limit.
+    pub(super) fn gives_up(&self, max_wait: Option<Duration>) -> Option<Instant> {
+        let max_wait = max_wait.and_then(|limit| self.since.checked_add(limit));
+        [max_wait, self.terms.deadline].into_iter().flatten().min()
+    }
+}
+
 /// A request as one provider gets it.
 pub struct Offer {
     /// For the limits.
@@ -74,6 +67,18 @@ pub struct Offer {
     pub elsewhere: Option<Duration>,
     /// Whether another provider takes it over if this one can't be reached.
     pub fallback: bool,
+}
+
+impl Offer {
+    /// Whether another provider may take it.
+    pub(super) fn has_alternative(&self) -> bool {
+        self.fallback || self.is_taken_elsewhere()
+    }
+
+    /// Whether another provider would take it now or later, and has not been chosen too often.
+    fn is_taken_elsewhere(&self) -> bool {
+        self.elsewhere.is_some_and(|wait| wait < Duration::MAX)
+    }
 }
 
 /// What came of an offer.
@@ -95,35 +100,14 @@ enum Attempt {
     Refused(Refusal),
     /// Another provider's slot comes sooner.
     Moved,
-    /// Nobody saw the request: its connection was closed.
-    Unseen(Failure),
+    /// The head was not written whole: the provider has not seen the request.
+    Unwritten(Failure),
+    /// The provider had closed the connection before the request came.
+    Stale(Failure),
     /// There is no connection to be had.
     Down(Error),
     /// Sent and answered, or failed for good or ill.
     Done(Result<Box<Answer>, Error>, Judgement),
-}
-
-/// What to do with an outcome.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Judgement {
-    PassOn,
-    /// For the caller, unless another provider takes it.
-    Unable,
-    /// Send again; the scheduler knows for how long the provider pauses.
-    Again,
-    /// This API key has had its fill. Send again while there is one that has not said so.
-    WithAnotherKey,
-    /// Send again after a pause of this request's own.
-    AgainAfterBackoff,
-}
-
-/// A permit, and the connection to use it on.
-type Slot = (Permit, Box<Connection>);
-
-/// Why there is none.
-enum Lost {
-    Slot(NoSlot),
-    Connection(Failure),
 }
 
 impl Provider {
@@ -133,22 +117,35 @@ impl Provider {
         let mut attempts = offer.attempts;
         let mut place = self.join(errand, &offer, attempts > 0, self.setup().pool.idle());
         let mut last = None;
-        let mut repeats = 0;
+        let mut unwritten = 0;
+        let mut fresh = false;
         let mut spent_keys = HashSet::new();
         loop {
-            let (outcome, judgement) = match self.attempt(place, errand, &offer, repeats > 0).await
-            {
+            let (outcome, judgement) = match self.attempt(place, errand, &offer, fresh).await {
                 Attempt::Refused(refusal) => return self.given_up(last, refusal),
                 Attempt::Moved => return Exchanged::Moved { attempts },
-                Attempt::Unseen(failure) if repeats == MAX_REPEATS => {
+                Attempt::Unwritten(failure) if unwritten == MAX_UNWRITTEN => {
                     return Exchanged::Unable(Err(self.failed(failure)));
                 }
-                Attempt::Unseen(_) => {
-                    repeats += 1;
+                Attempt::Unwritten(_) => {
+                    unwritten += 1;
+                    fresh = true;
+                    place = self.join(errand, &offer, true, 0);
+                    continue;
+                }
+                Attempt::Stale(failure) => {
+                    attempts += 1;
+                    if attempts >= self.setup().config.retry.attempts {
+                        return Exchanged::Unable(Err(self.failed(failure)));
+                    }
+                    fresh = true;
                     place = self.join(errand, &offer, true, 0);
                     continue;
                 }
                 Attempt::Down(error) if offer.fallback => return Exchanged::Unable(Err(error)),
+                Attempt::Down(_) if offer.is_taken_elsewhere() => {
+                    return Exchanged::Moved { attempts };
+                }
                 Attempt::Down(error) => (Err(error), Judgement::AgainAfterBackoff),
                 Attempt::Done(outcome, judgement) => (outcome, judgement),
             };
@@ -156,17 +153,18 @@ impl Provider {
             if judgement == Judgement::PassOn {
                 return Exchanged::Final(outcome);
             }
+            let setup = self.setup();
             let all_spent = match &outcome {
                 Ok(answer) if judgement == Judgement::WithAnotherKey => {
                     spent_keys.insert(answer.lane());
-                    spent_keys.len() >= self.setup().config.api_keys.len()
+                    spent_keys.len() >= setup.config.api_keys.len()
                 }
                 _ => false,
             };
             let pauses = judgement == Judgement::AgainAfterBackoff;
             if judgement == Judgement::Unable
                 || all_spent
-                || attempts >= self.setup().config.retry.attempts
+                || attempts >= setup.config.retry.attempts
                 || pauses && !self.back_off(attempts, errand).await
             {
                 return Exchanged::Unable(outcome);
@@ -201,7 +199,9 @@ impl Provider {
     fn join(&self, errand: &Errand<'_>, offer: &Offer, again: bool, idle: usize) -> Place {
         let &Offer { ask, elsewhere, .. } = offer;
         let &Errand { ref terms, since, .. } = errand;
-        self.scheduler.join(Joining { ask, terms: terms.clone(), since, again, elsewhere, idle })
+        let movable = offer.fallback || elsewhere.is_some();
+        let terms = terms.clone();
+        self.scheduler.join(Joining { ask, terms, since, again, elsewhere, movable, idle })
     }
 
     async fn attempt(
@@ -232,39 +232,31 @@ impl Provider {
         }
     }
 
-    /// The rest of an attempt, now that its slot is open.
-    async fn send(
-        self: &Rc<Self>,
-        (permit, connection): Slot,
-        errand: &Errand<'_>,
-        offer: &Offer,
-    ) -> Attempt {
+    /// The rest of an attempt, now that its slot is open. All of it is under the configuration of the slot.
+    async fn send(self: &Rc<Self>, slot: Slot, errand: &Errand<'_>, offer: &Offer) -> Attempt {
         errand.progress.sent();
         errand.trace.sent(Instant::now());
-        let setup = self.setup();
+        let Slot { permit, connection, setup } = slot;
         let metered = setup.is_metered(offer.ask.model);
         let plain = errand.plain || metered;
         let key = setup.key(permit.lane());
-        let outgoing = Outgoing::new(&setup.config, key, errand.head, offer.body.clone(), plain);
+        let body = offer.body.clone();
+        let outgoing = Outgoing::new(&setup.config, key, errand.head, body, plain);
         let timeout = setup.config.request_timeout;
         match client::send(permit, connection, &setup.pool, outgoing, timeout).await {
             Ok(response) => {
-                let mut answer = Answer::new(
-                    self,
-                    response,
-                    metered,
-                    offer.ask.tokens,
-                    setup.config.idle_timeout,
-                );
-                let judgement = self.judge(&mut answer, offer.ask).await;
+                let (tokens, idle) = (offer.ask.tokens, setup.config.idle_timeout);
+                let mut answer = Answer::new(self, response, metered, tokens, idle);
+                let judgement = self.judge(&setup, &mut answer, offer.ask).await;
                 Attempt::Done(Ok(answer), judgement)
             }
-            Err(SendFailure { failure, repeatable: true }) => {
+            Err(SendFailure { failure, reached: Reached::Unwritten }) => {
                 errand.trace.unseen();
-                Attempt::Unseen(failure)
+                Attempt::Unwritten(failure)
             }
+            Err(SendFailure { failure, reached: Reached::Stale }) => Attempt::Stale(failure),
             // The provider may have done the work: it is not asked for twice.
-            Err(SendFailure { failure, .. }) => {
+            Err(SendFailure { failure, reached: Reached::Perhaps }) => {
                 Attempt::Done(Err(self.failed(failure)), Judgement::PassOn)
             }
         }
@@ -274,10 +266,8 @@ impl Provider {
     async fn back_off(&self, attempts: u32, errand: &Errand<'_>) -> bool {
         let pause = backoff(attempts, fastrand::f64());
         let ends = Instant::now() + pause;
-        let max_wait = self.setup().config.rate_limit.max_wait;
-        if max_wait.is_some_and(|limit| ends > errand.since + limit)
-            || errand.terms.deadline.is_some_and(|deadline| ends > deadline)
-        {
+        let gives_up = errand.gives_up(self.setup().config.rate_limit.max_wait);
+        if gives_up.is_some_and(|end| ends > end) {
             return false;
         }
         errand.progress.pausing();
@@ -292,154 +282,11 @@ impl Provider {
         future::or(pause, closed).await
     }
 
-    /// A permit for a slot that is open already, and an idle connection to use it on; else a place to wait in.
-    fn open_slot(
-        &self,
-        place: Place,
-        permit: Option<Permit>,
-        errand: &Errand<'_>,
-        offer: &Offer,
-    ) -> Result<Slot, Place> {
-        let Some(permit) = permit else { return Err(place) };
-        match self.setup().pool.take() {
-            Some(connection) => Ok((permit, connection)),
-            None => {
-                // It is gone meanwhile, and the slot waits for nobody. The permit first, so that our own grant does not count as
-                // ahead of us.
-                drop(permit);
-                Err(self.join_again(errand, offer))
-            }
-        }
-    }
-
-    fn join_again(&self, errand: &Errand<'_>, offer: &Offer) -> Place {
+    /// A new place at the head of the queue, in the same attempt.
+    pub(super) fn join_again(&self, errand: &Errand<'_>, offer: &Offer) -> Place {
         let place = self.join(errand, offer, true, 0);
         errand.progress.queued_as(place.ticket());
         place
-    }
-
-    /// A permit and a connection to use it on, for a slot that is near.
-    async fn wait_for_slot(
-        &self,
-        mut place: Place,
-        errand: &Errand<'_>,
-        offer: &Offer,
-        fresh: bool,
-    ) -> Result<Slot, Lost> {
-        let mut lost = 0;
-        while lost < MAX_LOST_CONNECTIONS {
-            let idle = if fresh { None } else { self.setup().pool.take() };
-            let connection = match idle {
-                Some(connection) => Ok(connection),
-                // On the heap: most requests find one that is idle, and need not have the room for this.
-                None => pinned(|| self.connect(&place)).await,
-            };
-            let mut connection = match connection {
-                Ok(connection) => connection,
-                Err(lost) => {
-                    place.leave();
-                    return Err(lost);
-                }
-            };
-            let granted = async { Some(place.granted().await) };
-            let spoiled = async {
-                connection.spoiled().await;
-                None
-            };
-            // A slot on a connection that is known to be closed would be lost.
-            if let Some(permit) = future::or(spoiled, granted).await {
-                return Ok((permit?, connection));
-            }
-            place = place.lost_connection()?.unwrap_or_else(|| self.join_again(errand, offer));
-            if !connection.has_rested() {
-                lost += 1;
-                Timer::after(RECONNECT_PAUSE).await;
-            }
-        }
-        place.leave();
-        let detail = "it closes every connection before a request is sent on it".into();
-        Err(Lost::Connection(Failure::Disconnected(detail)))
-    }
-
-    /// A new connection, if it stands before the place is taken away.
-    async fn connect(&self, place: &Place) -> Result<Box<Connection>, Lost> {
-        let connect = async {
-            let connected = self.setup().connector.connect().await;
-            self.down_until.set(connected.is_err().then(|| Instant::now() + DOWN));
-            connected.map(Connection::fresh).map_err(Lost::Connection)
-        };
-        let taken_away = async { Err(Lost::Slot(place.taken_away().await)) };
-        future::or(connect, taken_away).await
-    }
-
-    /// Whether an answer is the caller's, or a refusal that waiting may overcome. Tells the scheduler what the provider
-    /// asks for.
-    async fn judge(&self, answer: &mut Answer, ask: Ask) -> Judgement {
-        let setup = self.setup();
-        let (status, retry) = (answer.head.status, &setup.config.retry);
-        let listed = retry.statuses.contains(&status);
-        if !listed && !verdict::may_be_refusal(status) {
-            self.scheduler.accepted(answer.lane(), ask.model);
-            return Judgement::PassOn;
-        }
-        if !answer.read_ahead(JUDGED_BODY_BYTES).await {
-            return Judgement::PassOn;
-        }
-        let verdict =
-            verdict::judge(status, &answer.head.headers, answer.read_so_far(), SystemTime::now());
-        answer.is_judged(matches!(verdict, Verdict::CoolDown { .. } | Verdict::Exhausted));
-        match verdict {
-            Verdict::CoolDown { wait, scope } => {
-                let scope = self.scope(scope);
-                self.cool_down(answer, ask, scope, wait);
-                let too_long = wait.is_some_and(|wait| wait > retry.max_cooldown);
-                match (listed, too_long) {
-                    (true, false) => Judgement::Again,
-                    (true, true) => Judgement::Unable,
-                    (false, _) => Judgement::PassOn,
-                }
-            }
-            Verdict::Exhausted => {
-                answer.advice = Some(Advice::StayAway);
-                if setup.has_several_keys() && listed {
-                    self.scheduler.refused(answer.lane(), ask.model, Scope::Provider, None);
-                    return Judgement::WithAnotherKey;
-                }
-                if listed { Judgement::Unable } else { Judgement::PassOn }
-            }
-            Verdict::Repeat | Verdict::PassOn if listed => Judgement::AgainAfterBackoff,
-            Verdict::Repeat | Verdict::PassOn => Judgement::PassOn,
-        }
-    }
-
-    fn cool_down(&self, answer: &mut Answer, ask: Ask, scope: Scope, wait: Option<Duration>) {
-        let setup = self.setup();
-        let pause = wait.map(|wait| wait.min(setup.config.retry.max_cooldown));
-        self.scheduler.refused(answer.lane(), ask.model, scope, pause);
-        answer.advice = Some(Advice::ComeBack(wait.map(|wait| Instant::now() + wait)));
-        let who = match scope {
-            Scope::Provider => "all its models",
-            Scope::Model => setup.model_id(ask.model),
-        };
-        let (name, status) = (self.with_key(answer.lane()), answer.head.status);
-        match wait {
-            Some(wait) => log::warn(format_args!(
-                "{name} answered {status}: {who} pause for {} s",
-                wait.as_secs_f64()
-            )),
-            None => log::warn(format_args!("{name} answered {status} and no time: {who} back off")),
-        }
-    }
-
-    fn scope(&self, said: verdict::Scope) -> Scope {
-        match (self.setup().config.rate_limit.cooldown, said) {
-            (CooldownScope::Provider, _) | (CooldownScope::Auto, verdict::Scope::Provider) => {
-                Scope::Provider
-            }
-            (CooldownScope::Model, _) | (CooldownScope::Auto, verdict::Scope::Model) => {
-                Scope::Model
-            }
-        }
     }
 }
 
@@ -449,11 +296,5 @@ impl From<NoSlot> for Attempt {
             NoSlot::Refused(refusal) => Attempt::Refused(refusal),
             NoSlot::Moved => Attempt::Moved,
         }
-    }
-}
-
-impl From<NoSlot> for Lost {
-    fn from(no_slot: NoSlot) -> Lost {
-        Lost::Slot(no_slot)
     }
 }

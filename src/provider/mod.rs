@@ -5,16 +5,21 @@
 //! side.
 
 mod answer;
+mod availability;
 mod exchange;
+mod judge;
 mod progress;
 mod setup;
+mod slot;
 
 pub use answer::{Advice, Answer, END_GRACE};
 pub use exchange::{Errand, Exchanged, Offer};
 pub use progress::{Progress, Whereabouts};
 pub use setup::Setup;
 
-use std::cell::{Cell, RefCell};
+use availability::Availability;
+
+use std::cell::RefCell;
 use std::future::Future;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
@@ -23,10 +28,11 @@ use async_io::Timer;
 use futures_lite::future;
 
 use crate::config::{self, Budget, Fairness, Pace};
-use crate::error::Error;
+use crate::error::{Error, WaitsFor};
 use crate::log;
 use crate::shaping::books::{Ask, BooksMemory};
 use crate::shaping::lane::Past;
+use crate::shaping::limiter::Held;
 use crate::shaping::line::{Estimate, Refusal, Snapshot, Timing, Waiting};
 use crate::shaping::scheduler::Scheduler;
 use crate::shaping::terms::Terms;
@@ -57,8 +63,7 @@ pub struct Provider {
     setup: RefCell<Rc<Setup>>,
     scheduler: Scheduler,
     counters: RefCell<Counters>,
-    /// No connection could be made; until then others are asked first.
-    down_until: Cell<Option<Instant>>,
+    availability: Availability,
 }
 
 impl Provider {
@@ -76,7 +81,7 @@ impl Provider {
             setup: RefCell::new(Rc::new(setup)),
             scheduler,
             counters: RefCell::default(),
-            down_until: Cell::default(),
+            availability: Availability::default(),
         });
         let task = future::or(schedule, sweep(Rc::downgrade(&provider)));
         (provider, task)
@@ -87,7 +92,7 @@ impl Provider {
         let setup = Setup::new(config, Some(&self.setup()));
         self.scheduler.reload(setup.rules(fairness));
         self.setup.replace(Rc::new(setup));
-        self.down_until.set(None);
+        self.availability.reached();
     }
 
     /// As configured at present.
@@ -138,7 +143,12 @@ impl Provider {
 
     /// Whether no connection could be made a moment ago.
     pub fn is_down(&self) -> bool {
-        self.down_until.get().is_some_and(|until| Instant::now() < until)
+        self.availability.is_down(Instant::now())
+    }
+
+    /// A request comes here. If the provider was down, it is the one that tries whether it is back.
+    pub fn is_chosen(&self) {
+        self.availability.is_probed(Instant::now(), self.setup().config.connect_timeout);
     }
 
     /// The name, with the key where there are several.
@@ -172,20 +182,30 @@ impl Provider {
     fn refused(&self, refusal: Refusal) -> Error {
         let provider = self.name.to_string();
         match refusal {
-            Refusal::WaitExceeded { position, expected_wait, max_wait, retry_after } => {
+            Refusal::WaitExceeded { position, expected_wait, max_wait, held_by, retry_after } => {
+                let waits_for = waits_for(held_by);
                 Error::QueueWaitExceeded {
                     provider,
                     position,
                     expected_wait,
                     max_wait,
+                    waits_for,
                     retry_after,
                 }
             }
             Refusal::Full { max_queue, retry_after } => {
                 Error::QueueFull { provider, max_queue, retry_after }
             }
-            Refusal::Deadline { position, expected_wait, patience, retry_after } => {
-                Error::DeadlineExceeded { provider, position, expected_wait, patience, retry_after }
+            Refusal::Deadline { position, expected_wait, patience, held_by, retry_after } => {
+                let waits_for = waits_for(held_by);
+                Error::DeadlineExceeded {
+                    provider,
+                    position,
+                    expected_wait,
+                    patience,
+                    waits_for,
+                    retry_after,
+                }
             }
             Refusal::ClientFull { client, max_queue, retry_after } => Error::ClientQueueFull {
                 provider,
@@ -196,6 +216,17 @@ impl Provider {
             Refusal::Day { resets_in } => Error::DailyLimit { provider, resets_in },
             Refusal::Closed => Error::ShuttingDown,
         }
+    }
+}
+
+fn waits_for(held_by: Held) -> WaitsFor {
+    match held_by {
+        Held::Nothing => WaitsFor::Connection,
+        Held::Cooldown => WaitsFor::Cooldown,
+        Held::Cadence | Held::Window => WaitsFor::Limit("rpm"),
+        Held::Day => WaitsFor::Limit("rpd"),
+        Held::Tokens => WaitsFor::Limit("tpm"),
+        Held::Concurrency => WaitsFor::Limit("max_concurrent"),
     }
 }
 

@@ -50,26 +50,26 @@ impl Setup {
                 None => models.push(Model { id: model.id.as_str().into(), metered }),
             }
         }
-        let pool = before
-            .filter(|before| before.reaches_the_same(config))
-            .map(|before| before.pool.clone());
-        Setup {
-            config: config.clone(),
-            connector: Connector::new(config),
-            pool: pool
-                .unwrap_or_else(|| Rc::new(Pool::new(config.pool_max_idle, config.pool_idle))),
-            keys,
-            models,
-        }
+        let kept = before.filter(|before| before.has_target_of(config));
+        let pool = match kept.map(|before| before.pool.clone()) {
+            Some(pool) => {
+                pool.set_limits(config.pool_max_idle, config.pool_idle);
+                pool
+            }
+            None => Rc::new(Pool::new(config.pool_max_idle, config.pool_idle)),
+        };
+        Setup { config: config.clone(), connector: Connector::new(config), pool, keys, models }
     }
 
-    /// Whether its idle connections are good for this configuration too.
-    fn reaches_the_same(&self, config: &config::Provider) -> bool {
-        let pool = |config: &config::Provider| (config.pool_max_idle, config.pool_idle);
-        let target = |config: &config::Provider| {
-            (config.base_url.clone(), config.proxy.clone(), config.ca_pem.clone())
-        };
-        target(&self.config) == target(config) && pool(&self.config) == pool(config)
+    /// Whether its connections are good for this configuration too.
+    pub(super) fn has_target_of(&self, config: &config::Provider) -> bool {
+        let ours = (&self.config.base_url, &self.config.proxy, &self.config.ca_pem);
+        ours == (&config.base_url, &config.proxy, &config.ca_pem)
+    }
+
+    /// Whether a lane's API key is one of this configuration.
+    pub(super) fn uses(&self, lane: usize) -> bool {
+        self.keys.get(lane).is_some_and(|key| keys_of(&self.config).any(|used| used == *key))
     }
 
     /// A model's number.

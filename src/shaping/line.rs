@@ -55,6 +55,8 @@ pub enum Refusal {
         expected_wait: Duration,
         /// The limit.
         max_wait: Duration,
+        /// What holds the slot; nothing: it is open, and no connection stands.
+        held_by: Held,
         /// When a newcomer would be taken.
         retry_after: Duration,
     },
@@ -66,6 +68,8 @@ pub enum Refusal {
         expected_wait: Duration,
         /// From joining to the caller's end.
         patience: Duration,
+        /// What holds the slot; nothing: it is open, and no connection stands.
+        held_by: Held,
         /// When a newcomer with that patience would be taken.
         retry_after: Duration,
     },
@@ -332,15 +336,15 @@ impl Line {
         let Some(lane) = self.lanes.get_mut(lane) else { return };
         self.changes += 1;
         lane.refused(model, scope, wait, now, random);
-        let movable = |joining: &Joining| {
+        self.move_those(|joining| {
             joining.elsewhere.is_some() && (scope == Scope::Provider || joining.ask.model == model)
-        };
-        let moving: Vec<u64> = self
-            .queue
-            .iter()
-            .filter(|entry| movable(&entry.waiter))
-            .map(|entry| entry.id)
-            .collect();
+        });
+    }
+
+    /// Sends those queued requests to other providers.
+    pub fn move_those(&mut self, are_movable: impl Fn(&Joining) -> bool) {
+        let movable = self.queue.iter().filter(|entry| are_movable(&entry.waiter));
+        let moving: Vec<u64> = movable.map(|entry| entry.id).collect();
         for id in moving {
             self.queue.leave(id);
             self.move_on(id);
@@ -386,6 +390,7 @@ impl Line {
             since: now.mono,
             again: false,
             elsewhere: None,
+            movable: false,
             idle: 0,
         };
         if self.closed || self.full(&joining, now).is_some() {
@@ -562,7 +567,8 @@ impl Line {
     ) -> Refusal {
         let max_wait = self.rules.max_wait.unwrap_or(Duration::MAX);
         let retry_after = self.retry_after(joining.ask.model, max_wait, now);
-        Refusal::WaitExceeded { position: ahead + 1, expected_wait, max_wait, retry_after }
+        let (position, held_by) = (ahead + 1, self.held_by_at(ahead, joining.ask, now));
+        Refusal::WaitExceeded { position, expected_wait, max_wait, held_by, retry_after }
     }
 
     fn missed(
@@ -575,7 +581,15 @@ impl Line {
         let deadline = joining.terms.deadline.unwrap_or(now.mono);
         let patience = deadline.saturating_duration_since(joining.since);
         let retry_after = self.retry_after(joining.ask.model, patience, now);
-        Refusal::Deadline { position: ahead + 1, expected_wait, patience, retry_after }
+        let (position, held_by) = (ahead + 1, self.held_by_at(ahead, joining.ask, now));
+        Refusal::Deadline { position, expected_wait, patience, held_by, retry_after }
+    }
+
+    /// What a request waits for with so many in front.
+    fn held_by_at(&self, ahead: usize, ask: Ask, now: Now) -> Held {
+        // Only of the head, it is known that its tokens hold it.
+        let next = if ahead == 0 { self.next(now, ask) } else { self.slot(ahead, ask.model, now) };
+        next.held_by
     }
 
     /// The line shortens as fast as the clock runs: a newcomer fits once the line's own wait is down to its patience.

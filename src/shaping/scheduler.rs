@@ -33,6 +33,7 @@ enum Message {
     Returned { lane: usize, model: usize },
     Refused { lane: usize, model: usize, scope: Scope, wait: Option<Duration> },
     Accepted { lane: usize, model: usize },
+    MoveOn,
     Finished { id: u64, tokens: Option<u64> },
     Question(Question),
     Reload(Box<Rules>),
@@ -123,6 +124,11 @@ impl Scheduler {
     /// The provider took a request of this model.
     pub fn accepted(&self, lane: usize, model: usize) {
         tell(&self.mailbox, Message::Accepted { lane, model });
+    }
+
+    /// The provider is down: requests that another one may take move on.
+    pub fn move_on(&self) {
+        tell(&self.mailbox, Message::MoveOn);
     }
 
     /// How things stand.
@@ -413,6 +419,7 @@ impl Desk {
                 self.line.refused(lane, model, scope, wait, now, fastrand::f64());
             }
             Message::Accepted { lane, model } => self.line.accepted(lane, model),
+            Message::MoveOn => self.line.move_those(|joining| joining.movable),
             Message::Finished { id, tokens } => self.line.finished(id, tokens),
             Message::Question(question) => self.questions.push(question),
             Message::Reload(rules) => self.line.reload(*rules, now),

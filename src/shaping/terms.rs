@@ -59,6 +59,8 @@ pub struct Joining {
     /// After which wait another provider could take it: if this line takes longer, it is of no use. With [`Duration::MAX`] it
     /// leaves for a pause of this provider only.
     pub elsewhere: Option<Duration>,
+    /// Whether another provider may take it if this one is down.
+    pub movable: bool,
     /// How many connections are idle: where one of them is left for it, an open slot is its at once. It holds none while it
     /// waits.
     pub idle: usize,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::Failure;
 use super::forward::Outgoing;
 use super::pool::{Connection, Pool};
+use super::wire::Sent;
 use crate::deadline::within;
 use crate::http1::{self, BodyDecoder, ReadFault, ResponseHead};
 use crate::shaping::scheduler::{InFlight, Permit};
@@ -18,10 +19,24 @@ use crate::shaping::scheduler::{InFlight, Permit};
 pub struct SendFailure {
     /// What went wrong.
     pub failure: Failure,
-    /// Whether the same request may be sent again: nothing of it was written, or a connection that had rested was closed
-    /// before a byte of an answer, as happens when the provider closes just as we send (RFC 9112 section 9.3.1).
-    pub repeatable: bool,
+    /// Whether the provider may have got the request.
+    pub reached: Reached,
 }
+
+/// What a provider may have got of a request that brought no response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reached {
+    /// Its head was not written whole, and the permit has gone back.
+    Unwritten,
+    /// Nothing: a connection that had carried a request before was closed at once, without a byte of a response. The
+    /// provider had closed it before the request came (RFC 9112 section 9.3.1).
+    Stale,
+    /// All of it: the provider may have worked on it.
+    Perhaps,
+}
+
+/// A provider that had closed a reused connection says so within a round trip. What ends later may have been worked on.
+const STALE_WITHIN: Duration = Duration::from_secs(1);
 
 /// A response whose body is still to come.
 #[derive(Debug)]
@@ -45,7 +60,7 @@ pub async fn send(
     request: Outgoing,
     timeout: Duration,
 ) -> Result<Response, SendFailure> {
-    let rested = connection.has_rested();
+    let reused = connection.is_reused();
     connection.reader.get_mut().send(permit, request);
     let head = within(timeout, http1::read_response_head(&mut connection.reader, false)).await;
     let head = head.map_or(Err(Ending::Late), |read| read.map_err(Ending::Fault));
@@ -54,14 +69,18 @@ pub async fn send(
         (Ok(head), Some(sent)) => (head, sent),
         (Ok(_), None) => {
             let failure = Failure::Invalid("it answered before it was asked".into());
-            return Err(SendFailure { failure, repeatable: true });
+            return Err(SendFailure { failure, reached: Reached::Unwritten });
         }
         (Err(ending), sent) => {
-            let stale = rested && ending.is_silent_close();
-            return Err(SendFailure {
-                repeatable: sent.is_none() || stale,
-                failure: ending.into_failure(timeout),
-            });
+            let at_once = |sent: &Sent| sent.at.elapsed() < STALE_WITHIN;
+            let reached = match sent {
+                None => Reached::Unwritten,
+                Some(sent) if reused && ending.is_silent_close() && at_once(&sent) => {
+                    Reached::Stale
+                }
+                Some(_) => Reached::Perhaps,
+            };
+            return Err(SendFailure { reached, failure: ending.into_failure(timeout) });
         }
     };
     let body = Body {

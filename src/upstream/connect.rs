@@ -48,7 +48,6 @@ const MAX_CONNECTING: usize = 8;
 pub struct Connector {
     base_url: BaseUrl,
     proxy: Option<Proxy>,
-    timeout: Duration,
     extra_roots: Vec<Certificate>,
     /// Of its own, where it trusts others than the system does.
     context: RefCell<Rc<Context>>,
@@ -66,7 +65,6 @@ impl Connector {
         Connector {
             base_url: provider.base_url.clone(),
             proxy: provider.proxy.clone(),
-            timeout: provider.connect_timeout,
             // OpenSSL starts with the first call: not where nobody needs it.
             extra_roots: pem
                 .and_then(|pem| Certificate::stack_from_pem(pem).ok())
@@ -77,25 +75,20 @@ impl Connector {
         }
     }
 
-    /// A fresh connection, within `connect_timeout_seconds` for all steps together.
-    pub async fn connect(&self) -> Result<Stream, Failure> {
-        let _turn = self.connecting.acquire().await;
-        let by = self
-            .proxy
-            .as_ref()
-            .map(|proxy| format!(" by the proxy {}", proxy.authority()))
-            .unwrap_or_default();
-        let late = || {
-            Err(format!(
-                "no connection to {}{by} within {} s",
-                self.target(),
-                self.timeout.as_secs_f64()
-            ))
+    /// A fresh connection, within `limit` for all steps together and the wait for a turn.
+    pub async fn connect(&self, limit: Duration) -> Result<Stream, Failure> {
+        let connect = async {
+            let _turn = self.connecting.acquire().await;
+            self.all_steps().await
         };
-        within(self.timeout, self.all_steps())
-            .await
-            .unwrap_or_else(late)
-            .map_err(Failure::Unreachable)
+        let connected = within(limit, connect).await;
+        connected.unwrap_or_else(|| Err(self.late(limit))).map_err(Failure::Unreachable)
+    }
+
+    fn late(&self, limit: Duration) -> String {
+        let by = self.proxy.as_ref().map(|proxy| format!(" by the proxy {}", proxy.authority()));
+        let by = by.unwrap_or_default();
+        format!("no connection to {}{by} within {} s", self.target(), limit.as_secs_f64())
     }
 
     async fn all_steps(&self) -> Result<Stream, String> {

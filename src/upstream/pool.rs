@@ -3,7 +3,7 @@
 //! A connection comes here only at the proven end of a response body, and leaves only if the provider has neither closed it
 //! nor sent anything on it meanwhile, as far as is known.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::task::{Context, Waker};
@@ -27,22 +27,32 @@ pub struct Connection {
     /// Whether it has carried a request before.
     reused: bool,
     born: Instant,
+    /// When it was last used, or made.
+    rests_since: Instant,
 }
 
 impl Connection {
     /// Wraps a stream that was just connected.
     pub fn fresh(stream: Stream) -> Box<Connection> {
-        Box::new(Connection {
-            reader: Reader::new(Wire::new(stream)),
-            reused: false,
-            born: Instant::now(),
-        })
+        let now = Instant::now();
+        let reader = Reader::new(Wire::new(stream));
+        Box::new(Connection { reader, reused: false, born: now, rests_since: now })
     }
 
     /// Waits until the provider closes this idle connection, or says something nobody asked for: either way it is of
     /// no use any more.
     pub async fn spoiled(&mut self) {
         let _ = self.reader.fill().await;
+    }
+
+    /// Whether it has carried a request before.
+    pub fn is_reused(&self) -> bool {
+        self.reused
+    }
+
+    /// When it was last used, or made.
+    pub fn rests_since(&self) -> Instant {
+        self.rests_since
     }
 
     /// Whether the provider has had time to lose patience with it: what fails then may be the connection's end alone.
@@ -57,10 +67,19 @@ impl Connection {
     }
 }
 
-/// Idle connections, the oldest first.
+/// Idle connections, the one that has rested longest first.
+///
+/// The one used last is taken first, so that those beyond what is needed grow old: the pool holds what the last
+/// `pool_idle_seconds` needed at once.
 #[derive(Debug)]
 pub struct Pool {
-    idle: RefCell<VecDeque<(Instant, Box<Connection>)>>,
+    idle: RefCell<VecDeque<Box<Connection>>>,
+    limits: Cell<Limits>,
+}
+
+/// What a pool keeps.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
     max_idle: usize,
     max_idle_time: Duration,
 }
@@ -68,25 +87,52 @@ pub struct Pool {
 impl Pool {
     /// Keeps up to `max_idle` connections for up to `max_idle_time` each.
     pub fn new(max_idle: usize, max_idle_time: Duration) -> Pool {
-        Pool { idle: RefCell::default(), max_idle, max_idle_time }
+        Pool { idle: RefCell::default(), limits: Cell::new(Limits { max_idle, max_idle_time }) }
+    }
+
+    /// From now on keeps so many for so long.
+    pub fn set_limits(&self, max_idle: usize, max_idle_time: Duration) {
+        self.limits.set(Limits { max_idle, max_idle_time });
+        self.sweep();
     }
 
     /// The connection used last, if it is still good.
     pub fn take(&self) -> Option<Box<Connection>> {
         loop {
-            let (since, mut connection) = self.idle.borrow_mut().pop_back()?;
-            if self.keeps(since, connection.born, Instant::now()) && !connection.is_spoiled() {
+            let mut connection = self.idle.borrow_mut().pop_back()?;
+            if self.keeps(&connection, Instant::now()) && !connection.is_spoiled() {
                 return Some(connection);
             }
+        }
+    }
+
+    /// The one used last of this connection and the idle ones; this one is kept if it is another.
+    pub fn warmest(&self, connection: Box<Connection>) -> Box<Connection> {
+        let is_warmer = |idle: &Connection| idle.rests_since > connection.rests_since;
+        if !self.idle.borrow().back().is_some_and(|idle| is_warmer(idle)) {
+            return connection;
+        }
+        match self.take() {
+            Some(idle) => {
+                self.keep(connection);
+                idle
+            }
+            None => connection,
         }
     }
 
     /// Takes a connection back whose last response is over.
     pub fn put(&self, mut connection: Box<Connection>) {
         connection.reused = true;
+        connection.rests_since = Instant::now();
+        self.keep(connection);
+    }
+
+    fn keep(&self, connection: Box<Connection>) {
         let mut idle = self.idle.borrow_mut();
-        idle.push_back((Instant::now(), connection));
-        if idle.len() > self.max_idle {
+        let at = idle.partition_point(|other| other.rests_since <= connection.rests_since);
+        idle.insert(at, connection);
+        if idle.len() > self.limits.get().max_idle {
             idle.pop_front();
         }
     }
@@ -94,9 +140,7 @@ impl Pool {
     /// Closes what has been idle for too long. To be called now and then.
     pub fn sweep(&self) {
         let now = Instant::now();
-        self.idle
-            .borrow_mut()
-            .retain(|(since, connection)| self.keeps(*since, connection.born, now));
+        self.idle.borrow_mut().retain(|connection| self.keeps(connection, now));
     }
 
     /// How many are idle.
@@ -104,9 +148,13 @@ impl Pool {
         self.idle.borrow().len()
     }
 
-    fn keeps(&self, idle_since: Instant, born: Instant, now: Instant) -> bool {
+    fn keeps(&self, connection: &Connection, now: Instant) -> bool {
+        self.keeps_since(connection.rests_since, connection.born, now)
+    }
+
+    fn keeps_since(&self, rests_since: Instant, born: Instant, now: Instant) -> bool {
         let passed = |since| now.saturating_duration_since(since);
-        passed(idle_since) < self.max_idle_time && passed(born) < MAX_AGE
+        passed(rests_since) < self.limits.get().max_idle_time && passed(born) < MAX_AGE
     }
 }
 
@@ -119,8 +167,9 @@ mod tests {
         let pool = Pool::new(16, Duration::from_secs(50));
         let seconds = Duration::from_secs;
         let born = Instant::now();
-        let keeps =
-            |idle, age| pool.keeps(born + seconds(age) - seconds(idle), born, born + seconds(age));
+        let keeps = |idle, age| {
+            pool.keeps_since(born + seconds(age) - seconds(idle), born, born + seconds(age))
+        };
         assert!(keeps(49, 299));
         assert!(!keeps(50, 299));
         assert!(!keeps(0, 300), "its address may be out of date");

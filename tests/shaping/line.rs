@@ -122,6 +122,7 @@ impl World {
             since,
             again,
             elsewhere: None,
+            movable: false,
             idle: if self.warm { 3 } else { 0 },
         };
         self.waiting.insert(id, joining.clone());

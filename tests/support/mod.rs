@@ -14,6 +14,7 @@ mod identity;
 mod line;
 mod process;
 mod proxy;
+mod silent;
 pub mod sse;
 mod upstream;
 mod wire;
@@ -25,6 +26,7 @@ pub use identity::{Identity, localhost};
 pub use line::Line;
 pub use process::Process;
 pub use proxy::{Manner, Proxy};
+pub use silent::SilentPort;
 pub use upstream::{Ending, Gate, Gone, Recorded, Reply, Upstream};
 pub use wire::{Head, Headers};
 

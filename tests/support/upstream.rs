@@ -330,6 +330,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         }
         let number = state.connections.len();
         state.connections.push(Connection { stream: Arc::downgrade(&stream), gone: None });
+        shared.changed.notify_all();
         drop(state);
         let shared = shared.clone();
         thread::spawn(move || serve(stream, number, &shared));

@@ -59,7 +59,15 @@ fn terms() -> Rc<Terms> {
 
 /// For the first time, without an idle connection.
 fn joining(ask: Ask) -> Joining {
-    Joining { ask, terms: terms(), since: Instant::now(), again: false, elsewhere: None, idle: 0 }
+    Joining {
+        ask,
+        terms: terms(),
+        since: Instant::now(),
+        again: false,
+        elsewhere: None,
+        movable: false,
+        idle: 0,
+    }
 }
 
 fn join(scheduler: &Scheduler, ask: Ask) -> Place {
@@ -414,6 +422,7 @@ fn who_would_wait_too_long_is_told_where_it_stood_and_when_to_come_back() {
             position,
             expected_wait,
             max_wait,
+            held_by: Held::Cadence,
             retry_after,
         }) = refused
         else {
