@@ -110,7 +110,7 @@ impl<'g> Dispatch<'g> {
         let mut ranked = Vec::with_capacity(candidates.len());
         for (at, Candidate { provider, model, .. }) in candidates.iter().enumerate() {
             let ask = Ask { model: *model, tokens };
-            let estimate = provider.estimate(ask, &errand.terms).await;
+            let estimate = provider.estimate(ask, errand).await;
             // The first of equals stays in front; who would refuse comes last, and says so.
             ranked.extend(estimate.map(|estimate| (provider.is_down(), estimate, at)));
         }

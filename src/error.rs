@@ -7,6 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::json;
 
 /// Text that a caller chose is cut to this many characters inside a message.
 const QUOTE_LIMIT_CHARS: usize = 200;
@@ -24,17 +25,22 @@ const RESTART_RETRY_AFTER: Duration = Duration::from_secs(5);
 pub enum Dialect {
     /// `{"error":{"message","type","param","code"}}`, and events without a name.
     OpenAi,
+    /// OpenAI's Responses: the same objects, and named events that a stream ends with.
+    Responses,
     /// `{"type":"error","error":{"type","message"}}`, and named events.
     Anthropic,
 }
 
 impl Dialect {
-    /// That of a request with this target: Anthropic's for `/v1/messages` and everything below it.
+    /// That of a request with this target, by the API that begins its path.
     pub fn of(target: &str) -> Dialect {
-        match target.strip_prefix("/v1/messages") {
-            Some(rest) if rest.is_empty() || rest.starts_with(['/', '?', '#']) => {
-                Dialect::Anthropic
-            }
+        let is_below = |api: &str| {
+            let rest = target.strip_prefix(api);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?', '#']))
+        };
+        match target {
+            _ if is_below("/v1/messages") => Dialect::Anthropic,
+            _ if is_below("/v1/responses") => Dialect::Responses,
             _ => Dialect::OpenAi,
         }
     }
@@ -42,7 +48,7 @@ impl Dialect {
     /// The header that its SDK reads the id of an answer from.
     pub fn request_id_header(self) -> &'static str {
         match self {
-            Dialect::OpenAi => "x-request-id",
+            Dialect::OpenAi | Dialect::Responses => "x-request-id",
             Dialect::Anthropic => "request-id",
         }
     }
@@ -196,6 +202,8 @@ pub enum Error {
         expected_wait: Duration,
         /// How long the caller waits.
         patience: Duration,
+        /// What of that is left for the provider's response.
+        response_time: Duration,
         /// The cause.
         waits_for: WaitsFor,
         /// When to come back.
@@ -358,14 +366,16 @@ impl Error {
                 position,
                 expected_wait,
                 patience,
+                response_time,
                 waits_for,
                 ..
             } => format!(
-                "{}: at position {position} the wait would be {}, and the caller waits {}. \
+                "{}: at position {position} the wait would be {}, and the caller waits {}. {}\
                  Try again later, or with a longer timeout.",
                 waits_for.clause(provider, " for this caller's timeout"),
                 seconds(*expected_wait),
-                seconds(*patience)
+                seconds(*patience),
+                usually(*response_time)
             ),
             Error::DailyLimit { provider, resets_in } => format!(
                 "The budget of {} for this day (rpd) is spent; there is a new one in {}.",
@@ -406,7 +416,7 @@ impl Error {
     pub fn to_json(&self, dialect: Dialect) -> String {
         let message = self.message();
         let body = match dialect {
-            Dialect::OpenAi => Body::OpenAi {
+            Dialect::OpenAi | Dialect::Responses => Body::OpenAi {
                 error: OpenAiError {
                     message,
                     kind: self.kind(),
@@ -422,14 +432,17 @@ impl Error {
         serde_json::to_string(&body).expect("a struct of strings has a JSON form")
     }
 
-    /// The same object as one whole event, for a stream whose head is out already. The SDKs raise an `APIError` on it:
+    /// The same object as whole events, for a stream whose head is out already. The SDKs raise an `APIError` on it:
     /// OpenAI's by the `error` in the data, Anthropic's by the event's name. It has to start at an event boundary.
     pub fn to_sse_event(&self, dialect: Dialect) -> String {
-        let name = match dialect {
-            Dialect::OpenAi => "",
-            Dialect::Anthropic => "event: error\n",
-        };
-        format!("{name}data: {}\n\n", self.to_json(dialect))
+        match dialect {
+            Dialect::OpenAi => format!("data: {}\n\n", self.to_json(dialect)),
+            Dialect::Anthropic => format!("event: error\ndata: {}\n\n", self.to_json(dialect)),
+            Dialect::Responses => {
+                let message = self.message();
+                responses_events(&message, Some(self.kind()), Some(self.code()), self.param())
+            }
+        }
     }
 
     /// The response headers that this error needs beyond Content-Type, Content-Length and Connection.
@@ -527,6 +540,30 @@ impl Error {
     }
 }
 
+/// An error inside a stream of OpenAI's Responses: `error`, which the SDKs raise, and `response.failed`, which ends the
+/// stream for Codex. Codex repeats a request five times unless that has the code `invalid_prompt`, and then shows only
+/// the message.
+pub fn responses_events(
+    message: &str,
+    kind: Option<&str>,
+    code: Option<&str>,
+    param: Option<&str>,
+) -> String {
+    let error = json!({
+        "type": "error", "sequence_number": 0, "code": code, "message": message, "param": param,
+        "error": {"type": kind, "code": code, "message": message, "param": param},
+    });
+    let failed = json!({
+        "type": "response.failed", "sequence_number": 1,
+        "response": {
+            "id": "resp_limitrate", "object": "response", "created_at": 0, "model": "",
+            "status": "failed", "output": [], "incomplete_details": null, "usage": null,
+            "error": {"code": "invalid_prompt", "message": message},
+        },
+    });
+    format!("event: error\ndata: {error}\n\nevent: response.failed\ndata: {failed}\n\n")
+}
+
 /// `Retry-After` in whole seconds, at least one, and where that is longer than SDKs wait, the word not to try by themselves.
 pub fn come_back_after(wait: Duration) -> Vec<(&'static str, String)> {
     let seconds = whole_seconds(wait);
@@ -591,6 +628,12 @@ fn seconds(duration: Duration) -> String {
         (whole, 0) => format!("{whole} s"),
         (whole, tenth) => format!("{whole}.{tenth} s"),
     }
+}
+
+/// What of a client's time a response takes; nothing where that is next to nothing.
+fn usually(response_time: Duration) -> String {
+    let text = seconds(response_time);
+    if text == "0 s" { String::new() } else { format!("The response usually takes {text}. ") }
 }
 
 fn suggest(nearest: &[String]) -> String {
@@ -669,7 +712,9 @@ mod tests {
         assert!(message.contains("é…`"), "{message}");
         assert!(message.chars().count() < QUOTE_LIMIT_CHARS + 100, "{message}");
 
-        for (dialect, lines) in [(Dialect::OpenAi, 2), (Dialect::Anthropic, 3)] {
+        for (dialect, lines) in
+            [(Dialect::OpenAi, 2), (Dialect::Anthropic, 3), (Dialect::Responses, 6)]
+        {
             let json: serde_json::Value = serde_json::from_str(&error.to_json(dialect)).unwrap();
             assert_eq!(json["error"]["message"], message, "the quote is escaped");
             assert_eq!(
@@ -689,6 +734,9 @@ mod tests {
             "/v1/messages/count_tokens?a=/b",
         ] {
             assert_eq!(Dialect::of(target), Dialect::Anthropic, "{target}");
+        }
+        for target in ["/v1/responses", "/v1/responses?a=b", "/v1/responses/resp_1/input_items"] {
+            assert_eq!(Dialect::of(target), Dialect::Responses, "{target}");
         }
         for target in [
             "/v1/messagesx",

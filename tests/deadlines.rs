@@ -54,6 +54,68 @@ fn retry_after(response: &Response) -> u64 {
     response.header("retry-after").and_then(|seconds| seconds.parse().ok()).expect("whole seconds")
 }
 
+// --- what the response takes
+
+/// A provider that takes a second for each response, and has shown that once.
+fn slow(interval_ms: u64) -> (Upstream, Gateway) {
+    let upstream = Upstream::answering(|_, _| {
+        std::thread::sleep(Duration::from_secs(1));
+        Reply::ok()
+    });
+    let limit = spaced(interval_ms);
+    let gateway = Gateway::start(&provider_yaml("p", upstream.addr(), &["m"], &limit, ""));
+    assert_eq!(post_with(gateway.addr(), CHAT, "", PLAIN).status, 200);
+    (upstream, gateway)
+}
+
+#[test]
+fn a_deadline_leaves_time_for_the_response() {
+    for header in [
+        "x-stainless-read-timeout: 3.5",
+        "X-Stainless-Timeout: 3.5",
+        "X-Limitrate-Deadline-Ms: 3500",
+    ] {
+        let (upstream, gateway) = slow(1000);
+        // Slots come now and in 1, 2 and 3 s. The last one would leave half a second for the response.
+        let mut clients: Vec<Client> = (0..4)
+            .map(|_| {
+                let mut client = Client::connect(gateway.addr());
+                client.post_json_with(CHAT, &format!("{header}\r\n"), PLAIN);
+                client
+            })
+            .collect();
+        let responses: Vec<Response> = clients.iter_mut().map(Client::read_response).collect();
+        let refused: Vec<&Response> =
+            responses.iter().filter(|response| response.status == 503).collect();
+        assert_eq!((refused.len(), upstream.requests().len()), (1, 4), "{header}: {responses:?}");
+        let message = assert_late(refused[0], 4, "3.5 s");
+        assert!(message.contains("The response usually takes 1"), "{message}");
+    }
+}
+
+#[test]
+fn a_deadline_of_a_stream_that_is_to_be_sent_in_time_leaves_none() {
+    let (upstream, gateway) = slow(1000);
+    let mut clients: Vec<Client> = (0..4)
+        .map(|_| {
+            let mut client = Client::connect(gateway.addr());
+            client.post_json_with(CHAT, "X-Limitrate-Deadline-Ms: 3500\r\n", STREAM);
+            client
+        })
+        .collect();
+    assert!(clients.iter_mut().all(|client| client.read_response().status == 200));
+    assert_eq!(upstream.requests().len(), 5);
+}
+
+#[test]
+fn a_request_that_can_go_at_once_goes_whatever_its_deadline_leaves() {
+    let (upstream, gateway) = slow(1);
+    let mut client = Client::connect(gateway.addr());
+    client.post_json_with(CHAT, "x-stainless-read-timeout: 0.5\r\n", PLAIN);
+    upstream.wait_requests(2, PATIENCE);
+    assert_eq!(client.read_response().status, 200);
+}
+
 // --- who gives up
 
 #[test]
@@ -178,10 +240,11 @@ fn a_cooldown_counts_for_those_who_come_later() {
 fn a_queued_request_is_dropped_at_its_deadline() {
     let line = Line::start("", "");
     let start = Instant::now();
-    let mut waiting = line.ask("X-Limitrate-Deadline-Ms: 1000\r\n", "a");
+    // While no response of the model has been seen, a quarter of the time is left for it.
+    let mut waiting = line.ask("X-Limitrate-Deadline-Ms: 2000\r\n", "a");
     let dropped = waiting.read_response();
-    assert!(start.elapsed() >= Duration::from_secs(1), "after {:?}", start.elapsed());
-    assert_late(&dropped, 1, "1 s");
+    assert!(start.elapsed() >= Duration::from_millis(1500), "after {:?}", start.elapsed());
+    assert_late(&dropped, 1, "2 s");
     let stats = line.gateway.wait_queued(0);
     assert_eq!((&stats["rejected_deadline"], &stats["cancelled_in_queue"]), (&1.into(), &0.into()));
     assert_eq!(stats["in_flight"], 1);
@@ -201,14 +264,15 @@ fn when_a_cooldown_moves_its_slot_a_request_waits_to_its_deadline_and_no_longer(
     upstream.wait_requests(1, PATIENCE);
     let start = Instant::now();
     let mut second = Client::connect(gateway.addr());
-    second.post_json_with(CHAT, "X-Limitrate-Deadline-Ms: 3500\r\n", PLAIN);
+    second.post_json_with(CHAT, "X-Limitrate-Deadline-Ms: 4500\r\n", PLAIN);
     gateway.wait_queued(1);
     gate.release(usize::MAX);
     gateway.wait_queued(2);
     let dropped = second.read_response();
+    // A second is left for the response.
     assert!(start.elapsed() >= Duration::from_millis(3_500), "after {:?}", start.elapsed());
     // Behind the one that came back.
-    assert_late(&dropped, 2, "3.5 s");
+    assert_late(&dropped, 2, "4.5 s");
     assert!(retry_after(&dropped) >= 60, "the pause is not over: {dropped:?}");
     assert_eq!(upstream.requests().len(), 1);
 }

@@ -60,6 +60,7 @@ samples! {
         position: 9,
         expected_wait: Duration::from_millis(25_000),
         patience: Duration::from_secs(10),
+        response_time: Duration::from_millis(2_500),
         waits_for: WaitsFor::Limit("tpm"),
         retry_after: Duration::from_millis(15_000),
     }
@@ -123,6 +124,7 @@ fn every_body_is_an_error_object_of_its_dialect() {
             assert_eq!(body["error"]["message"], error.to_string());
             assert_eq!(error.to_sse_event(dialect), format!("{name}data: {json}\n\n"));
         }
+        assert_eq!(error.to_json(Dialect::Responses), error.to_json(Dialect::OpenAi));
     }
 }
 

@@ -115,7 +115,8 @@ fn describe_client(client: &Client) -> String {
         .max_queue
         .map(|max| format!(", at most {max} waiting at a provider"))
         .unwrap_or_default();
-    format!("{}{priority}{most}", client.name)
+    let beats = if client.heartbeat { "" } else { ", without heartbeats" };
+    format!("{}{priority}{most}{beats}", client.name)
 }
 
 /// `None` where they are the default.

@@ -174,6 +174,8 @@ pub struct Client {
     pub priority: Priority,
     /// How many of its requests may wait at one provider; `None`: as many as anybody's.
     pub max_queue: Option<usize>,
+    /// Whether it gets heartbeats unless a request says otherwise; default: yes.
+    pub heartbeat: bool,
 }
 
 /// A step of priority.

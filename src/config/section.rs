@@ -345,6 +345,26 @@ impl<'w, 'e, 'n> Section<'w, 'e, 'n> {
         default
     }
 
+    /// `on` or `off`, or `true` or `false`, plain or as a text after expansion.
+    pub fn switch(&mut self, key: &'static str, default: bool) -> bool {
+        let Some(found) = self.optional(key) else { return default };
+        let not = match &found.node.kind {
+            Kind::Bool(value) => return *value,
+            Kind::Text(_) => match self.walk.text(&found) {
+                None => return default,
+                Some(text) => match text.value.trim() {
+                    "on" | "true" => return true,
+                    "off" | "false" => return false,
+                    _ => text.shown,
+                },
+            },
+            other => other.noun().to_owned(),
+        };
+        let word = if default { "off" } else { "on" };
+        self.walk.fault(&found, format!("must be on or off, not {not}; write {key}: {word}"));
+        default
+    }
+
     /// A finite number within `bounds`. `remedy` follows every fault of it.
     pub fn number(
         &mut self,

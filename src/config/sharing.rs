@@ -89,8 +89,9 @@ fn client(
     let priority = keys.choice("priority", &PRIORITIES, Priority::Normal);
     let max_queue =
         keys.whole("max_queue", 1..=1_000_000, "write how many may wait, e.g. max_queue: 20");
+    let heartbeat = keys.switch("heartbeat", true);
     keys.finish();
-    Some(Client { name: name?, token: token?, priority, max_queue })
+    Some(Client { name: name?, token: token?, priority, max_queue, heartbeat })
 }
 
 fn client_name(walk: &mut Walk<'_>, found: &Found<'_>, names: &mut Vec<String>) -> Option<String> {

@@ -7,7 +7,7 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::usage::Usage;
-use crate::error::Dialect;
+use crate::error::{Dialect, responses_events};
 
 /// A longer line is not searched for `usage`; nothing more of a line is ever kept.
 const LINE_LIMIT_BYTES: usize = 64 * 1024;
@@ -141,10 +141,15 @@ pub fn event(body: &[u8]) -> Option<String> {
 /// A provider's error object as the event that makes an SDK raise it; `None` where the body is none.
 pub fn error_event(dialect: Dialect, body: &[u8]) -> Option<String> {
     let value: Value = serde_json::from_slice(body).ok()?;
-    value.get("error").filter(|error| error.is_object())?;
+    let error = value.get("error").filter(|error| error.is_object())?;
     Some(match dialect {
         Dialect::OpenAi => format!("data: {value}\n\n"),
         Dialect::Anthropic => format!("event: error\ndata: {value}\n\n"),
+        Dialect::Responses => {
+            let field = |name: &str| error[name].as_str();
+            let message = field("message").unwrap_or_default();
+            responses_events(message, field("type"), field("code"), field("param"))
+        }
     })
 }
 

@@ -153,6 +153,11 @@ impl Answer {
         self.event_stream
     }
 
+    /// Whether the body is JSON, by its media type.
+    pub fn is_json(&self) -> bool {
+        has_type(&self.head.headers, b"application/json")
+    }
+
     /// Appends the body bytes that are there to `out`, without waiting. True when the body is over. A stream whose last
     /// event has passed is over however the provider ends it.
     pub fn take_buffered(&mut self, out: &mut Vec<u8>) -> Result<bool, Error> {

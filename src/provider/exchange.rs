@@ -13,11 +13,12 @@ use futures_lite::future;
 
 use super::judge::Judgement;
 use super::progress::Progress;
+use super::response_time::ResponseTimes;
 use super::slot::{Lost, Slot};
 use super::{Advice, Answer, Provider};
 use crate::error::Error;
 use crate::heap::pinned;
-use crate::http1::RequestHead;
+use crate::http1::{RequestHead, ResponseHead};
 use crate::shaping::books::Ask;
 use crate::shaping::limiter::backoff;
 use crate::shaping::line::Refusal;
@@ -25,7 +26,7 @@ use crate::shaping::scheduler::{NoSlot, Place};
 use crate::shaping::terms::{Joining, Terms};
 use crate::telemetry::Trace;
 use crate::upstream::Failure;
-use crate::upstream::client::{self, Reached, SendFailure};
+use crate::upstream::client::{self, Reached, Response, SendFailure};
 use crate::upstream::forward::Outgoing;
 
 /// How often a request joins again whose head could not be written. Those are no attempts: the provider has not seen it.
@@ -39,6 +40,8 @@ pub struct Errand<'r> {
     pub terms: Rc<Terms>,
     /// When it was complete.
     pub since: Instant,
+    /// Whether its client asks for a stream.
+    pub stream: bool,
     /// Whether the answer's body may not come compressed: the gateway has something to say in it, or to read from it.
     pub plain: bool,
     /// For those who will want to know how it went.
@@ -51,7 +54,7 @@ impl Errand<'_> {
     /// When waiting ends at the latest, under this limit.
     pub(super) fn gives_up(&self, max_wait: Option<Duration>) -> Option<Instant> {
         let max_wait = max_wait.and_then(|limit| self.since.checked_add(limit));
-        [max_wait, self.terms.deadline].into_iter().flatten().min()
+        [max_wait, self.terms.end()].into_iter().flatten().min()
     }
 }
 
@@ -200,8 +203,16 @@ impl Provider {
         let &Offer { ask, elsewhere, .. } = offer;
         let &Errand { ref terms, since, .. } = errand;
         let movable = offer.fallback || elsewhere.is_some();
-        let terms = terms.clone();
-        self.scheduler.join(Joining { ask, terms, since, again, elsewhere, movable, idle })
+        self.scheduler.join(Joining {
+            ask,
+            terms: terms.clone(),
+            since,
+            response_time: self.response_time(errand, ask.model),
+            again,
+            elsewhere,
+            movable,
+            idle,
+        })
     }
 
     async fn attempt(
@@ -243,7 +254,10 @@ impl Provider {
         let body = offer.body.clone();
         let outgoing = Outgoing::new(&setup.config, key, errand.head, body, plain);
         let timeout = setup.config.request_timeout;
-        match client::send(permit, connection, &setup.pool, outgoing, timeout).await {
+        let wait = WaitForHead::begin(&self.response_times, offer.ask.model, errand.stream);
+        let sent = client::send(permit, connection, &setup.pool, outgoing, timeout).await;
+        wait.ends(&sent);
+        match sent {
             Ok(response) => {
                 let (tokens, idle) = (offer.ask.tokens, setup.config.idle_timeout);
                 let mut answer = Answer::new(self, response, metered, tokens, idle);
@@ -295,6 +309,37 @@ impl From<NoSlot> for Attempt {
         match no_slot {
             NoSlot::Refused(refusal) => Attempt::Refused(refusal),
             NoSlot::Moved => Attempt::Moved,
+        }
+    }
+}
+
+/// Measures how long a response head takes. Dropped before it is there, the client has given up.
+struct WaitForHead<'p> {
+    times: &'p ResponseTimes,
+    model: usize,
+    stream: bool,
+    since: Instant,
+    is_over: bool,
+}
+
+impl<'p> WaitForHead<'p> {
+    fn begin(times: &'p ResponseTimes, model: usize, stream: bool) -> WaitForHead<'p> {
+        WaitForHead { times, model, stream, since: Instant::now(), is_over: false }
+    }
+
+    fn ends(mut self, sent: &Result<Response, SendFailure>) {
+        self.is_over = true;
+        // A refusal comes sooner than a response.
+        if let Ok(Response { head: ResponseHead { status: ..400, .. }, latency, .. }) = sent {
+            self.times.add(self.model, self.stream, *latency);
+        }
+    }
+}
+
+impl Drop for WaitForHead<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.times.add_missing(self.model, self.stream, self.since.elapsed());
         }
     }
 }

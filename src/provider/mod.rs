@@ -9,6 +9,7 @@ mod availability;
 mod exchange;
 mod judge;
 mod progress;
+mod response_time;
 mod setup;
 mod slot;
 
@@ -18,6 +19,7 @@ pub use progress::{Progress, Whereabouts};
 pub use setup::Setup;
 
 use availability::Availability;
+use response_time::ResponseTimes;
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -35,7 +37,6 @@ use crate::shaping::lane::Past;
 use crate::shaping::limiter::Held;
 use crate::shaping::line::{Estimate, Refusal, Snapshot, Timing, Waiting};
 use crate::shaping::scheduler::Scheduler;
-use crate::shaping::terms::Terms;
 use crate::upstream::Failure;
 
 /// Between two looks for connections that have been idle for too long.
@@ -64,6 +65,7 @@ pub struct Provider {
     scheduler: Scheduler,
     counters: RefCell<Counters>,
     availability: Availability,
+    response_times: ResponseTimes,
 }
 
 impl Provider {
@@ -82,6 +84,7 @@ impl Provider {
             scheduler,
             counters: RefCell::default(),
             availability: Availability::default(),
+            response_times: ResponseTimes::default(),
         });
         let task = future::or(schedule, sweep(Rc::downgrade(&provider)));
         (provider, task)
@@ -137,8 +140,16 @@ impl Provider {
     }
 
     /// When the slot of a newcomer would come; `None` where it would be refused.
-    pub async fn estimate(&self, ask: Ask, terms: &Rc<Terms>) -> Option<Estimate> {
-        self.scheduler.estimate(ask, terms).await
+    pub async fn estimate(&self, ask: Ask, errand: &Errand<'_>) -> Option<Estimate> {
+        let response_time = self.response_time(errand, ask.model);
+        self.scheduler.estimate(ask, &errand.terms, response_time).await
+    }
+
+    /// What a request's deadline has to leave for the response; nothing where it has none.
+    fn response_time(&self, errand: &Errand<'_>, model: usize) -> Duration {
+        let Some(deadline) = errand.terms.deadline else { return Duration::ZERO };
+        let patience = deadline.saturating_duration_since(errand.since);
+        self.response_times.usual(model, errand.stream, patience)
     }
 
     /// Whether no connection could be made a moment ago.
@@ -196,13 +207,21 @@ impl Provider {
             Refusal::Full { max_queue, retry_after } => {
                 Error::QueueFull { provider, max_queue, retry_after }
             }
-            Refusal::Deadline { position, expected_wait, patience, held_by, retry_after } => {
+            Refusal::Deadline {
+                position,
+                expected_wait,
+                patience,
+                response_time,
+                held_by,
+                retry_after,
+            } => {
                 let waits_for = waits_for(held_by);
                 Error::DeadlineExceeded {
                     provider,
                     position,
                     expected_wait,
                     patience,
+                    response_time,
                     waits_for,
                     retry_after,
                 }

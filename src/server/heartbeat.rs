@@ -34,10 +34,29 @@ pub enum Form {
     WhiteSpace,
 }
 
+/// What ends a comment that stands alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CommentEnd {
+    /// For most: readers that split a stream at empty lines see the next event apart.
+    EmptyLine,
+    /// For openai-go before 3.43, which takes the empty line for an event without data and fails.
+    LineEnd,
+}
+
+impl CommentEnd {
+    fn as_str(self) -> &'static str {
+        match self {
+            CommentEnd::EmptyLine => "\n\n",
+            CommentEnd::LineEnd => "\n",
+        }
+    }
+}
+
 /// When what is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heartbeat {
     form: Form,
+    comment_end: CommentEnd,
     first: Instant,
     every: Duration,
 }
@@ -58,7 +77,13 @@ impl Heartbeat {
         let patience = patience.unwrap_or(Duration::MAX);
         let first = after.min(patience / 3 * 2).max(AT_LEAST);
         let every = EVERY.min(patience / 3).max(AT_LEAST);
-        Heartbeat { form, first: since + first, every }
+        let comment_end = CommentEnd::EmptyLine;
+        Heartbeat { form, comment_end, first: since + first, every }
+    }
+
+    /// The same with another end of its comments.
+    pub fn ending_comments_with(self, comment_end: CommentEnd) -> Heartbeat {
+        Heartbeat { comment_end, ..self }
     }
 
     /// What is sent.
@@ -68,7 +93,9 @@ impl Heartbeat {
 
     async fn beat(&self, progress: &Progress, caller: &mut Caller) -> Result<(), Gone> {
         let text = match self.form {
-            Form::Events => comment(caller.dialect(), progress.whereabouts().await),
+            Form::Events => {
+                comment(caller.dialect(), self.comment_end, progress.whereabouts().await)
+            }
             Form::WhiteSpace => "\n".to_owned(),
         };
         if !caller.began() {
@@ -131,7 +158,7 @@ fn commit(form: Form, caller: &mut Caller) {
     caller.begin(200, b"", headers.into_iter(), BodyLength::Chunked);
 }
 
-fn comment(dialect: Dialect, whereabouts: Whereabouts) -> String {
+fn comment(dialect: Dialect, end: CommentEnd, whereabouts: Whereabouts) -> String {
     let text = match whereabouts {
         Whereabouts::Queued { position, eta } => {
             format!("queued position={position} eta={}s", eta.as_millis().div_ceil(1000))
@@ -140,7 +167,8 @@ fn comment(dialect: Dialect, whereabouts: Whereabouts) -> String {
         Whereabouts::Sent => "sent".to_owned(),
     };
     match dialect {
-        Dialect::OpenAi => format!(": {text}\n\n"),
+        Dialect::OpenAi | Dialect::Responses => format!(": {text}{}", end.as_str()),
+        // The event behind it ends it.
         Dialect::Anthropic => format!(": {text}\nevent: ping\ndata: {{\"type\": \"ping\"}}\n\n"),
     }
 }
@@ -173,7 +201,13 @@ mod tests {
             (Form::WhiteSpace, 15.0, Some(30.0), 20.0, 10.0),
         ] {
             let heartbeat = Heartbeat::new(form, seconds(after), patience.map(seconds), since);
-            let want = Heartbeat { form, first: since + seconds(first), every: seconds(every) };
+            let comment_end = CommentEnd::EmptyLine;
+            let want = Heartbeat {
+                form,
+                comment_end,
+                first: since + seconds(first),
+                every: seconds(every),
+            };
             assert_eq!(heartbeat, want, "{form:?} after {after} s for {patience:?}");
         }
     }
@@ -186,9 +220,14 @@ mod tests {
             (Whereabouts::Pausing, "queued"),
             (Whereabouts::Sent, "sent"),
         ] {
-            assert_eq!(comment(Dialect::OpenAi, whereabouts), format!(": {text}\n\n"));
+            assert_eq!(
+                comment(Dialect::OpenAi, CommentEnd::EmptyLine, whereabouts),
+                format!(": {text}\n\n")
+            );
+            let in_go = comment(Dialect::Responses, CommentEnd::LineEnd, whereabouts);
+            assert_eq!(in_go, format!(": {text}\n"));
             let ping = format!(": {text}\nevent: ping\ndata: {{\"type\": \"ping\"}}\n\n");
-            assert_eq!(comment(Dialect::Anthropic, whereabouts), ping);
+            assert_eq!(comment(Dialect::Anthropic, CommentEnd::LineEnd, whereabouts), ping);
         }
     }
 
@@ -201,8 +240,12 @@ mod tests {
         let mut caller = Caller::new(stream, trace, Duration::from_secs(60), Lifecycle::new().1);
         // More than the system takes before somebody reads.
         caller.body(&vec![0; 64 << 20]);
-        let heartbeat =
-            Heartbeat { form: Form::WhiteSpace, first: Instant::now(), every: AT_LEAST };
+        let heartbeat = Heartbeat {
+            form: Form::WhiteSpace,
+            comment_end: CommentEnd::EmptyLine,
+            first: Instant::now(),
+            every: AT_LEAST,
+        };
         let done = Cell::new(false);
         let work = async {
             Timer::after(AT_LEAST).await;

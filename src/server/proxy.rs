@@ -29,6 +29,9 @@ const FAIR_SHARE_BYTES: usize = 256 * 1024;
 /// The largest answer that becomes one event of a stream that had begun already.
 const LATE_ANSWER_BYTES: usize = 1024 * 1024;
 
+/// A byte order mark in UTF-8, which a stream may begin with and nothing else (WHATWG HTML, section 9.2.5).
+const BOM: &[u8] = b"\xef\xbb\xbf";
+
 /// Routes by the `model` in the body, waits for a provider's slot, and relays.
 pub async fn forward(
     gateway: &Gateway,
@@ -55,6 +58,7 @@ pub async fn forward(
     let form = heartbeat.map(|heartbeat| heartbeat.form());
     let errand = Errand {
         head,
+        stream: peek.stream,
         terms,
         since,
         plain: form.is_some(),
@@ -91,25 +95,35 @@ async fn relay_late(
     caller: &mut Caller,
 ) -> Result<(), Gone> {
     match (outcome, form) {
-        (Ok(answer), Form::WhiteSpace) => return relay_body(abort, answer, caller).await,
+        (Ok(answer), Form::WhiteSpace) if answer.is_json() => {
+            return relay_body(abort, answer, caller).await;
+        }
         (Ok(answer), Form::Events) if answer.is_event_stream() && answer.head.status < 400 => {
             return relay_body(abort, answer, caller).await;
         }
-        (Ok(answer), Form::Events) => as_event(abort, answer, caller).await,
-        (Err(error), Form::Events) => caller.error_event(&error),
-        (Err(error), Form::WhiteSpace) => {
-            caller.trace().failed(error.code());
-            caller.body(error.to_json(caller.dialect()).as_bytes());
-        }
+        (Ok(answer), form) => replace(abort, answer, form, caller).await,
+        (Err(error), form) => late_error(&error, form, caller),
     }
     caller.end();
     caller.flush().await
 }
 
-/// Queues an answer that is no stream as one event: an error under its own words, if they have the shape of one.
-async fn as_event(abort: &mut Watch, mut answer: Box<Answer>, caller: &mut Caller) {
-    let (dialect, status, provider) =
-        (caller.dialect(), answer.head.status, answer.provider().to_owned());
+/// Queues an error in an answer that has begun: as an event, or as JSON behind white space.
+fn late_error(error: &Error, form: Form, caller: &mut Caller) {
+    match form {
+        Form::Events => caller.error_event(error),
+        Form::WhiteSpace => {
+            caller.trace().failed(error.code());
+            caller.body(error.to_json(caller.dialect()).as_bytes());
+        }
+    }
+}
+
+/// Queues what can be said of an answer that does not fit behind what has gone out: an error under its own words if they
+/// have the shape of one, a whole answer as an event of a stream, or an error of ours that quotes it.
+async fn replace(abort: &mut Watch, mut answer: Box<Answer>, form: Form, caller: &mut Caller) {
+    let dialect = caller.dialect();
+    let (status, provider) = (answer.head.status, answer.provider().to_owned());
     let mut body = Vec::new();
     let read = unless(abort, async {
         while !answer.take_buffered(&mut body)? && body.len() <= LATE_ANSWER_BYTES {
@@ -118,21 +132,23 @@ async fn as_event(abort: &mut Watch, mut answer: Box<Answer>, caller: &mut Calle
         Ok(())
     });
     if let Err(error) = read.await {
-        return caller.error_event(&error);
+        return late_error(&error, form, caller);
     }
     caller.trace().used(answer.usage());
-    let said = match dialect {
+    let said = match (form, dialect) {
+        (Form::WhiteSpace, _) => None,
         _ if status >= 400 => openai::error_event(dialect, &body),
-        Dialect::OpenAi => openai::event(&body),
-        // A whole message is none of the events that its SDKs know by name, and they pass over all others in silence.
-        Dialect::Anthropic => None,
+        (_, Dialect::OpenAi) => openai::event(&body),
+        // A whole message or response is none of the events that their SDKs know by name, and they pass over all others
+        // in silence.
+        (_, Dialect::Anthropic | Dialect::Responses) => None,
     };
     let detail = match body.trim_ascii() {
         b"" => "its body is empty".to_owned(),
         said => String::from_utf8_lossy(said).into_owned(),
     };
     let refused = Error::UpstreamRefused { provider, status, detail };
-    let Some(said) = said else { return caller.error_event(&refused) };
+    let Some(said) = said else { return late_error(&refused, form, caller) };
     if status >= 400 {
         caller.trace().failed(refused.code());
     }
@@ -149,11 +165,18 @@ async fn relay_body(
     let mut waited = Ok(());
     let mut head_alone = true;
     let mut unshared = 0;
+    // eventsource-parser loses the first event where a byte order mark follows a comment.
+    let mut bom = if caller.began() && seam.is_some() { BOM } else { b"" };
     loop {
         let (over, broken) = match waited.and_then(|()| answer.take_buffered(&mut payload)) {
             Ok(over) => (over, None),
             Err(error) => (false, Some(error)),
         };
+        if !bom.is_empty() && payload.len() >= bom.len() {
+            let kept = payload.strip_prefix(bom).map_or(payload.len(), <[u8]>::len);
+            payload.drain(..payload.len() - kept);
+            bom = b"";
+        }
         let goes_on =
             seam.as_mut().filter(|_| !over).map_or(payload.len(), |seam| seam.whole(&payload));
         caller.body(&payload[..goes_on]);

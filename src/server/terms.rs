@@ -8,12 +8,12 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::Gateway;
-use super::heartbeat::{Form, Heartbeat};
+use super::heartbeat::{CommentEnd, Form, Heartbeat};
 use super::token::presents;
 use crate::config::{self, Priority};
 use crate::error::Error;
 use crate::http1::RequestHead;
-use crate::openai::Peek;
+use crate::openai::{self, Peek};
 use crate::shaping::terms::Terms;
 
 const PRIORITY: &str = "X-Limitrate-Priority";
@@ -29,6 +29,9 @@ const SDK_TIMEOUT: &str = "x-stainless-timeout";
 
 /// How often the SDK has sent this request before; sent with every request, 0 the first time.
 const SDK_RETRIES: &str = "x-stainless-retry-count";
+
+/// The language of an SDK: `go`, `python`, `js` (openai-go, `internal/requestconfig`).
+const SDK_LANGUAGE: &str = "x-stainless-lang";
 
 /// What a request asks for beside its answer.
 pub struct Wishes {
@@ -53,19 +56,22 @@ pub fn wishes(
     let (between_bytes, timeout) = (seconds(head, SDK_READ_TIMEOUT), seconds(head, SDK_TIMEOUT));
     let (for_the_head, for_the_whole) = if peek.stream { (timeout, None) } else { (None, timeout) };
     let patience = [between_bytes, for_the_head].into_iter().flatten().min();
-    let heartbeat = heartbeat(&gateway.config, head, peek.stream, patience, since)?;
+    let heartbeat = heartbeat(&gateway.config, client, head, peek.stream, patience, since)?;
     // Who hears from us does not give up, unless it wants the whole answer by then.
     let gives_up =
         [patience.filter(|_| heartbeat.is_none()), for_the_whole].into_iter().flatten().min();
     let gives_up = gives_up.and_then(|patience| since.checked_add(patience));
-    let deadline = deadline(head, since)?;
+    let header = deadline(head, since)?;
+    // A stream is of use from its first event on, a plain response once it is there.
+    let (send_by, respond_by) = if peek.stream { (header, None) } else { (None, header) };
     let retries = text(head, SDK_RETRIES).and_then(|count| count.parse::<u32>().ok());
     let terms = Terms {
         client: client.map_or_else(|| address.clone(), |at| gateway.client_names[at].clone()),
         class: client.map_or(Priority::Normal, |at| gateway.config.clients[at].priority),
         urgency: priority(head)?,
         max_queue: client.and_then(|at| gateway.config.clients[at].max_queue),
-        deadline: [gives_up, deadline].into_iter().flatten().min(),
+        deadline: [gives_up, respond_by].into_iter().flatten().min(),
+        send_by,
         fingerprint: retries.map(|_| gateway.fingerprints.hash_one((&head.target, body))),
         repeated: retries.is_some_and(|count| count > 0),
     };
@@ -97,25 +103,30 @@ fn deadline(head: &RequestHead, since: Instant) -> Result<Option<Instant>, Error
 
 fn heartbeat(
     config: &config::Server,
+    client: Option<usize>,
     head: &RequestHead,
     stream: bool,
     patience: Option<Duration>,
     since: Instant,
 ) -> Result<Option<Heartbeat>, Error> {
-    let wanted = word(head, HEARTBEAT, "on or off", |word| match word {
+    let asked_for = word(head, HEARTBEAT, "on or off", |word| match word {
         "on" => Some(true),
         "off" => Some(false),
         _ => None,
     })?;
-    let Some(after) = config.heartbeat_after.filter(|_| wanted != Some(false)) else {
-        return Ok(None);
-    };
+    let wanted = asked_for.unwrap_or(client.is_none_or(|at| config.clients[at].heartbeat));
+    let Some(after) = config.heartbeat_after.filter(|_| wanted) else { return Ok(None) };
     let form = match stream {
         true => Form::Events,
-        false if config.heartbeat_json => Form::WhiteSpace,
+        false if config.heartbeat_json && openai::answers_in_json(&head.target) => Form::WhiteSpace,
         false => return Ok(None),
     };
-    Ok(Some(Heartbeat::new(form, after, patience, since)))
+    let comment_end = match text(head, SDK_LANGUAGE) {
+        Some("go") => CommentEnd::LineEnd,
+        _ => CommentEnd::EmptyLine,
+    };
+    let heartbeat = Heartbeat::new(form, after, patience, since);
+    Ok(Some(heartbeat.ending_comments_with(comment_end)))
 }
 
 fn word<T>(

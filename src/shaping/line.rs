@@ -68,6 +68,8 @@ pub enum Refusal {
         expected_wait: Duration,
         /// From joining to the caller's end.
         patience: Duration,
+        /// What of that is left for the response.
+        response_time: Duration,
         /// What holds the slot; nothing: it is open, and no connection stands.
         held_by: Held,
         /// When a newcomer with that patience would be taken.
@@ -255,10 +257,11 @@ impl Line {
     }
 
     /// Somebody joins, under an id of its own.
-    pub fn join(&mut self, id: u64, joining: Joining, now: Now) {
+    pub fn join(&mut self, id: u64, mut joining: Joining, now: Now) {
         if self.closed {
             return self.refuse(id, Refusal::Closed);
         }
+        self.waive_response_time(&mut joining, now);
         if self.take_back(id, &joining, now) {
             return;
         }
@@ -383,11 +386,18 @@ impl Line {
     }
 
     /// When the slot of a newcomer on these terms would come; `None` where it would be refused.
-    pub fn estimate(&self, ask: Ask, terms: &Rc<Terms>, now: Now) -> Option<Estimate> {
-        let joining = Joining {
+    pub fn estimate(
+        &self,
+        ask: Ask,
+        terms: &Rc<Terms>,
+        response_time: Duration,
+        now: Now,
+    ) -> Option<Estimate> {
+        let mut joining = Joining {
             ask,
             terms: terms.clone(),
             since: now.mono,
+            response_time,
             again: false,
             elsewhere: None,
             movable: false,
@@ -396,6 +406,7 @@ impl Line {
         if self.closed || self.full(&joining, now).is_some() {
             return None;
         }
+        self.waive_response_time(&mut joining, now);
         let ahead = self.queue.ahead_of(&standing(&joining), now.mono);
         if self.verdict(&joining, ahead, now).is_some() {
             return None;
@@ -536,7 +547,7 @@ impl Line {
 
     /// Whether there is a limit on its wait at all.
     fn may_be_in_vain(&self, joining: &Joining) -> bool {
-        self.rules.max_wait.is_some() || joining.terms.deadline.is_some() || self.daily
+        self.rules.max_wait.is_some() || joining.terms.end().is_some() || self.daily
     }
 
     /// Why somebody with so many in front would wait in vain, if it would.
@@ -548,7 +559,7 @@ impl Line {
         let wait = until(slot.at, now);
         let expected = now.mono.saturating_duration_since(joining.since) + wait;
         let exceeds = self.rules.max_wait.is_some_and(|max_wait| expected > max_wait);
-        let late = joining.terms.deadline.is_some_and(|deadline| now.mono + wait > deadline);
+        let late = joining.send_by().is_some_and(|end| now.mono + wait > end);
         if is_day(slot) && (exceeds || late || self.rules.max_wait.is_none()) {
             return Some(Refusal::Day { resets_in: wait });
         }
@@ -578,11 +589,28 @@ impl Line {
         expected_wait: Duration,
         now: Now,
     ) -> Refusal {
-        let deadline = joining.terms.deadline.unwrap_or(now.mono);
-        let patience = deadline.saturating_duration_since(joining.since);
-        let retry_after = self.retry_after(joining.ask.model, patience, now);
+        let response_time = joining.response_time;
+        let end = joining.terms.end().unwrap_or(now.mono);
+        let patience = end.saturating_duration_since(joining.since);
+        let in_queue = joining.send_by().unwrap_or(end).saturating_duration_since(joining.since);
+        let retry_after = self.retry_after(joining.ask.model, in_queue, now);
         let (position, held_by) = (ahead + 1, self.held_by_at(ahead, joining.ask, now));
-        Refusal::Deadline { position, expected_wait, patience, held_by, retry_after }
+        Refusal::Deadline { position, expected_wait, patience, response_time, held_by, retry_after }
+    }
+
+    /// A request that can go at once is sent whatever its client's deadline leaves for the response: to wait would not
+    /// help, and only what is sent tells whether responses have become faster.
+    fn waive_response_time(&self, joining: &mut Joining, now: Now) {
+        if joining.response_time.is_zero() || joining.terms.deadline.is_none() {
+            return;
+        }
+        let (ahead, model) = (self.queue.ahead_of(&standing(joining), now.mono), joining.ask.model);
+        let walk = self.walk(ahead, now);
+        let is_open = |next: Next| next.at.is_some_and(|at| at <= now.mono);
+        let is_first_open = || ahead > 0 || is_open(self.next(now, joining.ask));
+        if !walk.waits_for_an_end(model) && is_open(walk.slot(now, model)) && is_first_open() {
+            joining.response_time = Duration::ZERO;
+        }
     }
 
     /// What a request waits for with so many in front.
@@ -599,7 +627,7 @@ impl Line {
 
     fn deadline(&self, joining: &Joining) -> Option<Instant> {
         let max_wait = self.rules.max_wait.map(|limit| joining.since + limit);
-        [max_wait, joining.terms.deadline].into_iter().flatten().min()
+        [max_wait, joining.send_by()].into_iter().flatten().min()
     }
 
     /// When a request of this model could go at the earliest with so many in front.
@@ -639,7 +667,7 @@ impl Line {
             let Some(entry) = self.queue.iter().find(|entry| entry.id == id) else { continue };
             let joining = entry.waiter.clone();
             let waited = now.mono.saturating_duration_since(joining.since);
-            let gave_up = joining.terms.deadline.is_some_and(|deadline| deadline <= now.mono);
+            let gave_up = joining.send_by().is_some_and(|end| end <= now.mono);
             self.drop_out(id, gave_up && joining.terms.fingerprint.is_some(), now);
             let refusal = if gave_up {
                 self.tally.rejected_deadline += 1;

@@ -45,7 +45,7 @@ enum Question {
     Snapshot(Sender<Snapshot>),
     Waiting(Sender<Vec<Waiting>>),
     Whereabouts(u64, Sender<Option<(usize, Duration)>>),
-    Estimate(Ask, Rc<Terms>, Sender<Option<Estimate>>),
+    Estimate(Ask, Rc<Terms>, Duration, Sender<Option<Estimate>>),
     Changes(Sender<u64>),
     Memory(Sender<Vec<BooksMemory>>),
 }
@@ -156,9 +156,15 @@ impl Scheduler {
         self.ask(|reply| Question::Whereabouts(ticket.0, reply)).await?
     }
 
-    /// When the slot of a newcomer would come; `None` where it would be refused.
-    pub async fn estimate(&self, ask: Ask, terms: &Rc<Terms>) -> Option<Estimate> {
-        self.ask(|reply| Question::Estimate(ask, terms.clone(), reply)).await?
+    /// When the slot of a newcomer would come, whose deadline has to leave `response_time`; `None` where it would be
+    /// refused.
+    pub async fn estimate(
+        &self,
+        ask: Ask,
+        terms: &Rc<Terms>,
+        response_time: Duration,
+    ) -> Option<Estimate> {
+        self.ask(|reply| Question::Estimate(ask, terms.clone(), response_time, reply)).await?
     }
 
     /// Goes on under other rules; see [`Line::reload`].
@@ -447,8 +453,8 @@ impl Desk {
             Question::Whereabouts(id, reply) => {
                 reply.try_send(self.line.whereabouts(id, now)).is_ok()
             }
-            Question::Estimate(ask, terms, reply) => {
-                reply.try_send(self.line.estimate(ask, &terms, now)).is_ok()
+            Question::Estimate(ask, terms, response_time, reply) => {
+                reply.try_send(self.line.estimate(ask, &terms, response_time, now)).is_ok()
             }
             Question::Changes(reply) => reply.try_send(self.line.changes()).is_ok(),
             Question::Memory(reply) => reply.try_send(self.line.memory(now)).is_ok(),

@@ -37,8 +37,10 @@ pub struct Terms {
     pub urgency: Priority,
     /// Most waiters of this client at once.
     pub max_queue: Option<usize>,
-    /// When the caller gives up.
+    /// When the client gives up: the response has to be there by then.
     pub deadline: Option<Instant>,
+    /// After this the request is of no use to be sent.
+    pub send_by: Option<Instant>,
     /// What tells the request again when its caller repeats it: its place is kept for that.
     pub fingerprint: Option<u64>,
     /// Whether the caller has tried before.
@@ -54,6 +56,8 @@ pub struct Joining {
     pub terms: Rc<Terms>,
     /// When it joined for the first time.
     pub since: Instant,
+    /// What the client's deadline has to leave for the response. A request that can go at once goes whatever is left.
+    pub response_time: Duration,
     /// Whether it was sent before and comes back to the head.
     pub again: bool,
     /// After which wait another provider could take it: if this line takes longer, it is of no use. With [`Duration::MAX`] it
@@ -64,4 +68,21 @@ pub struct Joining {
     /// How many connections are idle: where one of them is left for it, an open slot is its at once. It holds none while it
     /// waits.
     pub idle: usize,
+}
+
+impl Terms {
+    /// When the client wants to hear nothing more.
+    pub fn end(&self) -> Option<Instant> {
+        [self.deadline, self.send_by].into_iter().flatten().min()
+    }
+}
+
+impl Joining {
+    /// When the request has to be sent for its client's sake.
+    pub fn send_by(&self) -> Option<Instant> {
+        let in_time = |deadline: Instant| deadline.checked_sub(self.response_time);
+        let for_response =
+            self.terms.deadline.map(|deadline| in_time(deadline).unwrap_or(self.since));
+        [for_response, self.terms.send_by].into_iter().flatten().min()
+    }
 }

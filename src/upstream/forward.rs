@@ -94,7 +94,7 @@ fn key_field(
 ) -> Option<(&'static str, String)> {
     match dialect {
         _ if ours("authorization") => None,
-        Dialect::OpenAi => Some(("Authorization", ["Bearer ", key].concat())),
+        Dialect::OpenAi | Dialect::Responses => Some(("Authorization", ["Bearer ", key].concat())),
         Dialect::Anthropic if ours("x-api-key") => None,
         Dialect::Anthropic => Some(("x-api-key", key.to_owned())),
     }

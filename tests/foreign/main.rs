@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)] // these are tests, helpers included
 
 mod clients;
+mod heartbeats;
 mod providers;
 #[path = "../support/mod.rs"]
 mod support;

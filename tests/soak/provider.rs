@@ -35,7 +35,10 @@ pub struct Desk {
     /// By request id: how often it was read whole, and how often it was answered with 429.
     seen: RefCell<HashMap<u64, (u32, u32)>>,
     /// From and to, in nanoseconds since the epoch.
+    /// From when the first refusal of each was out, to its end.
     pauses: RefCell<Vec<(u64, u64)>>,
+    /// The end of a pause of which no refusal is out yet.
+    begun_pause: Cell<Option<u64>>,
     paused_until: Cell<Option<Instant>>,
     next_pause: Cell<Instant>,
     acts: RefCell<BTreeMap<&'static str, u64>>,
@@ -112,6 +115,7 @@ impl Desk {
             undated: Cell::new(0),
             seen: RefCell::default(),
             pauses: RefCell::default(),
+            begun_pause: Cell::default(),
             paused_until: Cell::new(None),
             next_pause: Cell::new(Instant::now() + RETRY_AFTER),
             acts: RefCell::default(),
@@ -284,10 +288,7 @@ impl Desk {
         }
         self.next_pause.set(now + RETRY_AFTER + Duration::from_millis(rng.u64(1000..3000)));
         self.paused_until.set(Some(now + RETRY_AFTER));
-        let since =
-            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("it is past 1970");
-        let nanos = |time: Duration| u64::try_from(time.as_nanos()).expect("it is before 2500");
-        self.pauses.borrow_mut().push((nanos(since), nanos(since + RETRY_AFTER)));
+        self.begun_pause.set(Some(unix_nanos() + nanos(RETRY_AFTER)));
         true
     }
 
@@ -297,6 +298,10 @@ impl Desk {
                 let retry_after = format!("Retry-After: {}\r\n", RETRY_AFTER.as_secs());
                 wire.send(&error("429 Too Many Requests", &retry_after, "rate_limit_exceeded"))
                     .await?;
+                // The gateway cannot know of it before: this process may have been held up.
+                if let Some(end) = self.begun_pause.take() {
+                    self.pauses.borrow_mut().push((unix_nanos(), end));
+                }
                 Ok(true)
             }
             Act::Fail => {
@@ -407,4 +412,13 @@ fn error(status: &str, extra: &str, code: &str) -> Vec<u8> {
     let length = body.len();
     format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\n{extra}Content-Length: {length}\r\n\r\n{body}")
         .into()
+}
+
+fn unix_nanos() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    nanos(since.expect("it is past 1970"))
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).expect("it is before 2500")
 }

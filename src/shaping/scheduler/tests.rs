@@ -52,6 +52,7 @@ fn terms() -> Rc<Terms> {
         urgency: Priority::Normal,
         max_queue: None,
         deadline: None,
+        send_by: None,
         fingerprint: None,
         repeated: false,
     })
@@ -63,6 +64,7 @@ fn joining(ask: Ask) -> Joining {
         ask,
         terms: terms(),
         since: Instant::now(),
+        response_time: Duration::ZERO,
         again: false,
         elsewhere: None,
         movable: false,
@@ -75,7 +77,7 @@ fn join(scheduler: &Scheduler, ask: Ask) -> Place {
 }
 
 fn rejoin(scheduler: &Scheduler, ask: Ask, since: Instant) -> Place {
-    scheduler.join(Joining { since, again: true, ..joining(ask) })
+    scheduler.join(Joining { since, response_time: Duration::ZERO, again: true, ..joining(ask) })
 }
 
 fn sent(now: &Snapshot) -> u64 {
