@@ -309,6 +309,11 @@ async fn broken_off(error: &Error, seam: Option<Seam>, caller: &mut Caller) -> R
     if let Some(seam) = seam {
         caller.body(seam.ending());
         caller.error_event(error);
+        if caller.dialect() == Dialect::Responses {
+            // `response.failed` is a last event. Codex forgets it if the connection breaks behind it.
+            caller.end();
+            return caller.flush().await;
+        }
     } else {
         caller.trace().failed(error.code());
     }

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from gateways import STACK, get
+from gateways import STACK, get, seen
 from stack import Gateway
 
 HERE = Path(__file__).parent
@@ -155,6 +155,34 @@ def test_a_client_with_the_documented_settings_waits_in_line_and_is_answered(nam
     wrong = [row[name] for name in ("upstream_4xx", "upstream_5xx", "upstream_errors", "cancelled_in_queue")]
     assert row["sent"] == requests and not any(wrong), row
     assert row["queue_wait_seconds"]["max"] > 1, row
+
+
+@pytest.mark.parametrize("script, words", [("broken", "broke before the answer was complete"), ("late 1 refused 402 3", "scripted 402")])
+def test_codex_shows_an_error_of_its_stream_and_sends_no_request_again(script, words):
+    requests = lambda: [request for request in seen("quick") if request["path"].endswith("/responses")]
+    before = len(requests())
+    with tempfile.TemporaryDirectory(prefix="limitrate-codex-") as folder:
+        home, work = Path(folder, "home"), Path(folder, "work")
+        (home / ".codex").mkdir(parents=True)
+        subprocess.run(["git", "init", "--quiet", work], check=True)
+        # Codex waits for five minutes: the heartbeats come at once for a timeout like this.
+        headers = f'{{ "x-script" = "{script}", "x-stainless-read-timeout" = "0.3" }}'
+        (home / ".codex/config.toml").write_text(
+            'model = "chat-model"\nmodel_provider = "limitrate"\n[model_providers.limitrate]\nname = "limitrate"\n'
+            f'base_url = "{STACK["open"]}/v1"\nenv_key = "LIMITRATE_KEY"\nwire_api = "responses"\nhttp_headers = {headers}\n'
+        )
+        ended = subprocess.run(
+            [INSTALLED / "node_modules/.bin/codex", "exec", "hi"],
+            cwd=work,
+            env={"PATH": os.environ["PATH"], "HOME": str(home), "LIMITRATE_KEY": KEY, "TERM": "dumb"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+        )
+    assert words in ended.stdout, ended.stdout[-2000:]
+    assert len(requests()) == before + 1
 
 
 def test_the_versions_told_are_those_installed():

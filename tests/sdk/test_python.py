@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
-from gateways import CLOCKS_APART_SECONDS, STACK, gaps, open_gate, says, scripted, seen, stats, until
+from gateways import CLOCKS_APART_SECONDS, STACK, gaps, get, open_gate, says, scripted, seen, stats, until
 
 # Retries hide failures; where they are the subject a test asks for them.
 PLAIN = {"api_key": "the-caller's-key", "max_retries": 0, "timeout": 20}
@@ -135,6 +135,37 @@ def test_the_async_client_streams_as_well():
             return "".join([chunk.choices[0].delta.content async for chunk in stream])
 
     assert asyncio.run(collect()) == "Queue, don't reject."
+
+
+def test_streams_that_the_sdk_closes_at_done_succeed_on_one_connection():
+    before = stats("parted")
+    for _ in range(30):
+        stream = ask("parted", stream=True, extra_headers=scripted("parted 0.001"))
+        assert "".join(chunk.choices[0].delta.content for chunk in stream) == "Queue, don't reject."
+    until("parted", succeeded=before["succeeded"] + 30, upstream_errors=before["upstream_errors"])
+    errors = get(f"{STACK['open']}/admin/requests")["errors"]
+    assert "caller_gone" not in {row["error"] for row in requests_of("parted")}, errors
+    # The next request may come before the end of the one before it.
+    assert len({request["connection"] for request in seen("parted")}) <= 2
+
+
+def requests_of(model):
+    return [row for row in get(f"{STACK['open']}/admin/requests")["requests"] if row["model"] == model]
+
+
+def test_the_tokens_of_streams_that_the_sdk_closes_at_done_are_settled():
+    started = time.monotonic()
+    for _ in range(4):
+        options = {"include_usage": True}
+        stream = ask("metered", stream=True, stream_options=options, max_tokens=1500)
+        assert [chunk.usage.total_tokens for chunk in stream if chunk.usage] == [10]
+    assert time.monotonic() - started < 20
+
+
+def test_a_stream_of_responses_that_breaks_at_the_provider_raises_in_words():
+    with pytest.raises(openai.APIError) as failure:
+        list(client.responses.create(model="chat-model", input="hi", stream=True, extra_headers=scripted("broken")))
+    assert "broke before the answer was complete" in failure.value.message
 
 
 def test_a_stream_that_breaks_at_the_provider_raises_after_what_came():

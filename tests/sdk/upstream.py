@@ -13,6 +13,7 @@ API and, below `/v1/messages`, Anthropic's.
     broken          a stream that closes in mid chunk after two words
     torn            a stream that closes in the middle of the third word's event
     cut             an answer that promises more than comes
+    parted S        a stream whose final chunk comes S seconds behind its last event
     late S SCRIPT   what SCRIPT says (none: an answer), S seconds later
 
 The tests talk to it directly as well: `POST /-/open/GATE` lets one pass a gate, `GET /-/seen/NAME` lists the requests
@@ -76,7 +77,8 @@ class Exchange(BaseHTTPRequestHandler):
             return self.json(200, {})
         headers = {name.lower(): value for name, value in self.headers.items()}
         with lock:
-            seen.append({"at": self.at, "path": self.path, "headers": headers, "body": text.decode()})
+            request = {"at": self.at, "path": self.path, "headers": headers, "body": text.decode()}
+            seen.append(request | {"connection": self.client_address[1]})
         self.follow(headers.get("x-script", "answer").split(), json.loads(text))
 
     def follow(self, script, body):
@@ -104,6 +106,8 @@ class Exchange(BaseHTTPRequestHandler):
                 self.stream(body, breaks_off=lambda _: b"ff\r\nda")
             case ["torn"]:
                 self.stream(body, breaks_off=lambda event: chunk(event[: len(event) // 2]))
+            case ["parted", seconds]:
+                self.stream(body, parted=float(seconds))
             case ["cut"]:
                 self.answer(body, {"Content-Length": 9999})
                 self.close_connection = True
@@ -141,7 +145,7 @@ class Exchange(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(payload)
 
-    def stream(self, body, between=lambda: None, breaks_off=None):
+    def stream(self, body, between=lambda: None, breaks_off=None, parted=0):
         self.send_response(200, "Scripted")
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
@@ -156,7 +160,9 @@ class Exchange(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
             self.wfile.write(chunk(piece(word)))
-        self.wfile.write(chunk(after) + b"0\r\n\r\n")
+        self.wfile.write(chunk(after))
+        time.sleep(parted)
+        self.wfile.write(b"0\r\n\r\n")
 
     def log_message(self, *_):
         pass
@@ -245,7 +251,7 @@ def event(kind, **fields):
 def response_stream(body):
     """Of the Responses API: named events, and no `[DONE]`."""
     where = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
-    whole = lambda status: {"id": "resp_1", "object": "response", "status": status, "model": body["model"], "output": []}
+    whole = lambda status: {"id": "resp_1", "object": "response", "created_at": 1, "status": status, "model": body["model"], "output": []}
     delta = lambda word: event("response.output_text.delta", sequence_number=1, delta=word, logprobs=[], **where)
     start = event("response.created", sequence_number=0, response=whole("in_progress"))
     return start, delta, event("response.completed", sequence_number=2, response=whole("completed"))
