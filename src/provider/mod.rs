@@ -1,8 +1,18 @@
 //! One provider at work: its scheduler, its connections, its counters.
 //!
-//! Owns the way from "this request is for that provider" to an answer whose body is still to come: [`exchange`] waits,
-//! sends and repeats, [`answer`] is what comes back, [`setup`] is what a reload exchanges. Knows nothing of the caller's
-//! side.
+//! Owns the way from "this request is for that provider" to a response whose body is still to come. Knows nothing of the
+//! client's side.
+//!
+//! | file | owns |
+//! |---|---|
+//! | [`exchange`] | the attempts of one request: wait, send, decide whether to send again |
+//! | [`slot`] | a permit and a connection for one attempt, under one configuration |
+//! | [`judge`] | what a response means for its request, and what the scheduler is told of it |
+//! | [`answer`] | the response on its way: usage, completeness, its end |
+//! | [`setup`] | the configuration in force, which a reload exchanges |
+//! | [`availability`] | whether connections can be made at present |
+//! | [`response_time`] | what a client's deadline has to leave for the response |
+//! | [`progress`] | where a request is, for heartbeats |
 
 mod answer;
 mod availability;
