@@ -35,6 +35,14 @@ pub fn poll_append_landed(
     poll_land(io, cx, out.capacity() - out.len(), out)
 }
 
+/// Reads once and throws away what came. Allocates nothing.
+pub fn poll_discard(
+    io: &mut (impl AsyncRead + Unpin),
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    LANDING.with_borrow_mut(|landing| Pin::new(io).poll_read(cx, landing))
+}
+
 /// Reads once, `room` bytes at most, to the end of `out`.
 fn poll_land(
     io: &mut (impl AsyncRead + Unpin),

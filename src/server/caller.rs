@@ -7,20 +7,29 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::time::Duration;
 
-use futures_lite::io::AsyncReadExt;
+use futures_lite::future;
 
 use super::cors::Cors;
 use super::lifecycle::Phase;
 use super::stream::Stream;
-use crate::deadline::within;
+use crate::deadline::{after, within};
 use crate::error::{Dialect, Error};
 use crate::http1::{self, BodyLength, FINAL_CHUNK, RequestHead};
 use crate::telemetry::Trace;
 
-/// How long and for how many bytes a caller may go on sending after our last word. Closing on unread bytes makes
-/// the kernel send a reset, which may overtake the answer (RFC 9112 section 9.6).
-const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES: usize = 1024 * 1024;
+/// How long a client may go on sending after the last response. A close on unread bytes sends a
+/// reset, which may overtake the response (RFC 9112 section 9.6). nginx waits as long.
+const LINGER: Linger = Linger {
+    time: Duration::from_secs(30),
+    silence: Duration::from_secs(5),
+    bytes: 1024 * 1024 * 1024,
+};
+
+/// The same once the gateway shuts down, from then on.
+const LINGER_AT_SHUTDOWN: Duration = Duration::from_secs(2);
+
+/// What one client may send before other tasks run.
+const FAIR_SHARE_BYTES: usize = 256 * 1024;
 
 /// What a connection keeps for writing between two requests.
 const IDLE_BUFFER_BYTES: usize = 1024;
@@ -278,23 +287,17 @@ impl Caller {
         Ok(())
     }
 
-    /// Closes without cutting off the answer that is still on its way.
+    /// Closes without cutting off the response that is on its way to a client that may still send.
     pub async fn linger(mut self) {
+        // First, as nginx does it: a client that sees the end stops its upload.
         if !matches!(within(self.write_timeout, self.stream.finish()).await, Some(Ok(()))) {
             return;
         }
-        let drain = async {
-            // On the heap: in the future it would weigh on every connection that has not come to its end yet.
-            let mut sink = vec![0; 4096];
-            let mut left = LINGER_BYTES;
-            while let Ok(bytes @ 1..) = self.stream.read(&mut sink).await {
-                left = left.saturating_sub(bytes);
-                if left == 0 {
-                    return;
-                }
-            }
+        let shutdown = async {
+            self.draining.begins().await;
+            after(LINGER_AT_SHUTDOWN).await;
         };
-        within(LINGER, drain).await;
+        future::or(discard(&mut self.stream, LINGER), shutdown).await;
     }
 
     /// Closes where nothing is under way.
@@ -345,6 +348,32 @@ impl Caller {
     }
 }
 
+/// The bounds of a lingering close.
+struct Linger {
+    time: Duration,
+    /// Between two reads.
+    silence: Duration,
+    bytes: usize,
+}
+
+/// Reads and throws away what comes, until the client ends or one of the bounds is reached.
+async fn discard(stream: &mut Stream, bounds: Linger) {
+    let reads = async {
+        let (mut left, mut unshared) = (bounds.bytes, 0);
+        while left > 0 {
+            let read = poll_fn(|cx| http1::reader::poll_discard(stream, cx));
+            let Some(Ok(bytes @ 1..)) = within(bounds.silence, read).await else { return };
+            left = left.saturating_sub(bytes);
+            unshared += bytes;
+            if unshared > FAIR_SHARE_BYTES {
+                unshared = 0;
+                future::yield_now().await;
+            }
+        }
+    };
+    within(bounds.time, reads).await;
+}
+
 fn new_request_id() -> Rc<str> {
     let mut id = *b"req_00000000000000000000000000000000";
     let mut random = fastrand::u128(..);
@@ -353,4 +382,56 @@ fn new_request_id() -> Rc<str> {
         random /= 16;
     }
     std::str::from_utf8(&id).expect("hexadecimal digits").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::socket::{Socket, with_watched_sockets};
+
+    const FAR: Duration = Duration::from_secs(3600);
+    const NEAR: Duration = Duration::from_millis(50);
+
+    /// How much a client has sent, and how long it was read from within these bounds. It sends `pieces` of
+    /// 64 KiB with so long a pause before each, then nothing until the connection ends.
+    fn discarded(bounds: Linger, pieces: usize, pause: Duration) -> (usize, Duration) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let writing = thread::spawn(move || {
+            let mut sent = 0;
+            for _ in 0..pieces {
+                thread::sleep(pause);
+                let Ok(written) = theirs.write(&[7; 64 * 1024]) else { break };
+                sent += written;
+            }
+            let _ = theirs.read(&mut [0]);
+            sent
+        });
+        let mut stream = Stream::Unix(Socket::new(ours).unwrap());
+        let start = Instant::now();
+        smol::block_on(with_watched_sockets(discard(&mut stream, bounds))).unwrap();
+        let took = start.elapsed();
+        drop(stream);
+        (writing.join().unwrap(), took)
+    }
+
+    #[test]
+    fn a_client_that_sends_on_is_read_up_to_the_bytes_and_the_time() {
+        let bounds = |time, bytes| Linger { time, silence: FAR, bytes };
+        let (sent, _) = discarded(bounds(FAR, 4 << 20), 4000, Duration::ZERO);
+        assert!((4 << 20..8 << 20).contains(&sent), "{sent} bytes");
+        let (_, took) = discarded(bounds(NEAR, usize::MAX), 200, Duration::from_millis(1));
+        assert!(took >= NEAR, "{took:?}");
+    }
+
+    #[test]
+    fn a_client_that_pauses_is_not_waited_for() {
+        let bounds = Linger { time: FAR, silence: NEAR, bytes: usize::MAX };
+        let (_, took) = discarded(bounds, 2, Duration::ZERO);
+        assert!(took >= NEAR, "{took:?}");
+    }
 }

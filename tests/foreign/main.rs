@@ -10,6 +10,7 @@ mod heartbeats;
 mod providers;
 #[path = "../support/mod.rs"]
 mod support;
+mod uploads;
 
 use std::collections::BTreeSet;
 use std::fs;
