@@ -3,13 +3,13 @@
 //!
 //! Owns the choice and the body's name for the model. Does not know how a provider waits or sends.
 
-use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::aside::Buffer;
 use crate::config::Routing;
 use crate::error::Error;
-use crate::openai::{self, Peek};
+use crate::openai::{Peek, RequestBody};
 use crate::provider::{Answer, Errand, Exchanged, Offer, Provider};
 use crate::registry::Registry;
 use crate::shaping::books::Ask;
@@ -46,12 +46,12 @@ impl<'g> Dispatch<'g> {
     pub async fn run(
         &self,
         errand: &Errand<'_>,
-        body: Vec<u8>,
+        body: Buffer,
         peek: Peek,
     ) -> Result<Box<Answer>, Error> {
-        let tokens = peek.estimated_tokens(&body);
+        let tokens = peek.estimated_tokens(&body.0);
         let mut candidates = self.candidates(&peek.model)?;
-        let mut payload = Payload { body: Rc::new(body), model: peek.model, span: peek.model_span };
+        let body = RequestBody::new(body);
         let mut choices = 0;
         loop {
             let (at, elsewhere) = self.choose(&candidates, errand, tokens).await;
@@ -63,7 +63,7 @@ impl<'g> Dispatch<'g> {
             errand.trace.goes_to(provider.name(), provider.setup().model_id(model));
             let offer = Offer {
                 ask: Ask { model, tokens },
-                body: payload.under(upstream),
+                body: under(&body, &peek, upstream),
                 attempts,
                 elsewhere,
                 fallback: self.fallback && candidates.len() > 1,
@@ -127,24 +127,7 @@ impl<'g> Dispatch<'g> {
     }
 }
 
-/// The body, and the name for the model that stands in it.
-struct Payload {
-    body: Rc<Vec<u8>>,
-    model: String,
-    span: Range<usize>,
-}
-
-impl Payload {
-    /// The body with this name.
-    fn under(&mut self, model: &str) -> Rc<Vec<u8>> {
-        if self.model != model {
-            let body = Rc::unwrap_or_clone(std::mem::take(&mut self.body));
-            let (before, start) = (body.len(), self.span.start);
-            let body = openai::splice_model(body, self.span.clone(), model);
-            self.span = start..self.span.end + body.len() - before;
-            self.model = model.to_owned();
-            self.body = Rc::new(body);
-        }
-        self.body.clone()
-    }
+/// The body with this name for the model that was found in it.
+fn under(body: &RequestBody, peek: &Peek, model: &str) -> RequestBody {
+    if peek.model == model { body.clone() } else { body.with_model(peek.model_span.clone(), model) }
 }

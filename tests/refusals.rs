@@ -5,6 +5,7 @@ mod support;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::thread;
+use std::time::Instant;
 
 use support::{
     Client, ClosedPort, Gateway, PATIENCE, Reply, Response, UNSHAPED, Upstream, get, post,
@@ -325,4 +326,21 @@ fn server_without_tls() -> SocketAddr {
         }
     });
     addr
+}
+
+#[test]
+fn a_client_that_leaves_while_its_large_body_is_parsed_takes_no_memory_with_it() {
+    let upstream = Upstream::start([Reply::ok()]);
+    let limits = "max_body_bytes: 1000000\nmax_buffered_bytes: 1000000";
+    let gateway = gateway(&upstream, limits, "");
+    let body = format!(r#"{{"model":"m","x":{}{}}}"#, "[".repeat(400_000), "]".repeat(400_000));
+    for _ in 0..4 {
+        let mut client = Client::connect(gateway.addr());
+        client.post_json(CHAT, &body);
+        client.reset();
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while post(gateway.addr(), CHAT, &body).status != 200 {
+        assert!(Instant::now() < deadline, "its memory is not given back");
+    }
 }

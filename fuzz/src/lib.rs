@@ -15,6 +15,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_lite::io::AsyncRead;
+use limitrate::aside::Buffer;
 use limitrate::config::{self, Config};
 use limitrate::error::Error;
 use limitrate::http1::{
@@ -22,7 +23,7 @@ use limitrate::http1::{
     Reader, RequestHead, ResponseHead, parse_request_head, parse_response_head, read_request_head,
     read_response_head, write_chunk, write_request_head, write_response_head,
 };
-use limitrate::openai::{EventScanner, Usage, peek, splice_model};
+use limitrate::openai::{EventScanner, RequestBody, Usage, peek};
 use limitrate::shaping::books::{Ask, Books, BooksMemory};
 use limitrate::shaping::limiter::{Cadence, Day, Limits, Now, Reset};
 use limitrate::state::State;
@@ -295,7 +296,9 @@ pub fn splice(input: &[u8]) {
         assert_eq!(tree["model"].as_str(), Some(found.model.as_str()));
     }
     for new in ["z-ai/glm-5.1", "", "\"\\\u{0}\u{e9}\u{1f600}"] {
-        let spliced = splice_model(input.to_vec(), found.model_span.clone(), new);
+        let spliced =
+            RequestBody::new(Buffer(input.to_vec())).with_model(found.model_span.clone(), new);
+        let spliced = spliced.pieces().concat();
         let again = peek(&spliced).expect("still a request");
         assert_eq!((again.model.as_str(), again.max_tokens), (new, found.max_tokens));
         assert_eq!(

@@ -145,16 +145,23 @@ impl BodyDecoder {
         Ok(Decoded { consumed: at, data })
     }
 
-    /// Makes room in `out` for what of the payload is there or likely to come, where its length is known and no room is left. Not
-    /// part of [`Self::drain`] and [`Self::read`], so that room can be accounted for before anybody waits.
-    pub fn make_room<R>(&self, reader: &Reader<R>, out: &mut Vec<u8>) {
-        let State::Plain { left } = self.state else { return };
-        if out.len() == out.capacity() {
-            let came = out.len() + reader.buffered().len();
-            let likely = FIRST_ROOM_BYTES.max(ROOM_FOR_EACH_BYTE.saturating_mul(came));
-            // With one byte to spare the last read is a short one, which says that nothing else has come.
-            let all = usize::try_from(left).unwrap_or(usize::MAX).saturating_add(1);
-            out.reserve_exact(all.min(likely));
+    /// How much more room `out` should have for what of the payload is there or likely to come; `limit` bytes are the
+    /// most that is of interest. Apart from [`Self::drain`] and [`Self::read`], so that room can be made and accounted
+    /// for in the caller's own way.
+    pub fn wanted_room<R>(&self, reader: &Reader<R>, out: &Vec<u8>, limit: usize) -> usize {
+        let (room, buffered) = (out.capacity() - out.len(), reader.buffered().len());
+        match self.state {
+            State::Plain { left } if room == 0 => {
+                let likely =
+                    FIRST_ROOM_BYTES.max(ROOM_FOR_EACH_BYTE.saturating_mul(out.len() + buffered));
+                // With one byte to spare the last read is a short one, which says that nothing else has come.
+                let all = usize::try_from(left).unwrap_or(usize::MAX).saturating_add(1);
+                all.min(likely)
+            }
+            State::Plain { .. } | State::Done => 0,
+            _ if buffered <= room => 0,
+            // As much again, so that it need not be moved often.
+            _ => buffered.max(out.len().min(limit.saturating_sub(out.len()))),
         }
     }
 
@@ -174,7 +181,7 @@ impl BodyDecoder {
         Ok(self.is_done())
     }
 
-    /// Waits for more of the body: payload that needs no decoding goes into the [room](Self::make_room) at the end of `out`, anything
+    /// Waits for more of the body: payload that needs no decoding goes into the [room](Self::wanted_room) at the end of `out`, anything
     /// else into the reader, to be [drained](Self::drain). Returns the bytes that came; 0 is the end of the stream. Dropping the future loses nothing.
     pub async fn read<R: Source>(
         &mut self,
@@ -499,7 +506,7 @@ mod tests {
                 (BodyDecoder::new(Framing::Length(announced)), Vec::new());
             let mut rooms = Vec::new();
             loop {
-                decoder.make_room(&reader, &mut body);
+                body.reserve_exact(decoder.wanted_room(&reader, &body, usize::MAX));
                 rooms.push(body.capacity());
                 let fair = FIRST_ROOM_BYTES.max(9 * (body.len() + reader.buffered().len()));
                 assert!(body.capacity() <= fair, "{} of {}", body.len(), body.capacity());
@@ -551,7 +558,7 @@ mod tests {
         let mut reader = Reader::new(Pieces::new(input, sizes));
         let (mut decoder, mut payload) = (BodyDecoder::new(framing), Vec::new());
         loop {
-            decoder.make_room(&reader, &mut payload);
+            payload.reserve_exact(decoder.wanted_room(&reader, &payload, usize::MAX));
             match decoder.drain(&mut reader, &mut payload) {
                 Err(fault) => return (payload, Err(fault)),
                 Ok(true) => break,

@@ -8,6 +8,8 @@ use std::task::{Context, Poll, ready};
 
 use futures_lite::io::AsyncRead;
 
+use crate::socket::FAIR_SHARE_BYTES;
+
 /// Room offered to one read.
 const READ_CHUNK_BYTES: usize = 64 * 1024;
 
@@ -135,7 +137,12 @@ impl<R: Source> Reader<R> {
         assert!(self.buffered().is_empty(), "what is buffered comes first");
         assert!(out.len() < out.capacity(), "nothing read would be taken for the end");
         let end = out.len().saturating_add(limit);
-        let n = poll_fn(|cx| self.io.poll_append(cx, out)).await?;
+        // One read straight into a large room may bring megabytes.
+        let is_large = out.capacity() - out.len() > FAIR_SHARE_BYTES;
+        let n = match is_large {
+            false => poll_fn(|cx| self.io.poll_append(cx, out)).await?,
+            true => poll_fn(|cx| poll_append_landed(&mut self.io, cx, out)).await?,
+        };
         self.buf.extend_from_slice(out.get(end..).unwrap_or_default());
         out.truncate(end);
         Ok(n)

@@ -14,5 +14,5 @@ mod usage;
 pub use endpoints::answers_in_json;
 pub use events::{EventScanner, error_event, event, is_json};
 pub use models::{Model, model_list, model_object};
-pub use request::{Peek, peek, splice_model};
+pub use request::{Peek, RequestBody, peek};
 pub use usage::Usage;

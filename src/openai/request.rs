@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::rc::Rc;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::outline::Outline;
+use crate::aside::Buffer;
 use crate::error::Error;
 
 /// What [`peek`] finds.
@@ -74,11 +76,51 @@ pub fn peek(body: &[u8]) -> Result<Peek, Error> {
     })
 }
 
-/// Puts another model name where [`peek`] found the old one; every other byte stays as it was.
-pub fn splice_model(mut body: Vec<u8>, span: Range<usize>, new: &str) -> Vec<u8> {
-    let value = serde_json::to_vec(new).expect("a string has a JSON form");
-    body.splice(span, value);
-    body
+/// A request body whose `model` may have another value than it came with. No byte of it moves for that: it
+/// may be large.
+#[derive(Debug, Clone)]
+pub struct RequestBody {
+    bytes: Rc<Buffer>,
+    new_model: Option<Rc<NewModel>>,
+}
+
+#[derive(Debug)]
+struct NewModel {
+    /// Where the value stands that it replaces.
+    span: Range<usize>,
+    json: Vec<u8>,
+}
+
+impl RequestBody {
+    /// The body as it came.
+    pub fn new(bytes: Buffer) -> RequestBody {
+        RequestBody { bytes: Rc::new(bytes), new_model: None }
+    }
+
+    /// The body as it came, but for another model name where [`peek`] found one.
+    pub fn with_model(&self, span: Range<usize>, model: &str) -> RequestBody {
+        let json = serde_json::to_vec(model).expect("a string has a JSON form");
+        RequestBody { bytes: self.bytes.clone(), new_model: Some(Rc::new(NewModel { span, json })) }
+    }
+
+    /// In bytes.
+    pub fn len(&self) -> usize {
+        self.pieces().iter().map(|piece| piece.len()).sum()
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What it consists of, in order; some may be empty.
+    pub fn pieces(&self) -> [&[u8]; 3] {
+        let bytes = &self.bytes.0;
+        match self.new_model.as_deref() {
+            None => [bytes, b"", b""],
+            Some(NewModel { span, json }) => [&bytes[..span.start], json, &bytes[span.end..]],
+        }
+    }
 }
 
 fn invalid_json(detail: impl fmt::Display) -> Error {
@@ -140,6 +182,15 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+
+    /// The body with another model name in the place that was found.
+    fn spliced(body: &[u8], span: Range<usize>, model: &str) -> Vec<u8> {
+        let body = RequestBody::new(Buffer(body.to_vec()));
+        let renamed = body.with_model(span.clone(), "in between").with_model(span, model);
+        assert_eq!(renamed.len(), renamed.pieces().concat().len());
+        assert_eq!(body.pieces().concat(), body.bytes.0, "the other one stays");
+        renamed.pieces().concat()
+    }
 
     fn found(body: &str) -> (String, &str) {
         let peek = peek(body.as_bytes()).unwrap_or_else(|error| panic!("{body}: {error}"));
@@ -270,7 +321,7 @@ mod tests {
     fn splicing_touches_nothing_else() {
         let body = "{ \"a\":1.0e+2,\"model\" : \"old\\u0021\" ,\"model\":\t\"p/old\" , \"big\":12345678901234567890123 }\r\n";
         let span = peek(body.as_bytes()).unwrap().model_span;
-        let spliced = splice_model(body.as_bytes().to_vec(), span, "new \"q\" \n");
+        let spliced = spliced(body.as_bytes(), span, "new \"q\" \n");
         assert_eq!(
             String::from_utf8(spliced).unwrap(),
             "{ \"a\":1.0e+2,\"model\" : \"old\\u0021\" ,\"model\":\t\"new \\\"q\\\" \\n\" , \"big\":12345678901234567890123 }\r\n"
@@ -358,7 +409,7 @@ mod tests {
         #[test]
         fn a_spliced_body_differs_in_its_model_only(body in object(), new: String) {
             let Ok(Peek { model_span, .. }) = peek(body.as_bytes()) else { return Ok(()) };
-            let spliced = splice_model(body.clone().into_bytes(), model_span.clone(), &new);
+            let spliced = spliced(body.as_bytes(), model_span.clone(), &new);
             let grown = spliced.len() + model_span.len() - body.len();
             prop_assert_eq!(&spliced[..model_span.start], &body.as_bytes()[..model_span.start]);
             prop_assert_eq!(&spliced[model_span.start + grown..], &body.as_bytes()[model_span.end..]);

@@ -5,6 +5,9 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
+/// The most that is parsed to find it.
+const PARSED_BYTES: usize = 256 * 1024;
+
 /// The `usage` of an answer, or of an event in a stream.
 ///
 /// Takes the field names of chat completions, completions and embeddings (`prompt_tokens`, `completion_tokens`) and those
@@ -24,12 +27,14 @@ pub struct Usage {
 impl Usage {
     /// Looks where answers keep it, and where events do: inside `response` (Responses) or `message` (Messages). Counting the
     /// tokens of a message (`{"input_tokens": N}`) uses none. `None` where a whole body is no such JSON; one that broke off may
-    /// be misread.
+    /// be misread. Of a body over 256 KiB only the end is read: to parse all of it may take 10 ms per MiB.
     pub fn of(json: &[u8]) -> Option<Usage> {
-        Usage::at_the_end(json).or_else(|| Usage::anywhere(json))
+        let at_the_end = Usage::at_the_end(json);
+        at_the_end.or_else(|| (json.len() <= PARSED_BYTES).then(|| Usage::anywhere(json))?)
     }
 
-    /// The last field of the whole, where servers put it behind all that they have to say: nothing in front of it is read.
+    /// Among the last fields of the whole, where servers put it behind all that they have to say: nothing in front of it
+    /// is read.
     fn at_the_end(json: &[u8]) -> Option<Usage> {
         const KEY: &[u8] = br#""usage""#;
         let (front, key) = json.split_at(memmem::rfind(json, KEY)?);
@@ -40,7 +45,14 @@ impl Usage {
         let value = key[KEY.len()..].trim_ascii_start().strip_prefix(b":")?;
         let mut values = serde_json::Deserializer::from_slice(value).into_iter();
         let usage = values.next()?.ok()?;
-        (value[values.byte_offset()..].trim_ascii() == b"}").then_some(usage)
+        let rest = value[values.byte_offset()..].trim_ascii();
+        // What makes an object of the rest of a whole body closes just the outermost one.
+        let is_outermost = || {
+            rest.len() <= PARSED_BYTES
+                && rest.starts_with(b",")
+                && serde_json::from_slice::<IgnoredAny>(&[br#"{"":0"#, rest].concat()).is_ok()
+        };
+        (rest == b"}" || is_outermost()).then_some(usage)
     }
 
     fn anywhere(json: &[u8]) -> Option<Usage> {
@@ -162,6 +174,25 @@ mod tests {
             ("<html>", None),
         ] {
             assert_eq!(Usage::of(body.as_bytes()).and_then(Usage::total), total, "{body}");
+        }
+    }
+
+    #[test]
+    fn of_a_large_body_the_last_fields_are_read() {
+        let data = "0.5,".repeat(PARSED_BYTES / 4);
+        let usage = r#""usage":{"total_tokens":2}"#;
+        for (body, total) in [
+            (format!(r#"{{"data":[{data}0],{usage}}}"#), Some(2)),
+            (
+                format!(r#"{{"data":[{data}0],{usage},"service_tier":"default","x":{{"y":[]}}}}"#),
+                Some(2),
+            ),
+            (format!(r#"{{"data":[{data}{{{usage},"x":1}}]}}"#), None),
+            (format!(r#"{{"data":{{"x":[{data}0],{usage},"y":1}}}}"#), None),
+            (format!(r#"{{"x":[{data}0],"y":{{{usage},"z":1}},"a":1}}"#), None),
+            (format!(r#"{{{usage},"data":[{data}0]}}"#), None),
+        ] {
+            assert_eq!(Usage::of(body.as_bytes()).and_then(Usage::total), total);
         }
     }
 

@@ -19,6 +19,7 @@ use super::{Advice, Answer, Provider};
 use crate::error::Error;
 use crate::heap::pinned;
 use crate::http1::{RequestHead, ResponseHead};
+use crate::openai::RequestBody;
 use crate::shaping::books::Ask;
 use crate::shaping::limiter::backoff;
 use crate::shaping::line::Refusal;
@@ -63,7 +64,7 @@ pub struct Offer {
     /// For the limits.
     pub ask: Ask,
     /// The body under the provider's own name for the model.
-    pub body: Rc<Vec<u8>>,
+    pub body: RequestBody,
     /// How often this provider was sent it already.
     pub attempts: u32,
     /// When another provider would take it, from now; without one it stays here.

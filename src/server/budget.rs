@@ -20,15 +20,6 @@ pub struct Reserved {
     bytes: u64,
 }
 
-/// A request body and the memory set aside for it.
-#[derive(Debug)]
-pub struct Body {
-    /// The body.
-    pub bytes: Vec<u8>,
-    /// To be dropped with it.
-    pub reserved: Reserved,
-}
-
 impl Budget {
     /// Up to `limit` bytes.
     pub fn new(limit: u64) -> Rc<Budget> {

@@ -28,9 +28,6 @@ const LINGER: Linger = Linger {
 /// The same once the gateway shuts down, from then on.
 const LINGER_AT_SHUTDOWN: Duration = Duration::from_secs(2);
 
-/// What one client may send before other tasks run.
-const FAIR_SHARE_BYTES: usize = 256 * 1024;
-
 /// What a connection keeps for writing between two requests.
 const IDLE_BUFFER_BYTES: usize = 1024;
 
@@ -359,16 +356,11 @@ struct Linger {
 /// Reads and throws away what comes, until the client ends or one of the bounds is reached.
 async fn discard(stream: &mut Stream, bounds: Linger) {
     let reads = async {
-        let (mut left, mut unshared) = (bounds.bytes, 0);
+        let mut left = bounds.bytes;
         while left > 0 {
             let read = poll_fn(|cx| http1::reader::poll_discard(stream, cx));
             let Some(Ok(bytes @ 1..)) = within(bounds.silence, read).await else { return };
             left = left.saturating_sub(bytes);
-            unshared += bytes;
-            if unshared > FAIR_SHARE_BYTES {
-                unshared = 0;
-                future::yield_now().await;
-            }
         }
     };
     within(bounds.time, reads).await;

@@ -14,17 +14,17 @@ use async_channel::Sender;
 use futures_lite::FutureExt;
 use futures_lite::future;
 
-use super::budget::Body;
 use super::caller::{Caller, Gone};
 use super::client_address::Peer;
 use super::cors::Cors;
 use super::lifecycle::Watch;
 use super::reload::Front;
+use super::request_body::{self, Body, Stopped};
 use super::stream::Stream;
 use super::{Gateway, routes, tls};
 use crate::deadline::{after, within};
 use crate::error::Error;
-use crate::http1::{self, BodyDecoder, Framing, ReadError, Reader, RequestHead};
+use crate::http1::{self, Framing, ReadError, Reader, RequestHead};
 use crate::log;
 use crate::provider::END_GRACE;
 use crate::telemetry::Trace;
@@ -122,7 +122,9 @@ impl Connection {
             head.headers.remove("origin");
         }
         let body = match route {
-            routes::Route::Forward => self.body(&head).await,
+            routes::Route::Forward => {
+                request_body::read(&self.gateway, &head, &mut self.reader, &mut self.caller).await
+            }
             _ => Ok(self.no_body(&head)),
         };
         let body = match body {
@@ -177,62 +179,12 @@ impl Connection {
         }
     }
 
-    async fn body(&mut self, head: &RequestHead) -> Result<Body, Stopped> {
-        let limit_bytes = self.gateway.config.max_body_bytes;
-        let max_buffered = self.gateway.config.max_buffered_bytes;
-        let too_large = || Stopped::Refuse(Error::BodyTooLarge { limit_bytes });
-        if let Framing::Length(length) = head.framing
-            && length > limit_bytes
-        {
-            return Err(too_large());
-        }
-        let mut decoder = BodyDecoder::new(head.framing);
-        if head.expects_continue && !decoder.is_done() && self.reader.buffered().is_empty() {
-            self.caller.go_on().await?;
-        }
-        let mut body = Body { bytes: Vec::new(), reserved: self.gateway.budget.reserve() };
-        loop {
-            decoder.make_room(&self.reader, &mut body.bytes);
-            let drained = decoder.drain(&mut self.reader, &mut body.bytes);
-            let over = drained.map_err(|fault| malformed(fault.to_string()))?;
-            if body.bytes.len() as u64 > limit_bytes {
-                return Err(too_large());
-            }
-            if !body.reserved.grow_to(body.bytes.capacity() as u64) {
-                return Err(Stopped::Refuse(Error::BuffersFull { limit_bytes: max_buffered }));
-            }
-            if over {
-                return Ok(body);
-            }
-            self.more_body(&mut decoder, &mut body.bytes).await?;
-        }
-    }
-
     /// Where none is of interest: nobody without a key may fill the memory with one.
     fn no_body(&mut self, head: &RequestHead) -> Body {
         if head.framing != Framing::Empty {
             self.caller.close_after();
         }
-        Body { bytes: Vec::new(), reserved: self.gateway.budget.reserve() }
-    }
-
-    async fn more_body(
-        &mut self,
-        decoder: &mut BodyDecoder,
-        bytes: &mut Vec<u8>,
-    ) -> Result<(), Stopped> {
-        let waited = self.gateway.config.body_timeout;
-        match within(waited, decoder.read(&mut self.reader, bytes)).await {
-            Some(Ok(0)) => {
-                let came = decoder.payload_so_far();
-                Err(malformed(format!(
-                    "the connection ended inside the request body, after {came} bytes"
-                )))
-            }
-            Some(Ok(_)) => Ok(()),
-            Some(Err(_)) => Err(Stopped::Gone),
-            None => Err(Stopped::Refuse(Error::RequestTimeout { part: "body", waited })),
-        }
+        Body::none(self.gateway.budget.reserve())
     }
 
     /// Does the work, but for no longer than the caller is there. A caller that has its whole response may close: the
@@ -297,22 +249,6 @@ impl Connection {
     fn next(&self) -> Next {
         if self.caller.keeps_alive() { Next::Request } else { Next::Linger }
     }
-}
-
-/// Why a body was not read to its end.
-enum Stopped {
-    Refuse(Error),
-    Gone,
-}
-
-impl From<Gone> for Stopped {
-    fn from(_: Gone) -> Stopped {
-        Stopped::Gone
-    }
-}
-
-fn malformed(detail: String) -> Stopped {
-    Stopped::Refuse(Error::MalformedRequest { detail })
 }
 
 /// Ends when the caller's side of the connection does. What it sends meanwhile is kept, up to `surplus` bytes.

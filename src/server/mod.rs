@@ -19,6 +19,7 @@ mod lifecycle;
 mod listener;
 mod proxy;
 mod reload;
+mod request_body;
 mod routes;
 mod seam;
 mod stream;

@@ -10,21 +10,20 @@ use futures_lite::future;
 use pin_project_lite::pin_project;
 
 use super::Gateway;
-use super::budget::Body;
 use super::caller::{Caller, Gone};
 use super::heartbeat::{Form, keep_company};
 use super::lifecycle::Watch;
+use super::request_body::{Body, LARGE_BODY_BYTES};
 use super::seam::Seam;
 use super::terms::{self, Wishes};
+use crate::aside::BODIES;
 use crate::dispatch::Dispatch;
 use crate::error::{self, Dialect, Error};
 use crate::heap::pinned;
 use crate::http1::{self, BodyLength, Framing, RequestHead};
 use crate::openai;
 use crate::provider::{Advice, Answer, Errand, Progress};
-
-/// What one stream may relay before others get a turn.
-const FAIR_SHARE_BYTES: usize = 256 * 1024;
+use crate::socket::FAIR_SHARE_BYTES;
 
 /// The largest answer that becomes one event of a stream that had begun already.
 const LATE_ANSWER_BYTES: usize = 1024 * 1024;
@@ -42,11 +41,16 @@ pub async fn forward(
     abort: &mut Watch,
 ) -> Result<(), Gone> {
     let since = Instant::now();
-    let Body { bytes: body, reserved } = body;
+    let Body { bytes: body, examined, reserved } = body;
     let trace = caller.trace().clone();
-    trace.is_complete(body.len(), since);
-    let prepared = openai::peek(&body)
-        .and_then(|peek| Ok((terms::wishes(gateway, peer, head, &body, &peek, since)?, peek)));
+    trace.is_complete(body.0.len(), since);
+    let examined = examined.map_or_else(
+        || terms::examine(&body.0, &head.target, terms::fingerprints(gateway, head)),
+        |examined| *examined,
+    );
+    let prepared = examined.and_then(|examined| {
+        Ok((terms::wishes(gateway, peer, head, &examined, since)?, examined.peek))
+    });
     let (Wishes { terms, named, heartbeat }, peek) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => return caller.error(&error).await,
@@ -135,14 +139,19 @@ async fn replace(abort: &mut Watch, mut answer: Box<Answer>, form: Form, caller:
         return late_error(&error, form, caller);
     }
     caller.trace().used(answer.usage());
-    let said = match (form, dialect) {
-        (Form::WhiteSpace, _) => None,
-        _ if status >= 400 => openai::error_event(dialect, &body),
-        (_, Dialect::OpenAi) => openai::event(&body),
-        // A whole message or response is none of the events that their SDKs know by name, and they pass over all others
-        // in silence.
-        (_, Dialect::Anthropic | Dialect::Responses) => None,
+    let is_large = body.len() >= LARGE_BODY_BYTES;
+    let made = move || {
+        let said = match (form, dialect) {
+            (Form::WhiteSpace, _) => None,
+            _ if status >= 400 => openai::error_event(dialect, &body),
+            (_, Dialect::OpenAi) => openai::event(&body),
+            // A whole message or response is none of the events that their SDKs know by name, and they pass over all
+            // others in silence.
+            (_, Dialect::Anthropic | Dialect::Responses) => None,
+        };
+        (body, said)
     };
+    let (body, said) = if is_large { BODIES.run(async { made() }).await } else { made() };
     let detail = match body.trim_ascii() {
         b"" => "its body is empty".to_owned(),
         said => String::from_utf8_lossy(said).into_owned(),

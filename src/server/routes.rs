@@ -5,11 +5,11 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use super::Gateway;
-use super::budget::Body;
 use super::caller::{Caller, Gone};
 use super::cors::{self, Cors};
 use super::lifecycle::Watch;
 use super::proxy;
+use super::request_body::Body;
 use super::token::presents;
 use crate::admin;
 use crate::error::Error;

@@ -3,7 +3,7 @@
 //! What an SDK announces of itself is believed where it can be read and passed over where not; a header of ours with a value
 //! that it can't have is refused.
 
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -43,13 +43,37 @@ pub struct Wishes {
     pub heartbeat: Option<Heartbeat>,
 }
 
+/// What is read of a body, in a time that grows with its length.
+#[derive(Debug)]
+pub struct Examined {
+    /// What routing has to know.
+    pub peek: Peek,
+    /// By which the request is known again, if its SDK counts tries.
+    fingerprint: Option<u64>,
+}
+
+/// What an SDK's request is known again by: made with this. Nothing where it comes from no such SDK.
+pub fn fingerprints<'g>(gateway: &'g Gateway, head: &RequestHead) -> Option<&'g RandomState> {
+    retries(head).map(|_| &gateway.fingerprints)
+}
+
+/// Reads the body of a request for `target`.
+pub fn examine(
+    body: &[u8],
+    target: &str,
+    fingerprints: Option<&RandomState>,
+) -> Result<Examined, Error> {
+    let peek = openai::peek(body)?;
+    let fingerprint = fingerprints.map(|fingerprints| fingerprints.hash_one((target, body)));
+    Ok(Examined { peek, fingerprint })
+}
+
 /// Reads a request that was complete at `since`, of a client at `address`.
 pub fn wishes(
     gateway: &Gateway,
     address: &Rc<str>,
     head: &RequestHead,
-    body: &[u8],
-    peek: &Peek,
+    Examined { peek, fingerprint }: &Examined,
     since: Instant,
 ) -> Result<Wishes, Error> {
     let client = client(&gateway.config, head);
@@ -64,7 +88,6 @@ pub fn wishes(
     let header = deadline(head, since)?;
     // A stream is of use from its first event on, a plain response once it is there.
     let (send_by, respond_by) = if peek.stream { (header, None) } else { (None, header) };
-    let retries = text(head, SDK_RETRIES).and_then(|count| count.parse::<u32>().ok());
     let terms = Terms {
         client: client.map_or_else(|| address.clone(), |at| gateway.client_names[at].clone()),
         class: client.map_or(Priority::Normal, |at| gateway.config.clients[at].priority),
@@ -72,10 +95,14 @@ pub fn wishes(
         max_queue: client.and_then(|at| gateway.config.clients[at].max_queue),
         deadline: [gives_up, respond_by].into_iter().flatten().min(),
         send_by,
-        fingerprint: retries.map(|_| gateway.fingerprints.hash_one((&head.target, body))),
-        repeated: retries.is_some_and(|count| count > 0),
+        fingerprint: *fingerprint,
+        repeated: retries(head).is_some_and(|count| count > 0),
     };
     Ok(Wishes { terms: Rc::new(terms), named: client.is_some(), heartbeat })
+}
+
+fn retries(head: &RequestHead) -> Option<u32> {
+    text(head, SDK_RETRIES)?.parse().ok()
 }
 
 /// The configured client whose token was sent, by index.

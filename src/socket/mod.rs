@@ -19,12 +19,17 @@ use rustix::net::{RecvFlags, recv};
 use readiness::Registered;
 pub use readiness::with_watched_sockets;
 
+/// What a task reads from one socket, or writes to it, before others have their turn.
+pub const FAIR_SHARE_BYTES: usize = 256 * 1024;
+
 /// A stream socket. Clones are the same one, and each reads as if the others did not: one of them should, as one task at a time should
 /// wait in each direction.
 #[derive(Debug)]
 pub struct Socket<T: AsFd> {
     io: Arc<Registered<T>>,
     before: Before,
+    /// Bytes read since others had their turn.
+    unshared: usize,
 }
 
 /// What the next read waits for.
@@ -41,7 +46,7 @@ impl<T: AsFd> Socket<T> {
     /// One that is connected. Who waits on it is woken by [`with_watched_sockets`] on this thread and nowhere else.
     pub fn new(io: T) -> io::Result<Socket<T>> {
         rustix::io::ioctl_fionbio(&io, true)?;
-        Ok(Socket { io: Arc::new(Registered::new(io)?), before: Before::Nothing })
+        Ok(Socket { io: Arc::new(Registered::new(io)?), before: Before::Nothing, unshared: 0 })
     }
 
     /// The socket itself.
@@ -90,9 +95,14 @@ where
     pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self.before {
             Before::Nothing => {}
-            Before::News => ready!(self.io.poll_readable(cx)),
+            Before::News => {
+                if self.io.poll_readable(cx).is_pending() {
+                    self.unshared = 0;
+                    return Poll::Pending;
+                }
+            }
             Before::Turn => {
-                self.before = Before::Nothing;
+                (self.before, self.unshared) = (Before::Nothing, 0);
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -158,6 +168,11 @@ where
                     if (1..room).contains(&read) && !self.io.has_ended() {
                         self.before = Before::News;
                     }
+                    // A peer that sends as fast as this task reads would never let it wait.
+                    self.unshared += read;
+                    if self.unshared >= FAIR_SHARE_BYTES && self.before == Before::Nothing {
+                        self.before = Before::Turn;
+                    }
                     return Ok(read);
                 }
                 Err(error) => {
@@ -195,7 +210,7 @@ impl Socket<TcpStream> {
 
 impl<T: AsFd> Clone for Socket<T> {
     fn clone(&self) -> Self {
-        Socket { io: self.io.clone(), before: self.before }
+        Socket { io: self.io.clone(), before: self.before, unshared: 0 }
     }
 }
 
@@ -352,6 +367,21 @@ mod tests {
             b"",
             "the end is seen before anybody was told of it"
         );
+    }
+
+    #[test]
+    fn a_peer_that_sends_on_and_on_leaves_others_their_turn() {
+        const PIECE: usize = 64 * 1024;
+        let (mut socket, _peer) = pair();
+        for _ in 0..3 {
+            for _ in 0..FAIR_SHARE_BYTES / PIECE {
+                assert_eq!(socket.read_with(PIECE, |_| Ok(PIECE)).unwrap(), PIECE);
+            }
+            let refused = socket.read_with(PIECE, |_| panic!("it is others' turn"));
+            assert_eq!(refused.unwrap_err().kind(), ErrorKind::WouldBlock);
+            assert!(block_on(poll_once(poll_fn(|cx| socket.poll_readable(cx)))).is_none());
+            assert!(block_on(poll_once(poll_fn(|cx| socket.poll_readable(cx)))).is_some());
+        }
     }
 
     #[test]

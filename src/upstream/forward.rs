@@ -4,11 +4,10 @@
 //! 7.6.1) and whatever identifies the caller: the provider sees the operator's key, never the caller's, and nothing of whom
 //! proxies in front of the gateway speak for.
 
-use std::rc::Rc;
-
 use crate::config::{Provider, Secret};
 use crate::error::Dialect;
 use crate::http1::{self, RequestHead};
+use crate::openai::RequestBody;
 
 /// The caller's headers that stop here, beside the hop-by-hop ones.
 const KEPT_BACK: [&str; 14] = [
@@ -37,7 +36,7 @@ pub struct Outgoing {
     /// The request head, complete.
     pub head: Vec<u8>,
     /// The body, already under the provider's own model name.
-    pub body: Rc<Vec<u8>>,
+    pub body: RequestBody,
 }
 
 impl Outgoing {
@@ -47,7 +46,7 @@ impl Outgoing {
         provider: &Provider,
         key: Option<&Secret>,
         request: &RequestHead,
-        body: Rc<Vec<u8>>,
+        body: RequestBody,
         plain: bool,
     ) -> Outgoing {
         let base = &provider.base_url;

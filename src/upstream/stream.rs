@@ -25,22 +25,27 @@ pub enum Stream {
 const RECORD_BYTES: usize = 16 * 1024;
 
 impl Stream {
-    /// Writes some of two pieces as one: what begins in one segment is read at once on the other side.
-    pub fn poll_write_both(
+    /// Writes some of these pieces as one: what begins in one segment is read at once on the other side.
+    pub fn poll_write_all(
         &mut self,
         cx: &mut Context<'_>,
-        first: &[u8],
-        second: &[u8],
+        pieces: &[&[u8]; 4],
     ) -> Poll<io::Result<usize>> {
         match self {
-            Stream::Plain(tcp) => {
-                tcp.poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(second)])
-            }
-            Stream::Tls(tls) if first.is_empty() => tls.poll_write(cx, second),
+            Stream::Plain(tcp) => tcp.poll_write_vectored(cx, &pieces.map(IoSlice::new)),
             Stream::Tls(tls) => {
+                let mut filled = pieces.iter().filter(|piece| !piece.is_empty());
+                let first = filled.next().copied().unwrap_or_default();
+                if first.len() >= RECORD_BYTES || filled.next().is_none() {
+                    return tls.poll_write(cx, first);
+                }
                 // Made anew at each try: the same bytes, which OpenSSL's moving write buffers allow (native-tls sets that).
-                let room = RECORD_BYTES.saturating_sub(first.len());
-                let record = [first, &second[..second.len().min(room)]].concat();
+                let all: usize = pieces.iter().map(|piece| piece.len()).sum();
+                let mut record = Vec::with_capacity(all.min(RECORD_BYTES));
+                for piece in pieces {
+                    let room = RECORD_BYTES - record.len();
+                    record.extend_from_slice(&piece[..piece.len().min(room)]);
+                }
                 tls.poll_write(cx, &record)
             }
         }

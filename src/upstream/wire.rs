@@ -15,6 +15,7 @@ use futures_lite::io::AsyncRead;
 use super::forward::Outgoing;
 use super::stream::Stream;
 use crate::shaping::scheduler::{InFlight, Permit};
+use crate::socket::FAIR_SHARE_BYTES;
 
 /// A stream and the request that is going out on it, if any.
 pub struct Wire {
@@ -85,19 +86,39 @@ impl Sending {
         self.written == self.request.head.len() + self.request.body.len()
     }
 
-    /// Writes until the socket takes no more.
+    /// Writes until the socket takes no more, or others should have their turn.
     fn push(&mut self, stream: &mut Stream, cx: &mut Context<'_>) {
+        let mut unshared = 0;
         while !self.broken && !self.is_written() {
-            let Outgoing { head, body } = &self.request;
-            let head_left = head.get(self.written..).unwrap_or_default();
-            let body_left = &body[self.written.saturating_sub(head.len())..];
-            match stream.poll_write_both(cx, head_left, body_left) {
-                Poll::Ready(Ok(written @ 1..)) => self.wrote(written),
+            if unshared >= FAIR_SHARE_BYTES {
+                // A provider that reads as fast as this writes would never let it wait.
+                cx.waker().wake_by_ref();
+                return;
+            }
+            match stream.poll_write_all(cx, &self.next_pieces()) {
+                Poll::Ready(Ok(written @ 1..)) => {
+                    unshared += written;
+                    self.wrote(written);
+                }
                 // What the provider said before it closed is worth more than the write error.
                 Poll::Ready(_) => self.broken = true,
                 Poll::Pending => return,
             }
         }
+    }
+
+    /// What one write gets: the same until some of it is written, and no more than a fair share.
+    fn next_pieces(&self) -> [&[u8]; 4] {
+        let Outgoing { head, body } = &self.request;
+        let [before, model, after] = body.pieces();
+        let (mut written, mut room) = (self.written, FAIR_SHARE_BYTES);
+        [head, before, model, after].map(|piece| {
+            let left = &piece[written.min(piece.len())..];
+            written = written.saturating_sub(piece.len());
+            let left = &left[..left.len().min(room)];
+            room -= left.len();
+            left
+        })
     }
 
     fn wrote(&mut self, bytes: usize) {
