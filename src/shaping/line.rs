@@ -249,6 +249,7 @@ impl Line {
         self.daily = has_day(&rules);
         self.changes += 1;
         self.rules = rules;
+        self.give_up_places(self.rules.max_queue);
     }
 
     /// What was decided since the last time, in order.
@@ -279,6 +280,7 @@ impl Line {
                 return self.move_on(id);
             }
         }
+        self.make_room_for(&joining);
         let warm = self.would_find_a_connection(&joining);
         self.queue.join(id, standing, self.deadline(&joining), joining, now.mono);
         if warm {
@@ -653,9 +655,22 @@ impl Line {
         self.decisions.push(Decision::Move(id));
     }
 
-    /// The place stays for a caller who may return, as long as these are no more than those who may wait.
+    /// Gives up kept places, those that end soonest first, so that a newcomer takes no more than `max_queue` allows.
+    fn make_room_for(&mut self, joining: &Joining) {
+        self.give_up_places(self.rules.max_queue.saturating_sub(1));
+        let Terms { client, max_queue, .. } = &*joining.terms;
+        let Some(max_queue) = max_queue else { return };
+        while self.queue.places_of(client) >= *max_queue && self.queue.give_up_kept(Some(client)) {}
+    }
+
+    /// Gives up kept places until there are no more than so many places in all, or none is kept.
+    fn give_up_places(&mut self, most: usize) {
+        while self.queue.places() > most && self.queue.give_up_kept(None) {}
+    }
+
+    /// The place stays for a caller who may return, unless more wait than may, as those do that come back.
     fn drop_out(&mut self, id: u64, may_return: bool, now: Now) {
-        if may_return && self.queue.kept() < self.rules.max_queue {
+        if may_return && self.queue.places() <= self.rules.max_queue {
             self.queue.step_aside(id, now.mono);
         } else {
             self.queue.leave(id);

@@ -143,6 +143,32 @@ impl<T> Queue<T> {
         self.kept
     }
 
+    /// How many places are taken: by those who wait, and for callers who left.
+    pub fn places(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// How many of these are one client's.
+    pub fn places_of(&self, client: &str) -> usize {
+        let Some(client) = self.clients.index(client) else { return 0 };
+        self.entries.iter().filter(|entry| entry.client == client).count()
+    }
+
+    /// Gives up the kept place that ends soonest, of this client or of any. Says whether there was one.
+    pub fn give_up_kept(&mut self, client: Option<&str>) -> bool {
+        let is_of =
+            |entry: &Entry<T>| client.is_none_or(|client| *entry.standing.client == *client);
+        let kept = self.entries.iter().enumerate().filter(|(_, entry)| is_of(entry));
+        let soonest = kept
+            .filter_map(|(place, entry)| Some((entry.kept_until?, place)))
+            .min()
+            .map(|(_, place)| place);
+        soonest.is_some_and(|place| {
+            self.remove_own(place);
+            true
+        })
+    }
+
     /// How many of one client's requests wait.
     pub fn len_of(&self, client: &str) -> usize {
         let Some(client) = self.clients.index(client) else { return 0 };

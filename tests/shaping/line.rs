@@ -85,6 +85,7 @@ struct World {
     prompt: bool,
     /// How many may go at once on a lane.
     capacity: usize,
+    max_queue: usize,
 }
 
 impl World {
@@ -92,6 +93,7 @@ impl World {
         let clock = Clock::new(0);
         World {
             lanes: rules.lanes.len(),
+            max_queue: rules.max_queue,
             line: Line::new(rules, &[], clock.at(0)),
             clock,
             now: 0,
@@ -423,6 +425,7 @@ impl World {
                 self.lanes = rules.lanes.len();
                 rules.fairness = if fifo { Fairness::Fifo } else { Fairness::Client };
                 rules.max_queue = max_queue;
+                self.max_queue = max_queue;
                 let capacity = self.capacity as u32;
                 rules.limits.cadence =
                     rules.limits.cadence.map(|cadence| Cadence { capacity, ..cadence });
@@ -437,6 +440,19 @@ impl World {
             }
             Step::Pass { ms } => self.pass(ms),
         }
+    }
+
+    /// Requests that come back after a refusal may be too many for `max_queue`; then no place is kept beside them.
+    fn places_are_bounded(&mut self) {
+        let now = self.line.snapshot(self.clock.at(self.now * MS));
+        let places = now.queued + now.kept;
+        assert!(
+            now.kept == 0 || places <= self.max_queue,
+            "{} wait and {} places are kept, and max_queue is {}",
+            now.queued,
+            now.kept,
+            self.max_queue
+        );
     }
 
     /// Between a send and the first one that its lane's burst does not cover, but for the millisecond by which a send that
@@ -485,6 +501,7 @@ proptest! {
         world.capacity = capacity as usize;
         for step in steps {
             world.take(step);
+            world.places_are_bounded();
         }
         for id in world.in_flight.clone() {
             world.finish(id);
@@ -653,6 +670,53 @@ proptest! {
         };
         let ((stayed, _), (returned, count)) = (run(false), run(true));
         prop_assert_eq!((returned, count), (stayed, 1));
+    }
+
+    /// A newcomer is refused only where so many wait: it takes the kept place that ends soonest, its own client's where
+    /// that client has too many.
+    #[test]
+    fn a_newcomer_takes_the_room_of_the_kept_place_that_ends_soonest(
+        max_queue in 2..20_usize,
+        waiting in 0..20_usize,
+        own in any::<bool>(),
+    ) {
+        let waiting = waiting.min(max_queue - 1);
+        let kept = max_queue - waiting;
+        let mut world = World::new(Rules { max_queue: if own { 1000 } else { max_queue }, ..rules(1) });
+        let now = world.clock.at(0);
+        world.line.refused(0, 0, Scope::Provider, Some(KEPT), now, 0.0);
+        let of = |fingerprint, repeated| Terms {
+            fingerprint: Some(fingerprint),
+            repeated,
+            max_queue: own.then_some(max_queue),
+            ..terms(0)
+        };
+        if own {
+            // Another client's place, which ends before all of these.
+            let id = world.join(Terms { fingerprint: Some(99), ..terms(1) });
+            world.leave(id);
+        }
+        (0..waiting).for_each(|n| _ = world.join(of(1000 + n as u64, false)));
+        let leaving: Vec<u64> = (0..kept).map(|n| world.join(of(n as u64, false))).collect();
+        for id in leaving {
+            world.pass(1);
+            world.leave(id);
+        }
+        let newcomer = world.join(of(2000, false));
+        prop_assert!(world.waiting.contains_key(&newcomer), "{:?}", world.ends.get(&newcomer));
+        let returned = |world: &mut World| {
+            world.line.snapshot(world.clock.at(world.now * MS)).tally.returned
+        };
+        for fingerprint in 1..kept as u64 {
+            world.join(of(fingerprint, true));
+        }
+        prop_assert_eq!(returned(&mut world), kept as u64 - 1, "the others come back to their places");
+        let late = world.join(of(0, true));
+        prop_assert!(!world.waiting.contains_key(&late), "all places are taken by those who wait");
+        if own {
+            world.join(Terms { fingerprint: Some(99), repeated: true, ..terms(1) });
+            prop_assert_eq!(returned(&mut world), kept as u64, "nobody else's place was touched");
+        }
     }
 
     /// Several keys together are as quick as the sum of them, and one that pauses is passed over.
