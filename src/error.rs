@@ -221,8 +221,18 @@ pub enum Error {
         /// The limit.
         max_connections: usize,
     },
+    /// The client has `server.max_connections_per_client` open: 503.
+    ClientConnectionsFull {
+        /// The limit.
+        limit: usize,
+    },
     /// The bodies of waiting requests fill `server.max_buffered_bytes`: 503.
     BuffersFull {
+        /// The limit in bytes.
+        limit_bytes: u64,
+    },
+    /// The bodies of the client's requests fill `server.max_buffered_bytes_per_client`: 503.
+    ClientBuffersFull {
         /// The limit in bytes.
         limit_bytes: u64,
     },
@@ -385,6 +395,14 @@ impl Error {
             Error::TooManyConnections { max_connections } => format!(
                 "{max_connections} connections are open already (server.max_connections). Close idle ones, or try again."
             ),
+            Error::ClientConnectionsFull { limit } => format!(
+                "This client has {limit} connections open already (server.max_connections_per_client). Close idle ones, or \
+                 try again."
+            ),
+            Error::ClientBuffersFull { limit_bytes } => format!(
+                "The bodies of this client's requests fill its share of memory: {limit_bytes} bytes \
+                 (server.max_buffered_bytes_per_client). Try again later."
+            ),
             Error::BuffersFull { limit_bytes } => format!(
                 "The bodies of the requests that wait fill all memory set aside for them: {limit_bytes} bytes \
                  (server.max_buffered_bytes). Try again later."
@@ -453,7 +471,10 @@ impl Error {
             | Error::ClientQueueFull { retry_after, .. }
             | Error::DeadlineExceeded { retry_after, .. } => *retry_after,
             Error::DailyLimit { resets_in, .. } => *resets_in,
-            Error::TooManyConnections { .. } | Error::BuffersFull { .. } => CONNECTION_RETRY_AFTER,
+            Error::TooManyConnections { .. }
+            | Error::ClientConnectionsFull { .. }
+            | Error::BuffersFull { .. }
+            | Error::ClientBuffersFull { .. } => CONNECTION_RETRY_AFTER,
             Error::ShuttingDown => RESTART_RETRY_AFTER,
             Error::MethodNotAllowed { allow, .. } => return vec![("Allow", (*allow).to_owned())],
             Error::InvalidApiKey => return vec![("WWW-Authenticate", "Bearer".to_owned())],
@@ -476,7 +497,9 @@ impl Error {
                 | Error::BodyTooLarge { .. }
                 | Error::RequestTimeout { .. }
                 | Error::TooManyConnections { .. }
+                | Error::ClientConnectionsFull { .. }
                 | Error::BuffersFull { .. }
+                | Error::ClientBuffersFull { .. }
                 | Error::PlainHttp
                 | Error::ShuttingDown
                 | Error::Internal
@@ -513,7 +536,9 @@ impl Error {
             Error::DeadlineExceeded { .. } => (503, RATE, "deadline_exceeded"),
             Error::DailyLimit { .. } => (503, RATE, "daily_limit_reached"),
             Error::TooManyConnections { .. } => (503, RATE, "too_many_connections"),
+            Error::ClientConnectionsFull { .. } => (503, RATE, "client_connections_full"),
             Error::BuffersFull { .. } => (503, RATE, "buffers_full"),
+            Error::ClientBuffersFull { .. } => (503, RATE, "client_buffers_full"),
             Error::PlainHttp => (400, INVALID, "plain_http"),
             Error::ShuttingDown => (503, API, "shutting_down"),
             Error::UpstreamUnreachable { .. } => (502, API, "upstream_unreachable"),

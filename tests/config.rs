@@ -109,6 +109,26 @@ fn a_file_that_cannot_be_read_is_named() {
 }
 
 #[test]
+fn a_clients_share_is_half_and_at_least_one() {
+    for (keys, connections, bytes) in [
+        ("max_connections: 1", 1, 128 << 20),
+        ("max_connections: 7", 3, 128 << 20),
+        ("max_body_bytes: 100, max_buffered_bytes: 300", 512, 150),
+        ("max_body_bytes: 100, max_buffered_bytes: 150", 512, 100),
+        ("max_buffered_bytes: 33554432", 512, 32 << 20),
+        ("max_connections: 4, max_connections_per_client: 4", 4, 128 << 20),
+    ] {
+        let text = format!(
+            "server: {{{keys}}}\nproviders: [{{name: p, base_url: 'http://x/v1', models: [m], \
+             rate_limit: {{rpm: 1}}}}]"
+        );
+        let server = config::parse(&text, Path::new("test.yaml"), &|_| None).unwrap().server;
+        let shares = (server.max_connections_per_client, server.max_buffered_bytes_per_client);
+        assert_eq!(shares, (connections, bytes), "{keys}");
+    }
+}
+
+#[test]
 fn defaults() {
     let config = load_valid("minimal.yaml");
     let server = &config.server;
@@ -120,7 +140,11 @@ fn defaults() {
         (&TrustedProxies::default(), &Origins::Unset)
     );
     assert_eq!((server.max_body_bytes, server.max_head_bytes), (32 << 20, 32 << 10));
-    assert_eq!(server.max_connections, 1024);
+    assert_eq!((server.max_connections, server.max_connections_per_client), (1024, 512));
+    assert_eq!(
+        (server.max_buffered_bytes, server.max_buffered_bytes_per_client),
+        (256 << 20, 128 << 20)
+    );
     assert_eq!(server.header_timeout, Duration::from_secs(30));
     assert_eq!(server.body_timeout, Duration::from_secs(60));
     assert_eq!(server.keep_alive, Duration::from_secs(75));
@@ -191,7 +215,8 @@ fn every_key_arrives() {
             .all(|address| server.trusted_proxies.contain(address.parse().unwrap()))
     );
     assert_eq!((server.max_body_bytes, server.max_head_bytes), (1000, 65536));
-    assert_eq!(server.max_connections, 10);
+    assert_eq!((server.max_connections, server.max_connections_per_client), (10, 7));
+    assert_eq!((server.max_buffered_bytes, server.max_buffered_bytes_per_client), (5000, 3000));
     assert_eq!(server.header_timeout, Duration::from_secs(1));
     assert_eq!(server.body_timeout, Duration::from_secs(2));
     assert_eq!(server.keep_alive, Duration::from_secs(3));

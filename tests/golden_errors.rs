@@ -66,7 +66,9 @@ samples! {
     }
     DailyLimit { provider: "openrouter".into(), resets_in: Duration::from_secs(3_661) }
     TooManyConnections { max_connections: 1024 }
+    ClientConnectionsFull { limit: 512 }
     BuffersFull { limit_bytes: 268_435_456 }
+    ClientBuffersFull { limit_bytes: 134_217_728 }
     PlainHttp {}
     ShuttingDown {}
     UpstreamUnreachable { provider: "nim".into(), reason: "connection refused (127.0.0.1:9)".into() }

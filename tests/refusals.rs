@@ -137,7 +137,8 @@ fn a_chunked_body_over_the_limit_is_a_413() {
 #[test]
 fn bodies_that_wait_take_no_more_memory_together_than_is_set_aside() {
     let upstream = Upstream::start([Reply::ok()]);
-    let limits = "max_body_bytes: 100000\nmax_buffered_bytes: 150000";
+    let limits =
+        "max_body_bytes: 100000\nmax_buffered_bytes: 150000\nmax_buffered_bytes_per_client: 150000";
     let slow = provider_yaml("p", upstream.addr(), &["m"], &spaced(3_600_000), "");
     let gateway = Gateway::start_with(limits, &slow, &[]);
     let body = format!("{BODY}{}", " ".repeat(80_000));

@@ -269,7 +269,7 @@ fn providers(mock: &Mock, logs: bool) -> Settings {
         provider("hourly", mock.address, "mode: spaced, interval_seconds: 3600"),
     ];
     Settings {
-        server: format!("max_connections: {CALLERS}"),
+        server: format!("max_connections: {CALLERS}, max_connections_per_client: {CALLERS}"),
         rest: rest.concat(),
         files: Vec::new(),
         socket: None,

@@ -27,8 +27,9 @@ use ask::Target;
 
 const DEFAULT_CONFIG: &str = "config.yaml";
 
-/// File descriptors beside two per connection: standard streams, listener, pollers, idle connections.
-const SPARE_FILES: u64 = 64;
+/// File descriptors beside two per connection: standard streams, listener, pollers, idle connections to providers,
+/// connections that are refused or make room.
+const SPARE_FILES: u64 = 192;
 
 /// An OpenAI-compatible LLM gateway that queues instead of rejecting. Without a command it serves.
 #[derive(FromArgs)]

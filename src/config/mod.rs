@@ -131,10 +131,14 @@ pub struct Server {
     pub max_body_bytes: u64,
     /// All request bodies held at once, over all connections, default 256 MiB; past it 503.
     pub max_buffered_bytes: u64,
+    /// Of one client's requests, default half of that or one body, whichever is more; past it 503.
+    pub max_buffered_bytes_per_client: u64,
     /// The largest request head, default 32 KiB; past it 431.
     pub max_head_bytes: usize,
     /// Connections served at once, default 1024; past it 503.
     pub max_connections: usize,
+    /// Of one client, default half of that; past it 503. Trusted proxies speak for many and have no limit of their own.
+    pub max_connections_per_client: usize,
     /// From the first byte of a head to its last, default 30 s.
     pub header_timeout: Duration,
     /// Between two bytes of a request body, default 60 s.

@@ -59,6 +59,8 @@ fn server(mut keys: Section<'_, '_, '_>) -> Server {
     );
     let clients = sharing::clients(&mut keys, auth_token.as_ref());
     let (heartbeat_after, heartbeat_json) = sharing::heartbeats(&mut keys);
+    let bytes = buffers(&mut keys);
+    let connections = connections(&mut keys);
     let server = Server {
         host,
         port,
@@ -67,10 +69,12 @@ fn server(mut keys: Section<'_, '_, '_>) -> Server {
         auth_token,
         trusted_proxies: network::trusted_proxies(&mut keys),
         cors_origins: origins::cors_origins(&mut keys),
-        max_body_bytes: keys.integer("max_body_bytes", 32 * MIB, 1..=KIB * MIB),
-        max_buffered_bytes: keys.integer("max_buffered_bytes", 256 * MIB, 1..=KIB * KIB * MIB),
+        max_body_bytes: bytes.one,
+        max_buffered_bytes: bytes.all,
+        max_buffered_bytes_per_client: bytes.each,
         max_head_bytes: keys.integer("max_head_bytes", 32 << 10, 1 << 10..=1 << 20),
-        max_connections: keys.integer("max_connections", 1024, 1..=1_000_000),
+        max_connections: connections.0,
+        max_connections_per_client: connections.1,
         header_timeout: keys.seconds("header_timeout_seconds", 30.0, SECONDS_MIN),
         body_timeout: keys.seconds("body_timeout_seconds", 60.0, SECONDS_MIN),
         keep_alive: keys.seconds("keep_alive_seconds", 75.0, SECONDS_MIN),
@@ -85,18 +89,66 @@ fn server(mut keys: Section<'_, '_, '_>) -> Server {
         heartbeat_json,
         state_file: sharing::state_file(&mut keys),
     };
-    if server.max_buffered_bytes < server.max_body_bytes
-        && let Some(found) =
-            keys.optional("max_buffered_bytes").or_else(|| keys.optional("max_body_bytes"))
+    keys.finish();
+    server
+}
+
+/// Memory for request bodies.
+struct Bytes {
+    /// Of one body.
+    one: u64,
+    all: u64,
+    /// Of one client.
+    each: u64,
+}
+
+fn buffers(keys: &mut Section<'_, '_, '_>) -> Bytes {
+    const MOST: u64 = KIB * KIB * MIB;
+    let one = keys.integer("max_body_bytes", 32 * MIB, 1..=KIB * MIB);
+    let all = keys.integer("max_buffered_bytes", 256 * MIB, 1..=MOST);
+    let half = (all / 2).max(one);
+    let each = keys.integer("max_buffered_bytes_per_client", half, 1..=MOST);
+    let mut at_least_one_body = |key: &'static str, bytes: u64| {
+        let set = keys.optional(key).or_else(|| keys.optional("max_body_bytes"));
+        if bytes < one
+            && let Some(found) = set
+        {
+            let problem = format!(
+                "is {bytes}, less than one body may take (max_body_bytes: {one}); write at least that"
+            );
+            keys.walk.fault(&found, problem);
+        }
+    };
+    at_least_one_body("max_buffered_bytes", all);
+    at_least_one_body("max_buffered_bytes_per_client", each);
+    no_more_than_all(keys, "max_buffered_bytes_per_client", each, ("max_buffered_bytes", all));
+    Bytes { one, all, each }
+}
+
+/// In all, and of one client.
+fn connections(keys: &mut Section<'_, '_, '_>) -> (usize, usize) {
+    let all = keys.integer("max_connections", 1024, 1..=1_000_000);
+    let each = keys.integer("max_connections_per_client", (all / 2).max(1), 1..=1_000_000);
+    let most = ("max_connections", all as u64);
+    no_more_than_all(keys, "max_connections_per_client", each as u64, most);
+    (all, each)
+}
+
+/// A share that is more than the whole is a misunderstanding.
+fn no_more_than_all(
+    keys: &mut Section<'_, '_, '_>,
+    key: &'static str,
+    each: u64,
+    (name, all): (&str, u64),
+) {
+    if each > all
+        && let Some(found) = keys.optional(key)
     {
-        let (all, one) = (server.max_buffered_bytes, server.max_body_bytes);
         let problem = format!(
-            "is {all}, less than one body may take (max_body_bytes: {one}); write at least that"
+            "is {each}, more than all clients may have together ({name}: {all}); write at most that"
         );
         keys.walk.fault(&found, problem);
     }
-    keys.finish();
-    server
 }
 
 /// An address or a name, without a port.

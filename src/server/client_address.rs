@@ -34,10 +34,14 @@ impl Peer {
         &self.name
     }
 
+    /// Whether it is a proxy that speaks for many clients.
+    pub fn is_trusted(&self, trusted: &TrustedProxies) -> bool {
+        self.address.map_or(trusted.unix, |address| trusted.contain(address))
+    }
+
     /// Who asks in a request with these headers.
     pub fn client(&self, trusted: &TrustedProxies, headers: &Headers) -> Rc<str> {
-        let is_trusted = self.address.map_or(trusted.unix, |address| trusted.contain(address));
-        if !is_trusted {
+        if !self.is_trusted(trusted) {
             return self.name.clone();
         }
         match forwarded_for(trusted, headers) {

@@ -8,12 +8,13 @@
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_channel::Sender;
 use futures_lite::FutureExt;
 use futures_lite::future;
 
+use super::accept::{Admission, RESERVE_PATIENCE};
 use super::caller::{Caller, Gone};
 use super::client_address::Peer;
 use super::cors::Cors;
@@ -21,7 +22,7 @@ use super::lifecycle::Watch;
 use super::reload::Front;
 use super::request_body::{self, Body, Stopped};
 use super::stream::Stream;
-use super::{Gateway, routes, tls};
+use super::{Gateway, routes, terms, tls};
 use crate::deadline::{after, within};
 use crate::error::Error;
 use crate::http1::{self, Framing, ReadError, Reader, RequestHead};
@@ -30,10 +31,17 @@ use crate::provider::END_GRACE;
 use crate::telemetry::Trace;
 
 /// Serves until the connection ends. `_alive` counts it as open.
-pub async fn serve(front: Rc<Front>, stream: Stream, peer: Peer, _alive: Sender<Infallible>) {
+pub async fn serve(
+    front: Rc<Front>,
+    stream: Stream,
+    peer: Peer,
+    admission: Admission,
+    _alive: Sender<Infallible>,
+) {
     let gateway = front.gateway();
     let trace = Rc::new(Trace::new(peer.name().clone()));
-    let Some(stream) = tls::secure(&gateway, stream, &trace).await else { return };
+    let secured = within(patience(&gateway, &admission), tls::secure(&gateway, stream, &trace));
+    let Some(Some(stream)) = secured.await else { return };
     let caller =
         Caller::new(stream.clone(), trace, gateway.config.write_timeout, gateway.draining.clone());
     let mut connection = Connection {
@@ -44,6 +52,7 @@ pub async fn serve(front: Rc<Front>, stream: Stream, peer: Peer, _alive: Sender<
         front,
         gateway,
         peer,
+        admission,
         first: true,
     };
     let ending = loop {
@@ -60,7 +69,14 @@ pub async fn serve(front: Rc<Front>, stream: Stream, peer: Peer, _alive: Sender<
         }
     };
     match ending {
-        Next::Linger => connection.caller.linger().await,
+        Next::Linger => {
+            let Connection { caller, admission: Admission { entry, .. }, .. } = connection;
+            if entry.is_leaving() {
+                return caller.linger().await;
+            }
+            entry.lingers();
+            future::or(caller.linger(), entry.is_asked_to_leave()).await;
+        }
         Next::Part => connection.caller.part().await,
         Next::Request | Next::Close => {}
     }
@@ -88,6 +104,7 @@ struct Connection {
     gateway: Rc<Gateway>,
     /// Where the caller comes from.
     peer: Peer,
+    admission: Admission,
     first: bool,
 }
 
@@ -95,18 +112,34 @@ impl Connection {
     async fn one_request(&mut self) -> Next {
         self.caller.expect_request();
         if !self.something_comes().await {
-            return Next::Part;
+            return match self.admission.refusal.take() {
+                Some(refusal) => self.refuse(&refusal).await,
+                None => Next::Part,
+            };
         }
         self.caller.trace().arrives(Instant::now());
         self.gateway = self.front.gateway();
         let mut head = match self.head().await {
             Ok(Some(head)) => head,
             Ok(None) => return Next::Close,
-            Err(error) => return self.refuse(&error).await,
+            Err(error) => {
+                let is_late = matches!(error, Error::RequestTimeout { .. });
+                let refusal = self.admission.refusal.take().filter(|_| is_late);
+                return self.refuse(refusal.as_deref().unwrap_or(&error)).await;
+            }
         };
+        let refusal = self.admission.refusal.take();
         self.caller.answer_to(&head, Cors::of(&self.gateway.config.cors_origins, &head.headers));
         let client = self.peer.client(&self.gateway.config.trusted_proxies, &head.headers);
         self.caller.trace().comes_from(&client);
+        if refusal.is_some() || self.admission.entry.is_leaving() {
+            self.caller.close_after();
+        }
+        if let Some(refusal) = refusal
+            && !routes::is_for_the_operator(&head)
+        {
+            return self.refuse(&refusal).await;
+        }
         let route = match routes::route(&self.gateway, &head, self.caller.cors()) {
             Ok(route) => route,
             Err(error) => {
@@ -123,9 +156,11 @@ impl Connection {
         }
         let body = match route {
             routes::Route::Forward => {
-                request_body::read(&self.gateway, &head, &mut self.reader, &mut self.caller).await
+                let owner = terms::accountable(&self.gateway, &client, &head);
+                request_body::read(&self.gateway, &head, &owner, &mut self.reader, &mut self.caller)
+                    .await
             }
-            _ => Ok(self.no_body(&head)),
+            _ => Ok(self.no_body(&client, &head)),
         };
         let body = match body {
             Ok(body) => body,
@@ -142,8 +177,13 @@ impl Connection {
     /// Waits for the first byte of a request: briefly on a new connection, longer between two requests.
     async fn something_comes(&mut self) -> bool {
         self.reader.release();
-        let config = &self.gateway.config;
-        let patience = if self.first { config.header_timeout } else { config.keep_alive };
+        let entry = &self.admission.entry;
+        let patience = if self.first {
+            patience(&self.gateway, &self.admission)
+        } else {
+            entry.idles();
+            self.gateway.config.keep_alive
+        };
         let filled = async {
             // An empty line before a request is none yet (RFC 9112 section 2.2).
             while matches!(self.reader.buffered(), b"" | b"\r" | b"\r\n") {
@@ -157,7 +197,14 @@ impl Connection {
             (&mut self.draining).await;
             false
         };
-        if within(patience, future::or(filled, going_down)).await == Some(true) {
+        let makes_room = async {
+            entry.is_asked_to_leave().await;
+            false
+        };
+        let ends = future::or(going_down, makes_room);
+        let came = within(patience, future::or(filled, ends)).await == Some(true);
+        entry.works();
+        if came {
             return true;
         }
         // What has come by now is still answered, known of or not.
@@ -166,25 +213,25 @@ impl Connection {
     }
 
     async fn head(&mut self) -> Result<Option<RequestHead>, Error> {
-        let config = &self.gateway.config;
-        let read = http1::read_request_head(&mut self.reader, config.max_head_bytes);
-        match within(config.header_timeout, read).await {
+        let patience = patience(&self.gateway, &self.admission);
+        let read = http1::read_request_head(&mut self.reader, self.gateway.config.max_head_bytes);
+        match within(patience, read).await {
             Some(Ok(head)) => Ok(head),
             Some(Err(ReadError::Refused(error))) => Err(error),
             Some(Err(ReadError::Eof)) => Err(Error::MalformedRequest {
                 detail: "the connection ended inside the request head".into(),
             }),
             Some(Err(ReadError::Io(_))) => Ok(None),
-            None => Err(Error::RequestTimeout { part: "head", waited: config.header_timeout }),
+            None => Err(Error::RequestTimeout { part: "head", waited: patience }),
         }
     }
 
     /// Where none is of interest: nobody without a key may fill the memory with one.
-    fn no_body(&mut self, head: &RequestHead) -> Body {
+    fn no_body(&mut self, client: &Rc<str>, head: &RequestHead) -> Body {
         if head.framing != Framing::Empty {
             self.caller.close_after();
         }
-        Body::none(self.gateway.budget.reserve())
+        Body::none(self.gateway.budget.reserve(client))
     }
 
     /// Does the work, but for no longer than the caller is there. A caller that has its whole response may close: the
@@ -251,6 +298,14 @@ impl Connection {
     }
 }
 
+/// How long a handshake and a head may take.
+fn patience(gateway: &Gateway, admission: &Admission) -> Duration {
+    match &admission.refusal {
+        None => gateway.config.header_timeout,
+        Some(_) => gateway.config.header_timeout.min(RESERVE_PATIENCE),
+    }
+}
+
 /// Ends when the caller's side of the connection does. What it sends meanwhile is kept, up to `surplus` bytes.
 async fn hang_up(reader: &mut Reader<Stream>, surplus: usize) {
     while reader.buffered().len() < surplus {
@@ -271,7 +326,8 @@ mod tests {
     use super::*;
     use crate::config;
     use crate::registry::Registry;
-    use crate::server::budget::Budget;
+    use crate::server::budget::{self, Budget};
+    use crate::server::connection_table::{Limits, Table};
     use crate::server::lifecycle::Lifecycle;
     use crate::socket::{Socket, with_watched_sockets};
 
@@ -285,7 +341,7 @@ mod tests {
             registry: Registry::new(&config.providers),
             client_names: Vec::new(),
             fingerprints: RandomState::new(),
-            budget: Budget::new(config.server.max_buffered_bytes),
+            budget: Budget::new(budget::limits(&config.server)),
             telemetry: Rc::default(),
             config: config.server,
             providers: Vec::new(),
@@ -308,8 +364,11 @@ mod tests {
             answer
         });
         let (alive, _open) = async_channel::bounded(1);
-        smol::block_on(with_watched_sockets(serve(front.clone(), stream, Peer::new(None), alive)))
-            .unwrap();
+        let limits = Limits { all: 1, each: 1 };
+        let entry = Rc::new(Table::default()).enter(None, limits).unwrap();
+        let admission = Admission { entry, refusal: None };
+        let served = serve(front.clone(), stream, Peer::new(None), admission, alive);
+        smol::block_on(with_watched_sockets(served)).unwrap();
         asking.join().unwrap()
     }
 

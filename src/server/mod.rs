@@ -1,6 +1,7 @@
 //! The front: what a caller connects to.
 //!
-//! [`Server`] accepts what comes to its [`listener`]s, keeps to `max_connections` and goes down in order; [`connection`] is one caller's connection,
+//! [`Server`] serves what comes to its [`listener`]s and goes down in order; [`accept`] keeps to `max_connections` and each
+//! client to its share of them, by the [`connection_table`]; [`connection`] is one caller's connection,
 //! [`routes`] decides what a request is for, [`terms`] what it asks for beside its answer,
 //! [`proxy`] sends it on and relays the answer, [`heartbeat`] keeps its caller patient meanwhile, [`seam`] knows where a
 //! stream may break, [`caller`] writes, [`client_address`] says who asks,
@@ -8,10 +9,12 @@
 //! runs. [`listener`], [`stream`] and [`tls`] are the ways in; [`turns`] says which task runs next.
 //! Knows nothing of how a provider is reached or shaped.
 
+mod accept;
 mod budget;
 mod caller;
 mod client_address;
 mod connection;
+mod connection_table;
 mod cors;
 mod heartbeat;
 mod keeper;
@@ -43,35 +46,20 @@ use futures_lite::{FutureExt, future};
 
 use crate::config::{self, Config, Fairness};
 use crate::deadline::{with_one_timer, within};
-use crate::error::Error;
 use crate::log;
 use crate::provider::Provider;
 use crate::registry::Registry;
 use crate::shaping::lane::Past;
 use crate::socket::with_watched_sockets;
-use crate::telemetry::{Telemetry, Trace};
+use crate::telemetry::Telemetry;
+use accept::Doors;
 use budget::Budget;
-use caller::Caller;
-use client_address::Peer;
 use keeper::Keeper;
 use lifecycle::{Lifecycle, Phase};
 use listener::Listeners;
 pub use listener::Place;
 use reload::Front;
-use stream::Stream;
 use turns::Turns;
-
-/// After an accept error (too many open files, above all) the next try waits this long.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// So many callers come in before others get a turn.
-const ACCEPTS_AT_ONCE: u64 = 16;
-
-/// Callers past `max_connections` who are told so with a lingering close; further ones are told and closed.
-const MAX_TURNED_AWAY: usize = 64;
-
-/// How long one of those may take to shake hands: it counts as connected meanwhile.
-const TURNED_AWAY_GREETING: Duration = Duration::from_secs(2);
 
 /// How long aborted requests get to write their last bytes.
 const ABORT_GRACE: Duration = Duration::from_secs(2);
@@ -173,7 +161,7 @@ impl Server {
         }
         let gateway = Gateway {
             registry: Registry::new(&self.config.providers),
-            budget: Budget::new(self.config.server.max_buffered_bytes),
+            budget: Budget::new(budget::limits(&self.config.server)),
             telemetry: Rc::default(),
             client_names: client_names(&self.config.server),
             fingerprints: RandomState::new(),
@@ -243,6 +231,7 @@ async fn serve(
 ) {
     // Every connection holds a sender; when the last is gone, `gone` ends.
     let (alive, gone) = async_channel::bounded::<Infallible>(1);
+    let doors = Doors::new(alive);
     let why = loop {
         let stopped = async { Event::Stop(stop.recv().await.unwrap_or(Stop::Now)) };
         let reloaded = async {
@@ -251,20 +240,20 @@ async fn serve(
                 Err(_) => future::pending().await,
             }
         };
-        let accepting = accept(turns, &listeners, front, &alive);
+        let accepting = doors.accept(turns, &listeners, front);
         match future::or(stopped, future::or(reloaded, accepting)).await {
             Event::Stop(why) => break why,
             Event::Reload(config) => {
                 for left in reload::reload(turns, front, &mut listeners, *config) {
                     // Who has connected already is let in: closing would reset it.
                     while let Ok((stream, peer)) = left.accept_now() {
-                        admit(turns, front, &alive, stream, peer);
+                        doors.admit(turns, front, stream, peer);
                     }
                 }
             }
         }
     };
-    drop((listeners, alive));
+    drop((listeners, doors));
     if why == Stop::Now {
         return;
     }
@@ -308,92 +297,4 @@ enum Event {
 enum Ending {
     Done,
     Abort,
-}
-
-/// Accepts for ever. A caller past the limit is told so; it never just waits in silence or finds the door shut.
-async fn accept<T>(
-    turns: &Turns,
-    listeners: &Listeners,
-    front: &Rc<Front>,
-    alive: &Sender<Infallible>,
-) -> T {
-    let mut complained = false;
-    let mut accepted = 0u64;
-    loop {
-        let (stream, peer) = match listeners.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                if !complained {
-                    log::error(format_args!("cannot accept connections, trying on: {error}"));
-                }
-                complained = true;
-                Timer::after(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        complained = false;
-        admit(turns, front, alive, stream, peer);
-        accepted += 1;
-        if accepted.is_multiple_of(ACCEPTS_AT_ONCE) {
-            // A crowd at the door keeps nobody inside waiting. Not before it is let in: a reload may end this here.
-            future::yield_now().await;
-        }
-    }
-}
-
-/// Serves a caller, or tells it that there is no room.
-fn admit(turns: &Turns, front: &Rc<Front>, alive: &Sender<Infallible>, stream: Stream, peer: Peer) {
-    let open = alive.sender_count() - 1;
-    let gateway = front.gateway();
-    let limit = gateway.config.max_connections;
-    if open < limit {
-        let connection = connection::serve(front.clone(), stream, peer, alive.clone());
-        turns.spawn(connection);
-    } else {
-        let patient = open < limit + MAX_TURNED_AWAY;
-        let told = turn_away(gateway, stream, peer, patient, alive.clone());
-        turns.spawn(told);
-    }
-}
-
-/// Tells a caller that there is no room. The patient way makes sure that the answer arrives even if the caller still
-/// sends; for a flood of them there is no time for that, nor for handshakes.
-async fn turn_away(
-    gateway: Rc<Gateway>,
-    stream: Stream,
-    peer: Peer,
-    patient: bool,
-    _alive: Sender<Infallible>,
-) {
-    if !patient && gateway.config.tls.is_some() {
-        return;
-    }
-    let trace = Rc::new(Trace::new(peer.name().clone()));
-    let Some(Some(stream)) =
-        within(TURNED_AWAY_GREETING, tls::secure(&gateway, stream, &trace)).await
-    else {
-        return;
-    };
-    let error = Error::TooManyConnections { max_connections: gateway.config.max_connections };
-    dismiss(&gateway, stream, &trace, &error, patient).await;
-}
-
-/// Tells a caller whose request is not read why, and has a record of it; `patient`: with a lingering close.
-async fn dismiss(
-    gateway: &Gateway,
-    stream: Stream,
-    trace: &Rc<Trace>,
-    error: &Error,
-    patient: bool,
-) {
-    let mut caller =
-        Caller::new(stream, trace.clone(), gateway.config.write_timeout, gateway.draining.clone());
-    caller.expect_request();
-    let told = caller.error(error).await;
-    if let Some(record) = trace.ends(told.is_err(), Instant::now()) {
-        gateway.telemetry.record(record);
-    }
-    if told.is_ok() && patient {
-        caller.linger().await;
-    }
 }

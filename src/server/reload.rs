@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use super::listener::{Listener, Listeners, list};
 use super::turns::Turns;
-use super::{Gateway, client_names, start};
+use super::{Gateway, budget, client_names, start};
 use crate::config::{self, Config};
 use crate::log;
 use crate::provider::Provider;
@@ -79,7 +79,7 @@ pub(super) fn reload(
         all[all.len() - 1].clone()
     };
     let providers = configs.iter().map(provider).collect();
-    before.budget.set_limit(server.max_buffered_bytes);
+    before.budget.set_limits(budget::limits(&server));
     let gateway = Gateway {
         registry: Registry::new(&configs),
         providers,

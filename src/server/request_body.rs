@@ -3,8 +3,10 @@
 //! A body may be 32 MiB and more. It comes in pieces with others' turns between them, which its socket sees
 //! to, and a large one is parsed on another thread.
 
+use std::rc::Rc;
+
 use super::Gateway;
-use super::budget::Reserved;
+use super::budget::{Full, Reserved};
 use super::caller::{Caller, Gone};
 use super::stream::Stream;
 use super::terms::{self, Examined};
@@ -48,10 +50,11 @@ impl From<Gone> for Stopped {
     }
 }
 
-/// Reads the body behind `head`.
+/// Reads the body behind `head`, which `client` sends.
 pub async fn read(
     gateway: &Gateway,
     head: &RequestHead,
+    client: &Rc<str>,
     reader: &mut Reader<Stream>,
     caller: &mut Caller,
 ) -> Result<Body, Stopped> {
@@ -66,7 +69,7 @@ pub async fn read(
     if head.expects_continue && !decoder.is_done() && reader.buffered().is_empty() {
         caller.go_on().await?;
     }
-    let mut body = Body::none(gateway.budget.reserve());
+    let mut body = Body::none(gateway.budget.reserve(client));
     let limit = usize::try_from(limit_bytes).unwrap_or(usize::MAX);
     loop {
         let wanted = decoder.wanted_room(reader, &body.bytes.0, limit);
@@ -80,10 +83,8 @@ pub async fn read(
             return Err(too_large());
         }
         // The byte to spare and the room for chunk sizes are not counted: one body always fits.
-        if !body.reserved.grow_to(limit_bytes.min(bytes.capacity() as u64)) {
-            let limit_bytes = gateway.config.max_buffered_bytes;
-            return Err(Stopped::Refuse(Error::BuffersFull { limit_bytes }));
-        }
+        let held = limit_bytes.min(bytes.capacity() as u64);
+        body.reserved.grow_to(held).map_err(|full| no_room(gateway, full))?;
         if over {
             break;
         }
@@ -128,6 +129,16 @@ async fn examined(gateway: &Gateway, head: &RequestHead, body: Body) -> Body {
     };
     let (bytes, examined) = BODIES.run(work).await;
     Body { bytes, examined: Some(examined), reserved }
+}
+
+fn no_room(gateway: &Gateway, full: Full) -> Stopped {
+    Stopped::Refuse(match full {
+        Full::All => Error::BuffersFull { limit_bytes: gateway.config.max_buffered_bytes },
+        Full::Share => {
+            let limit_bytes = gateway.config.max_buffered_bytes_per_client;
+            Error::ClientBuffersFull { limit_bytes }
+        }
+    })
 }
 
 fn malformed(detail: String) -> Stopped {

@@ -81,6 +81,12 @@ pub fn route(gateway: &Gateway, head: &RequestHead, cors: &Cors) -> Result<Route
     allowed("GET, HEAD", head).map(|()| route)
 }
 
+/// Whether a request is answered where there is no room for others.
+pub fn is_for_the_operator(head: &RequestHead) -> bool {
+    let path = head.target.split(['?', '#']).next().unwrap_or_default();
+    matches!(&*head.method, "GET" | "HEAD") && matches!(path, "/admin/health" | "/metrics")
+}
+
 fn forwarded(path: &str, head: &RequestHead) -> Result<Route, Error> {
     allowed("POST", head)?;
     if climbs(path) {

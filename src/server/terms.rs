@@ -105,6 +105,12 @@ fn retries(head: &RequestHead) -> Option<u32> {
     text(head, SDK_RETRIES)?.parse().ok()
 }
 
+/// Who is held to account for a request from this address: the configured client whose token was sent, or the address.
+pub fn accountable(gateway: &Gateway, address: &Rc<str>, head: &RequestHead) -> Rc<str> {
+    client(&gateway.config, head)
+        .map_or_else(|| address.clone(), |at| gateway.client_names[at].clone())
+}
+
 /// The configured client whose token was sent, by index.
 fn client(config: &config::Server, head: &RequestHead) -> Option<usize> {
     config.clients.iter().position(|client| presents(head, &client.token))

@@ -16,8 +16,9 @@ use std::task::{Context, Poll, ready};
 use futures_lite::future;
 use openssl::ssl::{self, ErrorCode, Ssl, SslContext, SslStream};
 
+use super::Gateway;
+use super::accept::dismiss;
 use super::stream::Stream;
-use super::{Gateway, dismiss};
 use crate::aside::aside;
 use crate::deadline::within;
 use crate::error::Error;

@@ -202,7 +202,7 @@ fn server(patience: Duration, state: &Path) -> String {
     let (head, rest, state) = (patience.as_secs(), 2 * patience.as_secs(), state.display());
     format!(
         "server:\n  host: 127.0.0.1\n  port: 0\n  header_timeout_seconds: {head}\n  body_timeout_seconds: {rest}\n  \
-         keep_alive_seconds: {rest}\n  drain_seconds: 10\n  state_file: {state}\nproviders:\n"
+         keep_alive_seconds: {rest}\n  drain_seconds: 10\n  max_connections_per_client: 1024\n  state_file: {state}\nproviders:\n"
     )
 }
 
