@@ -33,7 +33,7 @@ fn answer(reply: Reply) -> Response {
 #[test]
 fn hop_by_hop_request_headers_stop_here_and_the_others_pass() {
     let sent = "Connection: close, X-Named ,x-also\r\nX-Named: 1\r\nX-Also: 1\r\nKeep-Alive: timeout=5\r\nTE: trailers\r\n\
-                Upgrade: websocket\r\nProxy-Authorization: Basic x\r\nProxy-Connection: close\r\nTrailer: X-T\r\n\
+                Upgrade: h2c\r\nProxy-Authorization: Basic x\r\nProxy-Connection: close\r\nTrailer: X-T\r\n\
                 X-Kept: yes\r\nx-kept: twice\r\nAccept-Encoding: gzip\r\nUser-Agent: OpenAI/Python\r\nX-Bytes: \tspaced out \r\n";
     let (request, _) = exchange("", sent, Reply::ok());
     let gone = [
@@ -65,7 +65,9 @@ fn hop_by_hop_request_headers_stop_here_and_the_others_pass() {
 
 #[test]
 fn whatever_identifies_the_caller_stops_here() {
-    let sent = "Authorization: Bearer of-the-caller\r\nX-Api-Key: of-the-caller\r\nApi-Key: of-the-caller\r\nCookie: of-the-caller\r\n";
+    let sent = "Authorization: Bearer of-the-caller\r\nX-Api-Key: of-the-caller\r\nApi-Key: of-the-caller\r\n\
+                x-goog-api-key: of-the-caller\r\nCookie: of-the-caller\r\nx_api_key: of-the-caller\r\n\
+                X_Forwarded_For: of-the-caller\r\nX-Limitrate_Priority: of-the-caller\r\n";
     for extras in ["", "api_key: sk-own"] {
         let (request, _) = exchange(extras, sent, Reply::ok());
         assert!(
@@ -106,6 +108,45 @@ fn hop_by_hop_response_headers_stop_here_and_the_others_pass() {
     assert_eq!(response.headers.all("date"), ["Tue, 03 Nov 2026 00:00:00 GMT"]);
     assert_eq!(response.headers.all("server"), ["scripted"]);
     assert_eq!(response.headers.all("x-empty"), [""]);
+}
+
+#[test]
+fn names_that_imitate_framing_or_credentials_pass_in_neither_direction() {
+    let sent = "Transfer_Encoding: chunked\r\ncontent_length: 5\r\nx_api_key: k\r\n\
+                X_Forwarded_For: 1.2.3.4\r\nuser_id: kept\r\n";
+    let lines =
+        "Transfer_Encoding: chunked\r\nContent_Length: 5\r\nKeep_Alive: 1\r\nuser_id: kept\r\n";
+    let (request, response) = exchange("", sent, Reply::with_headers(lines, "{}"));
+    for name in ["transfer_encoding", "content_length", "x_api_key", "x_forwarded_for"] {
+        assert!(request.headers.all(name).is_empty(), "{name} in {:?}", request.headers);
+    }
+    for name in ["transfer_encoding", "content_length", "keep_alive"] {
+        assert!(response.headers.all(name).is_empty(), "{name} in {response:?}");
+    }
+    assert_eq!(request.headers.all("user_id"), ["kept"]);
+    assert_eq!(response.headers.all("user_id"), ["kept"]);
+}
+
+#[test]
+fn what_would_steer_a_proxy_or_a_browser_in_front_stops_here() {
+    let lines = "X-Accel-Redirect: /etc/passwd\r\nx-accel-buffering: yes\r\nX_Accel_Expires: 1\r\n\
+                 X-Sendfile: /etc/passwd\r\nX-LIGHTTPD-send-file: /etc/passwd\r\nX-Reproxy-URL: http://x/\r\n\
+                 X-LiteSpeed-Location: /x\r\nx-envoy-immediate-health-check-fail: 1\r\nAlt-Svc: h3=\":443\"\r\n\
+                 Strict-Transport-Security: max-age=9\r\nClear-Site-Data: \"*\"\r\nSurrogate-Control: x\r\n\
+                 x-limitrate-provider: another\r\nX-Limitrate-Queued-Ms: 99999\r\nX-Own: kept\r\n";
+    let plain = answer(Reply::with_headers(lines, "{}"));
+    let mut expected = ["Connection", "Content-Length", "X-Own", "x-limitrate-provider"].to_vec();
+    expected.extend(["x-limitrate-queued-ms", "x-request-id"]);
+    let mut names: Vec<_> = plain.headers.0.iter().map(|(name, _)| name.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, expected);
+    assert_eq!(plain.headers.all("x-limitrate-provider"), ["p"]);
+
+    let stream =
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Accel-Buffering: yes\r\n\
+                   Content-Length: 14\r\n\r\ndata: [DONE]\n\n";
+    let stream = answer(Reply::Raw(stream.to_vec()));
+    assert_eq!(stream.headers.all("x-accel-buffering"), ["no"], "the gateway's own");
 }
 
 #[test]

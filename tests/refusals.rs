@@ -219,8 +219,10 @@ fn with_an_auth_token_set_everything_but_health_needs_it() {
             );
         }
         for wrong in ["", "gate-toke", "gate-tokens", "Gate-token", "Bearer gate-token"] {
-            let response = ask(request, &format!("x-api-key: {wrong}\r\n"));
-            assert_refused(&response, 401, "invalid_api_key", &["x-api-key"]);
+            for name in ["x-api-key", "api-key", "x-goog-api-key"] {
+                let response = ask(request, &format!("{name}: {wrong}\r\n"));
+                assert_refused(&response, 401, "invalid_api_key", &["x-api-key"]);
+            }
         }
         assert_eq!(ask(request, "Authorization: Bearer gate-token\r\n").status, 200, "{request}");
         assert_eq!(ask(request, "authorization: bearer gate-token\r\n").status, 200, "{request}");
@@ -229,12 +231,14 @@ fn with_an_auth_token_set_everything_but_health_needs_it() {
             "X-Api-Key: gate-token\r\n",
             "Authorization: Bearer other\r\nx-api-key: gate-token\r\n",
             "Authorization: Bearer gate-token\r\nx-api-key: other\r\n",
+            "api-key: gate-token\r\n",
+            "X-Goog-Api-Key: gate-token\r\n",
         ] {
             assert_eq!(ask(request, right).status, 200, "{request} {right}");
         }
     }
     assert_eq!(ask("GET /admin/health", "").status, 200);
-    assert_eq!(upstream.requests().len(), 5);
+    assert_eq!(upstream.requests().len(), 7);
     assert!(!format!("{:?}", upstream.requests()).contains("gate-token"));
 }
 

@@ -182,8 +182,15 @@ fn broken_answers(data: &[u8]) -> Vec<Broken> {
         }
     }
     let framing = "Transfer-Encoding: chunked\r\n";
-    let (what, then, ending) = ("nonsense for a chunk".into(), b"nonsense\r\n", Ending::Stall);
-    all.push(Broken { what, framing, first: chunk, then, ending });
+    for (what, then) in [
+        ("nonsense for a chunk", &b"nonsense\r\n"[..]),
+        ("a trailer without a colon", b"0\r\nX-A\r\n\r\n"),
+        ("a space before a trailer's colon", b"0\r\nX-A : 1\r\n\r\n"),
+        ("a folded trailer", b"0\r\nX-A: 1\r\n 2\r\n\r\n"),
+    ] {
+        let (what, first, ending) = (what.to_owned(), chunk.clone(), Ending::Stall);
+        all.push(Broken { what, framing, first, then, ending });
+    }
     all
 }
 

@@ -164,21 +164,25 @@ pub fn request_head(input: &[u8]) {
     // The reader bounds a head, the parser does not.
     match parse_request_head(input) {
         Ok(head) => {
-            assert_faithful(&head, std::str::from_utf8(input).expect("what was taken is ASCII"))
+            assert_faithful(&head, input);
         }
         Err(error) => assert_honest(&error),
     }
 }
 
-/// What was taken is what the text says, line for line.
-fn assert_faithful(head: &RequestHead, text: &str) {
-    let mut lines = text.split("\r\n");
-    let words: Vec<&str> = lines.next().into_iter().flat_map(|line| line.split(' ')).collect();
+/// What was taken is what the bytes say, line for line; only values have bytes over 0x7F.
+fn assert_faithful(head: &RequestHead, bytes: &[u8]) {
+    let mut lines = bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
+    let line = std::str::from_utf8(lines.next().unwrap_or_default()).expect("a line in ASCII");
+    let words: Vec<&str> = line.split(' ').collect();
     assert_eq!(words[0], &*head.method);
     assert!(!words[1].starts_with('/') || words[1] == head.target, "{:?}", head.target);
-    let fields = lines.filter_map(|line| line.split_once(':'));
-    let mut fields: Vec<_> =
-        fields.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().into())).collect();
+    let field = |line: &[u8]| {
+        let (name, value) = line.split_at(line.iter().position(|byte| *byte == b':')?);
+        let name = std::str::from_utf8(name).expect("a name in ASCII").to_ascii_lowercase();
+        Some((name, value[1..].trim_ascii().to_vec()))
+    };
+    let mut fields: Vec<_> = lines.filter_map(field).collect();
     let apart = ["host", "content-length", "transfer-encoding", "expect"];
     fields.retain(|(name, _)| !apart.contains(&name.as_str()));
     assert_eq!(without(&head.headers, &["host"]), fields);

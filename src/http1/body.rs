@@ -7,8 +7,8 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 
-use super::Reader;
 use super::reader::Source;
+use super::{Reader, is_token_byte};
 
 /// The most bytes of one chunk-size line behind the size: padding and extensions.
 const CHUNK_EXTENSION_LIMIT_BYTES: usize = 4 * 1024;
@@ -95,8 +95,10 @@ enum State {
     DataLf,
     /// The first byte of a trailer line, or the CR of the empty line that ends the body.
     TrailerStart { seen: usize },
-    /// A byte inside a trailer line.
-    Trailer { seen: usize },
+    /// A byte of a trailer's name, or the colon behind it.
+    TrailerName { seen: usize },
+    /// A byte of a trailer's value.
+    TrailerValue { seen: usize },
     /// The LF of a trailer line.
     TrailerLf { seen: usize },
     /// The last LF.
@@ -270,18 +272,13 @@ impl State {
             (Self::DataCr, _) => Err("a chunk is longer than its size"),
             (Self::DataLf, b'\n') => Ok(Self::Size { size: 0, digits: 0 }),
             (Self::TrailerStart { .. }, b'\r') => Ok(Self::FinalLf),
-            (Self::Trailer { seen }, b'\r') => Ok(Self::TrailerLf { seen }),
-            (Self::TrailerStart { seen } | Self::Trailer { seen }, _)
-                if seen >= TRAILER_LIMIT_BYTES =>
-            {
-                Err("the trailers are too long")
-            }
-            (Self::TrailerStart { seen } | Self::Trailer { seen }, _) if is_text(byte) => {
-                Ok(Self::Trailer { seen: seen + 1 })
-            }
-            (Self::TrailerStart { .. } | Self::Trailer { .. }, _) => {
-                Err("a control character in a trailer")
-            }
+            (Self::TrailerValue { seen }, b'\r') => Ok(Self::TrailerLf { seen }),
+            (
+                Self::TrailerStart { seen }
+                | Self::TrailerName { seen }
+                | Self::TrailerValue { seen },
+                _,
+            ) => after_trailer(self, seen, byte),
             (Self::TrailerLf { seen }, b'\n') => Ok(Self::TrailerStart { seen }),
             (Self::FinalLf, b'\n') => Ok(Self::Done),
             (Self::SizeLf { .. } | Self::DataLf | Self::TrailerLf { .. } | Self::FinalLf, _) => {
@@ -306,6 +303,20 @@ fn after_size(size: u64, digits: usize, byte: u8) -> Result<State, &'static str>
         b' ' | b'\t' => Ok(State::Padding { size, seen: 1 }),
         b';' => Ok(State::Extension { size, seen: 1 }),
         _ => Err("a chunk size is not hexadecimal"),
+    }
+}
+
+/// The state behind a byte of a trailer line, up to its CR. A line is a name, a colon and a value, as
+/// in a head (RFC 9112 section 7.1.2): no white space before the colon, no folding.
+fn after_trailer(state: State, seen: usize, byte: u8) -> Result<State, &'static str> {
+    let more = seen + 1;
+    match (state, byte) {
+        _ if seen >= TRAILER_LIMIT_BYTES => Err("the trailers are too long"),
+        (State::TrailerValue { .. }, _) if is_text(byte) => Ok(State::TrailerValue { seen: more }),
+        (State::TrailerValue { .. }, _) => Err("a control character in a trailer"),
+        (State::TrailerName { .. }, b':') => Ok(State::TrailerValue { seen: more }),
+        _ if is_token_byte(byte) => Ok(State::TrailerName { seen: more }),
+        _ => Err("a trailer line is not a name, a colon and a value"),
     }
 }
 
@@ -391,6 +402,12 @@ mod tests {
             if trailer.is_empty() {
                 return Some((payload, rest.to_vec()));
             }
+            let name = trailer.split(|byte| *byte == b':').next().unwrap();
+            let separators = b"\"(),/:;<=>?@[\\]{}";
+            let is_name = |byte: &u8| byte.is_ascii_graphic() && !separators.contains(byte);
+            if name.len() == trailer.len() || name.is_empty() || !name.iter().all(is_name) {
+                return None;
+            }
         }
     }
 
@@ -406,6 +423,7 @@ mod tests {
             ("000a\r\n0123456789\r\n0000\r\n\r\n", "0123456789", ""),
             ("3 \t\r\nabc\r\n2;x=\"y\";z\r\nde\r\n1 ;q\r\nf\r\n0;last\r\n\r\n", "abcdef", ""),
             ("A\r\n0123456789\r\n0\r\nExpires: never\r\nX: \u{e9}\r\n\r\n!", "0123456789", "!"),
+            ("0\r\nx-!#$%&'*+.^_`|~1:\r\nY: : a:b \t\r\n\r\n", "", ""),
             ("2\r\n\r\n\r\n0\r\n\r\n", "\r\n", ""),
             ("0000000000000001\r\nx\r\n0\r\n\r\n", "x", ""),
         ] {
@@ -413,11 +431,14 @@ mod tests {
         }
     }
 
+    const NO_TRAILER: &str = "a trailer line is not a name, a colon and a value";
+
     #[test]
     fn bad_chunked_bodies() {
         let long_extension = format!("1;{}\r\nx\r\n0\r\n\r\n", "e".repeat(4096));
         let long_padding = format!("1{}\r\nx\r\n0\r\n\r\n", " ".repeat(4097));
         let long_trailers = format!("0\r\n{}\r\n", "a: b\r\n".repeat(2049));
+        let long_name = format!("0\r\n{}: b\r\n\r\n", "a".repeat(8193));
         for (input, payload, detail) in [
             ("\r\n", "", "a chunk size is missing"),
             (";x\r\n", "", "a chunk size is missing"),
@@ -437,13 +458,24 @@ mod tests {
             ("3\r\nhel\n0\r\n\r\n", "hel", "a chunk is longer than its size"),
             ("3\r\nhel\r0\r\n\r\n", "hel", "a CR without its LF"),
             ("3\r\nhel\r\n\r\n", "hel", "a chunk size is missing"),
-            ("0\r\n\n", "", "a control character in a trailer"),
+            ("0\r\n\n", "", NO_TRAILER),
+            ("0\r\na\r\n\r\n", "", NO_TRAILER),
+            ("0\r\na b: c\r\n\r\n", "", NO_TRAILER),
+            ("0\r\na : b\r\n\r\n", "", NO_TRAILER),
+            ("0\r\na\t: b\r\n\r\n", "", NO_TRAILER),
+            ("0\r\n: b\r\n\r\n", "", NO_TRAILER),
+            ("0\r\n\u{e9}: b\r\n\r\n", "", NO_TRAILER),
+            ("0\r\na: b\r\n c\r\n\r\n", "", NO_TRAILER),
+            ("0\r\n\ta: b\r\n\r\n", "", NO_TRAILER),
+            ("0\r\na: b\r\nGET / HTTP/1.1\r\n\r\n", "", NO_TRAILER),
             ("0\r\na: b\n\r\n", "", "a control character in a trailer"),
+            ("0\r\na: \u{7f}\r\n\r\n", "", "a control character in a trailer"),
             ("0\r\na: b\r\r\n", "", "a CR without its LF"),
             ("0\r\n\rX", "", "a CR without its LF"),
             (&long_extension, "", "a chunk extension is too long"),
             (&long_padding, "", "a chunk extension is too long"),
             (&long_trailers, "", "the trailers are too long"),
+            (&long_name, "", "the trailers are too long"),
         ] {
             assert_eq!(
                 chunked(input),
@@ -544,6 +576,10 @@ mod tests {
             "\t",
             "hello",
             "0\r\n\r\n",
+            "0\r\na-b: c\r\n\r\n",
+            "0\r\na: b\r\nc",
+            ": b\r\n",
+            "x-y: z\r\n",
             "\0",
             "\u{e9}",
         ];

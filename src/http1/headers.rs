@@ -72,11 +72,14 @@ impl Headers {
         self.places().filter(move |(field, _)| named(field)).map(|(_, value)| &self.values[value])
     }
 
+    /// The items of all fields of that name, which hold lists (RFC 9110 section 5.6.1).
+    pub fn items(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        self.get_all(name).flat_map(list_items)
+    }
+
     /// Whether any field of that name lists the token; case of both is ignored (RFC 9110 section 5.6.1).
     pub fn has_token(&self, name: &str, token: &str) -> bool {
-        self.get_all(name)
-            .flat_map(list_items)
-            .any(|item| item.eq_ignore_ascii_case(token.as_bytes()))
+        self.items(name).any(|item| item.eq_ignore_ascii_case(token.as_bytes()))
     }
 
     /// How many fields there are.

@@ -17,7 +17,7 @@ use std::task::{Context, Poll, Waker};
 
 use futures_lite::io::{AsyncRead, Cursor};
 use http_types::Method;
-use memchr::memchr2;
+use memchr::{memchr, memchr2};
 
 use super::write::MEMORY;
 use super::{Framing, HEADER_LIMIT, Headers, Reader};
@@ -38,8 +38,9 @@ pub struct RequestHead {
     pub target: String,
     /// HTTP/1.0: no chunked answer.
     pub http_10: bool,
-    /// Host first (that of an absolute-form target goes before the field), then the others in their order, names in lower
-    /// case. Without Content-Length, Transfer-Encoding and Expect, which are the three fields below. Values are ASCII.
+    /// Host first (that of an absolute-form target goes before the field), then the others in their
+    /// order, names in lower case. Without Content-Length, Transfer-Encoding and Expect, which are the
+    /// three fields below. Values may hold bytes over 0x7F (RFC 9110 section 5.5); that of Host is ASCII.
     pub headers: Headers,
     /// How the body comes; never `UntilClose`.
     pub framing: Framing,
@@ -104,12 +105,15 @@ pub fn parse_request_head(head: &[u8]) -> Result<RequestHead, Error> {
     parse_screened(head)
 }
 
-/// Looks at each byte of a head once: finds its end, and refuses what no head may contain. Its lines end in CRLF, a CR
-/// or LF stands nowhere else, the rest is printable ASCII or a tab.
+/// Looks at each byte of a head once: finds its end, and refuses what no head may contain. Its lines
+/// end in CRLF, a CR or LF stands nowhere else, the rest is printable ASCII or a tab. Fields may hold
+/// bytes over 0x7F, too; httparse refuses those in names.
 #[derive(Default)]
 struct Screen {
     /// Bytes looked at.
     at: usize,
+    /// Whether the request line is over.
+    in_fields: bool,
 }
 
 impl Screen {
@@ -117,7 +121,7 @@ impl Screen {
     fn advance(&mut self, buf: &[u8]) -> Result<Option<usize>, Error> {
         let after_cr = |at: usize| at > 0 && buf[at - 1] == b'\r';
         loop {
-            let text = text_length(&buf[self.at..]);
+            let text = text_length(&buf[self.at..], self.in_fields);
             if text > 0 && after_cr(self.at) {
                 return Err(malformed("The head has a CR without LF"));
             }
@@ -127,13 +131,15 @@ impl Screen {
                 Some(b'\n') if buf[..=self.at].ends_with(b"\r\n\r\n") => {
                     return Ok(Some(self.at + 1));
                 }
-                Some(b'\n') if after_cr(self.at) => {}
+                Some(b'\n') if after_cr(self.at) => self.in_fields = true,
                 Some(b'\n') => return Err(malformed("A line of the head ends in LF without CR")),
                 Some(_) if after_cr(self.at) => {
                     return Err(malformed("The head has a CR without LF"));
                 }
                 Some(b'\r') => {}
-                Some(0x80..) => return Err(malformed("The head has a byte that is not ASCII")),
+                Some(0x80..) => {
+                    return Err(malformed("The request line has a byte that is not ASCII"));
+                }
                 Some(_) => return Err(malformed("The head has a control character")),
             }
             self.at += 1;
@@ -141,9 +147,10 @@ impl Screen {
     }
 }
 
-/// How many printable characters and tabs `bytes` begins with.
-fn text_length(bytes: &[u8]) -> usize {
-    let is_text = |byte: &u8| matches!(byte, b'\t' | b' '..=b'~');
+/// How many printable characters and tabs `bytes` begins with. Bytes over 0x7F are such in fields only.
+fn text_length(bytes: &[u8], in_fields: bool) -> usize {
+    let last = if in_fields { 0xff } else { b'~' };
+    let is_text = |byte: &u8| (*byte >= b' ' && *byte <= last && *byte != 0x7f) || *byte == b'\t';
     let line = memchr2(b'\r', b'\n', bytes).unwrap_or(bytes.len());
     // Without a branch for each byte the compiler does many at a time.
     if bytes[..line].iter().fold(true, |all, byte| all & is_text(byte)) {
@@ -154,8 +161,9 @@ fn text_length(bytes: &[u8]) -> usize {
 
 /// Parses a head that went through [`Screen`].
 fn parse_screened(head: &[u8]) -> Result<RequestHead, Error> {
-    let text = std::str::from_utf8(head).expect("a screened head is ASCII");
-    let (line, fields) = text.split_once("\r\n").expect("a screened head has lines");
+    let line_end = memchr(b'\r', head).expect("a screened head has lines");
+    let (line, fields) = (&head[..line_end], &head[line_end + 2..]);
+    let line = std::str::from_utf8(line).expect("a screened request line is ASCII");
     let line = RequestLine::parse(line)?;
     // To have the slots ready costs something for each, and few heads have many fields.
     let mut few = [httparse::EMPTY_HEADER; HEADER_LIMIT / 4];
@@ -249,9 +257,7 @@ fn check_method(method: &str) -> Result<(), Error> {
 
 /// Whether it could be a method or the name of a field (RFC 9110 section 5.6.2).
 pub fn is_token(word: &[u8]) -> bool {
-    let is_token_byte =
-        |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
-    !word.is_empty() && word.iter().all(is_token_byte)
+    !word.is_empty() && word.iter().all(|byte| super::is_token_byte(*byte))
 }
 
 /// The target without scheme and authority, and the authority if there was one (RFC 9112 section 3.2).
@@ -288,10 +294,10 @@ fn origin_form<'a>(
 /// Finds the fields in the field lines and the empty line behind them, and says how many there are; None if there are more
 /// than `slots`.
 fn parse_fields<'a>(
-    lines: &'a str,
+    lines: &'a [u8],
     slots: &mut [httparse::Header<'a>],
 ) -> Result<Option<usize>, Error> {
-    match httparse::parse_headers(lines.as_bytes(), slots) {
+    match httparse::parse_headers(lines, slots) {
         Ok(httparse::Status::Complete((_, fields))) => Ok(Some(fields.len())),
         Ok(httparse::Status::Partial) => Err(malformed("The request head is not complete")),
         Err(httparse::Error::TooManyHeaders) => Ok(None),
@@ -364,7 +370,8 @@ fn host<'a>(line: &RequestLine<'a>, fields: &Fields<'_, 'a>) -> Result<Option<&'
         Times::More => return Err(malformed("There is more than one Host header")),
         Times::Never if !line.http_10 => return Err(malformed("The Host header is missing")),
         Times::Never => None,
-        Times::Once(host) => Some(ascii(host)),
+        // What is not UTF-8 is no host either.
+        Times::Once(host) => Some(std::str::from_utf8(host).unwrap_or_default()),
     };
     if !field.into_iter().chain(line.authority).all(is_authority) {
         return Err(malformed("The host is not a name or an address with or without a port"));
@@ -409,8 +416,11 @@ fn framing(fields: &Fields, http_10: bool) -> Result<Framing, Error> {
         }
         _ if http_10 => Err(malformed("HTTP/1.0 has no Transfer-Encoding")),
         ([coding], Times::Never) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
+        (codings, Times::Never) if codings.iter().any(|coding| !coding.is_ascii()) => {
+            Err(malformed("The Transfer-Encoding has a byte that is not ASCII"))
+        }
         (codings, Times::Never) => {
-            let value = codings.iter().map(|coding| ascii(coding)).collect::<Vec<_>>().join(", ");
+            let value = String::from_utf8_lossy(&codings.join(&b", "[..])).into_owned();
             Err(Error::UnsupportedTransferEncoding { value })
         }
     }
@@ -529,11 +539,6 @@ fn run_async_h1(head: Vec<u8>) -> Result<http_types::Request, Error> {
     }
 }
 
-/// A value of a screened head.
-fn ascii(value: &[u8]) -> &str {
-    std::str::from_utf8(value).expect("a screened head is ASCII")
-}
-
 fn malformed(detail: &str) -> Error {
     Error::MalformedRequest { detail: detail.to_owned() }
 }
@@ -567,8 +572,12 @@ mod tests {
         }
     }
 
+    fn text(value: &[u8]) -> &str {
+        std::str::from_utf8(value).unwrap()
+    }
+
     fn fields(head: &RequestHead) -> Vec<(&str, &str)> {
-        head.headers.iter().map(|(name, value)| (name, ascii(value))).collect()
+        head.headers.iter().map(|(name, value)| (name, text(value))).collect()
     }
 
     /// The status that each variant's documentation promises.
@@ -662,15 +671,13 @@ mod tests {
             "A: \0\r\n",
             "A: \u{1b}[0m\r\n",
             "A: \u{7f}\r\n",
-            "A: caf\u{e9}\r\n",
+            "A: \u{e9}\u{7f}\r\n",
             "A\u{e9}: b\r\n",
+            "\u{e9}\r\n",
         ] {
             let error = parse(&format!("GET / HTTP/1.1\r\nHost: h\r\n{line}\r\n")).unwrap_err();
             assert_eq!(status(&error), 400, "{line:?}: {error:?}");
         }
-        let latin =
-            parse_request_head(b"GET / HTTP/1.1\r\nHost: h\r\nA: caf\xe9\r\n\r\n").unwrap_err();
-        assert_eq!(status(&latin), 400);
         assert_eq!(status(&parse("GET / HTTP/1.1\nHost: h\n\n").unwrap_err()), 400);
         assert_eq!(
             status(&parse("GET / HTTP/1.1\r\nHost: h\r\n").unwrap_err()),
@@ -682,6 +689,33 @@ mod tests {
             400,
             "bytes behind it"
         );
+    }
+
+    #[test]
+    fn bytes_over_0x7f_stand_in_values_and_nowhere_else() {
+        let all: Vec<u8> = (0x80..=0xff).collect();
+        for value in [&b"caf\xe9"[..], "S\u{e3}o Paulo".as_bytes(), b"\xff", b"\xa0x\xa0", &all] {
+            let head = [b"GET / HTTP/1.1\r\nHost: h\r\nA: ", value, b" \r\nB: \t\r\n\r\n"].concat();
+            let parsed = parse_request_head(&head).unwrap();
+            assert_eq!(parsed.headers.get("a"), Some(value));
+            assert_eq!(parsed.headers.get("b"), Some(&b""[..]));
+        }
+        for head in [
+            &b"GET /caf\xe9 HTTP/1.1\r\nHost: h\r\n\r\n"[..],
+            b"G\xe9T / HTTP/1.1\r\nHost: h\r\n\r\n",
+            b"GET / HTTP/1.1\xe9\r\nHost: h\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: caf\xe9\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: b\xc3\xbccher.example\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\xe9\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\xa0\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: \xff\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\xa0\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: h\r\nN\xe9: x\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: h\r\nA: x\r\n\xa0: x\r\n\r\n",
+        ] {
+            let error = parse_request_head(head).unwrap_err();
+            assert_eq!(status(&error), 400, "{}: {error:?}", head.escape_ascii());
+        }
     }
 
     #[test]
@@ -969,7 +1003,7 @@ mod tests {
         ]);
         let line = prop_oneof![
             20 => good.prop_map(str::to_owned),
-            20 => "[A-Za-z-]{1,9}: [ -~\t]{0,9}",
+            20 => "[A-Za-z-]{1,9}: [ -~\t\u{80}-\u{17f}]{0,9}",
             5 => "[!#-'*+.0-9A-Z^-z|~-]{1,9}: [a-z]{3000}",
             2 => bad.prop_map(str::to_owned),
         ];
@@ -979,6 +1013,14 @@ mod tests {
             let lines: String = lines.into_iter().map(|(line, end)| line + end).collect();
             format!("{method} {target} {version}\r\n{host}\r\n{lines}\r\n").into_bytes()
         })
+    }
+
+    /// A value as it is taken: printable ASCII, tabs and bytes over 0x7F, trimmed.
+    fn value_bytes() -> impl Strategy<Value = Vec<u8>> {
+        let byte = prop_oneof![3 => b' '..=b'~', 1 => 0x80..=0xff_u8, 1 => Just(b'\t')];
+        proptest::collection::vec(byte, 1..300)
+            .prop_map(|bytes| bytes.trim_ascii().to_vec())
+            .prop_filter("not empty", |bytes| !bytes.is_empty())
     }
 
     proptest! {
@@ -1009,13 +1051,17 @@ mod tests {
 
         #[test]
         fn no_value_is_lost_or_moved(
-            values in proptest::collection::vec(("[a-c]", "[!-~]([ -~]{0,300}[!-~])?"), 0..90),
+            values in proptest::collection::vec(("[a-c]", value_bytes()), 0..90),
         ) {
-            let lines: String = values.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-            let head = parse(&format!("GET / HTTP/1.1\r\nHost: h\r\n{lines}\r\n")).unwrap();
+            let mut head = b"GET / HTTP/1.1\r\nHost: h\r\n".to_vec();
+            for (name, value) in &values {
+                head.extend([name.as_bytes(), b": ", value, b"\r\n"].concat());
+            }
+            head.extend(b"\r\n");
+            let head = parse_request_head(&head).unwrap();
             for name in ["a", "b", "c"] {
-                let sent: Vec<&str> = values.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_str()).collect();
-                prop_assert_eq!(head.headers.get_all(name).map(ascii).collect::<Vec<_>>(), sent);
+                let sent: Vec<&[u8]> = values.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_slice()).collect();
+                prop_assert_eq!(head.headers.get_all(name).collect::<Vec<_>>(), sent);
             }
         }
     }

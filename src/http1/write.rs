@@ -1,14 +1,11 @@
 //! Heads and chunks on their way out, appended to a buffer of the caller's, so that head and first bytes of a body can
-//! leave in one write. Also which fields end at a hop. Frames a message; does not decide how it is framed.
+//! leave in one write. Frames a message; does not decide how it is framed.
 
 use std::io::Write;
 
 use http_types::StatusCode;
 use itoa::Buffer as Decimal;
 use memchr::memchr3;
-
-use super::Headers;
-use super::headers::list_items;
 
 /// The interim response that lets a caller send its body (RFC 9110 section 15.2.1).
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -64,7 +61,7 @@ pub fn write_request_head<'a>(
 
 /// Appends a response head: status line, the given headers, framing, Connection. An empty reason becomes the standard
 /// phrase of a known status. Framing and Connection among the headers are left out, as for requests. `keep-alive` is said
-/// aloud for HTTP/1.0 callers.
+/// aloud for HTTP/1.0 callers. Connection names an Upgrade among the headers (RFC 9110 section 7.8).
 pub fn write_response_head<'a>(
     out: &mut Vec<u8>,
     status: u16,
@@ -78,7 +75,9 @@ pub fn write_response_head<'a>(
     for part in [b"HTTP/1.1 ", Decimal::new().format(status).as_bytes(), b" ", reason, b"\r\n"] {
         out.extend_from_slice(part);
     }
+    let mut offers_upgrade = false;
     for (name, value) in headers {
+        offers_upgrade |= name.eq_ignore_ascii_case("upgrade");
         let describes = body == BodyLength::None && name.eq_ignore_ascii_case("content-length");
         if describes || !is_one_of(name, &["content-length", "transfer-encoding", "connection"]) {
             write_field(out, name, value);
@@ -92,7 +91,13 @@ pub fn write_response_head<'a>(
         BodyLength::UntilClose | BodyLength::None => {}
     }
     let lives_on = keep_alive && body != BodyLength::UntilClose;
-    write_field(out, "Connection", if lives_on { b"keep-alive" } else { b"close" });
+    let connection: &[u8] = match (lives_on, offers_upgrade) {
+        (true, false) => b"keep-alive",
+        (false, false) => b"close",
+        (true, true) => b"keep-alive, upgrade",
+        (false, true) => b"close, upgrade",
+    };
+    write_field(out, "Connection", connection);
     out.extend_from_slice(b"\r\n");
 }
 
@@ -109,34 +114,6 @@ pub fn write_chunk(out: &mut Vec<u8>, payload: &[u8]) {
     write!(out, "{:x}\r\n", payload.len()).expect(MEMORY);
     out.extend_from_slice(payload);
     out.extend_from_slice(b"\r\n");
-}
-
-/// What is for the next hop only (RFC 9110 section 7.6.1), or about a proxy's credentials.
-const HOP_BY_HOP: [&str; 9] = [
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
-
-/// The fields that go on: those for the next hop only are left out, and those that `Connection` names.
-pub fn end_to_end(headers: &Headers) -> impl Iterator<Item = (&str, &[u8])> {
-    let listed = headers.get_all("connection").flat_map(list_items);
-    // What it says nearly always names no field.
-    let named: Vec<&[u8]> = listed
-        .filter(|item| {
-            ![&b"keep-alive"[..], b"close"].iter().any(|word| item.eq_ignore_ascii_case(word))
-        })
-        .collect();
-    headers.iter().filter(move |(name, _)| {
-        !is_one_of(name, &HOP_BY_HOP)
-            && !named.iter().any(|item| item.eq_ignore_ascii_case(name.as_bytes()))
-    })
 }
 
 fn is_one_of(name: &str, names: &[&str]) -> bool {
@@ -166,7 +143,7 @@ fn is_clean(bytes: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{BodyDecoder, Framing, parse_request_head, parse_response_head};
+    use super::super::{BodyDecoder, Framing, Headers, parse_request_head, parse_response_head};
     use super::*;
     use proptest::prelude::*;
 
@@ -233,6 +210,19 @@ mod tests {
     }
 
     #[test]
+    fn an_upgrade_is_named_in_connection() {
+        for (keep_alive, connection) in [(true, "keep-alive, upgrade"), (false, "close, upgrade")] {
+            let head =
+                response(426, "", &[("Upgrade", "HTTP/1.1")], BodyLength::Length(0), keep_alive);
+            let expected = format!(
+                "HTTP/1.1 426 Upgrade Required\r\nUpgrade: HTTP/1.1\r\nContent-Length: 0\r\n\
+                 Connection: {connection}\r\n\r\n"
+            );
+            assert_eq!(head, expected);
+        }
+    }
+
+    #[test]
     fn reasons() {
         for (status, line) in [
             (200, "200 OK"),
@@ -244,32 +234,6 @@ mod tests {
                 response(status, "", &[], BodyLength::None, true)
                     .starts_with(&format!("HTTP/1.1 {line}\r\n"))
             );
-        }
-    }
-
-    #[test]
-    fn which_fields_end_at_a_hop() {
-        let goes_on = |fields: &[(&str, &str)], name: &str| {
-            let came = headers(&[fields, &[(name, "1"), ("Content-Type", "x")]].concat());
-            let names: Vec<_> = end_to_end(&came).map(|(name, _)| name.to_owned()).collect();
-            assert!(names.contains(&"Content-Type".to_owned()), "{names:?}");
-            names.contains(&name.to_owned())
-        };
-        let listing = [("Connection", "close, X-Hop"), ("connection", "Other")];
-        for name in [
-            "Connection",
-            "keep-alive",
-            "TE",
-            "Trailer",
-            "Transfer-Encoding",
-            "upgrade",
-            "Proxy-Connection",
-        ] {
-            assert!(!goes_on(&[], name) && !goes_on(&listing, name), "{name}");
-        }
-        for name in ["x-hop", "OTHER"] {
-            assert!(!goes_on(&listing, name) && goes_on(&[], name), "{name}");
-            assert!(goes_on(&[("Connection", "keep-alive")], name), "{name}");
         }
     }
 

@@ -202,8 +202,6 @@ impl Caller {
         if length == BodyLength::UntilClose {
             self.keep_alive = false;
         }
-        let replaced = self.cors != Cors::Off;
-        let headers = headers.filter(|(name, _)| !(replaced && Cors::replaces(name)));
         self.head(status, reason, headers, length);
     }
 

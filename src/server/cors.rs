@@ -1,6 +1,7 @@
 //! Cross-origin requests of web pages (WHATWG Fetch, section 3.3): who may, and the headers that say so.
 //!
-//! The gateway's own word only: what a provider says of it is about the provider's address, and is dropped by `caller`.
+//! The gateway's own word only: what a provider says of it is about the provider's address, and
+//! never passes (`http1::forwarding`).
 
 use crate::config::Origins;
 use crate::http1::{self, Headers, RequestHead};
@@ -67,12 +68,6 @@ impl Cors {
         };
         let exposed = granted.map(|_| ("Access-Control-Expose-Headers", EXPOSED));
         [vary, granted, exposed].into_iter().flatten()
-    }
-
-    /// Whether a provider's field is ours to say, unless CORS is off.
-    pub fn replaces(name: &str) -> bool {
-        const FAMILY: &str = "access-control-";
-        name.get(..FAMILY.len()).is_some_and(|start| start.eq_ignore_ascii_case(FAMILY))
     }
 }
 

@@ -266,14 +266,14 @@ fn begin(answer: &Answer, caller: &mut Caller) {
     let queued_ms = queued_ms.format(answer.waited().as_millis());
     let request_id = caller.request_id().clone();
     let missing = |name| head.headers.get(name).is_none();
-    // Keep proxies between us and the caller from collecting a stream.
-    let uncollected = |name| answer.is_event_stream() && missing(name);
     let id_header = caller.dialect().request_id_header();
+    // Keep proxies between us and the caller from collecting a stream.
+    let uncached = answer.is_event_stream() && missing("cache-control");
     let ours = [
         Some(("x-limitrate-provider", answer.provider())),
         Some(("x-limitrate-queued-ms", queued_ms)),
-        uncollected("cache-control").then_some(("cache-control", "no-cache")),
-        uncollected("x-accel-buffering").then_some(("x-accel-buffering", "no")),
+        uncached.then_some(("cache-control", "no-cache")),
+        answer.is_event_stream().then_some(("x-accel-buffering", "no")),
         missing(id_header).then_some((id_header, &request_id)),
     ];
     let advice = answer.advice.map(advice_headers).unwrap_or_default();
@@ -284,10 +284,8 @@ fn begin(answer: &Answer, caller: &mut Caller) {
         .chain(advice_fields)
         .map(|(name, value)| (name, value.as_bytes()));
     let replaced: &[&str] = if answer.advice.is_some() { &ADVICE_HEADERS } else { &[] };
-    let passed = http1::end_to_end(&head.headers).filter(|(name, _)| {
-        !name.eq_ignore_ascii_case("content-length")
-            && !replaced.iter().any(|ours| ours.eq_ignore_ascii_case(name))
-    });
+    let passed = http1::of_response(&head.headers)
+        .filter(|(name, _)| !replaced.iter().any(|ours| ours.eq_ignore_ascii_case(name)));
     caller.begin(head.status, &head.reason, passed.chain(ours), length);
 }
 

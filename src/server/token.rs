@@ -1,19 +1,20 @@
-//! Whether a caller shows a token.
+//! Whether a client shows a token.
 
 use crate::config::Secret;
 use crate::http1::RequestHead;
 
-/// Whether a token was sent, as OpenAI's clients send it or as Anthropic's do. Where both fields came, one of them has to be
-/// right.
+/// Beside `Authorization: Bearer`: how clients of Anthropic, Azure and Google send a key.
+const KEY_FIELDS: [&str; 3] = ["x-api-key", "api-key", "x-goog-api-key"];
+
+/// Whether a token was sent in any of the ways that clients send keys. Of several, one has to be right.
 pub(super) fn presents(head: &RequestHead, token: &Secret) -> bool {
     let bearer = head.headers.get("authorization").and_then(|sent| {
         let (scheme, rest) = sent.split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then_some(rest)
     });
-    let sent =
-        [bearer, head.headers.get("x-api-key")].map(|key| key.unwrap_or_default().trim_ascii());
-    let [bearer, api_key] = sent.map(|key| is_same(token.reveal().as_bytes(), key));
-    bearer | api_key
+    let keys = KEY_FIELDS.iter().map(|name| head.headers.get(name));
+    let sent = keys.chain([bearer]).map(|key| key.unwrap_or_default().trim_ascii());
+    sent.fold(false, |found, key| found | is_same(token.reveal().as_bytes(), key))
 }
 
 /// Compares every byte whatever the first ones are.

@@ -6,30 +6,31 @@
 
 use crate::config::{Provider, Secret};
 use crate::error::Dialect;
-use crate::http1::{self, RequestHead};
+use crate::http1::{self, FieldNames, RequestHead, same_name};
 use crate::openai::RequestBody;
 
-/// The caller's headers that stop here, beside the hop-by-hop ones.
-const KEPT_BACK: [&str; 14] = [
-    "host",
-    "content-length",
-    "expect",
-    "authorization",
-    "x-api-key",
-    "api-key",
-    "cookie",
-    // Who asked a proxy in front, in all the ways that proxies tell it.
-    "forwarded",
-    "x-real-ip",
-    "x-client-ip",
-    "x-cluster-client-ip",
-    "true-client-ip",
-    "cf-connecting-ip",
-    "via",
-];
-
-/// The same for all that begin so: what is said to the gateway alone, and who asked a proxy.
-const KEPT_BACK_FAMILIES: [&str; 2] = ["x-limitrate-", "x-forwarded-"];
+/// The client's headers that stop here, beside those for one hop: its credentials, who asked a proxy
+/// in front (in all the ways that proxies say it), what the gateway writes itself, and what is said
+/// to the gateway alone.
+const KEPT_BACK: FieldNames = FieldNames::new(
+    &[
+        "host",
+        "expect",
+        "authorization",
+        "x-api-key",
+        "api-key",
+        "x-goog-api-key",
+        "cookie",
+        "forwarded",
+        "x-real-ip",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "true-client-ip",
+        "cf-connecting-ip",
+        "via",
+    ],
+    &["x-limitrate-", "x-forwarded-"],
+);
 
 /// A request as it goes on the wire. Not `Debug`: its head holds the provider's key.
 pub struct Outgoing {
@@ -52,15 +53,12 @@ impl Outgoing {
         let base = &provider.base_url;
         let below = request.target.strip_prefix("/v1").unwrap_or(&request.target);
         let target = [&base.path, below].concat();
-        let ours =
-            |name: &str| provider.headers.iter().any(|(own, _)| own.eq_ignore_ascii_case(name));
+        let ours = |name: &str| provider.headers.iter().any(|(own, _)| same_name(own, name));
         let key = key.and_then(|key| key_field(Dialect::of(&request.target), key.reveal(), ours));
 
         let passed = http1::end_to_end(&request.headers).filter(|(name, _)| {
-            let kept_back = KEPT_BACK.iter().any(|kept| kept.eq_ignore_ascii_case(name))
-                || KEPT_BACK_FAMILIES.iter().any(|prefix| begins_with(name, prefix))
-                || plain && name.eq_ignore_ascii_case("accept-encoding");
-            !kept_back && !ours(name)
+            let kept_back = plain && same_name(name, "accept-encoding");
+            !kept_back && !KEPT_BACK.contain(name) && !ours(name)
         });
         let own =
             provider.headers.iter().map(|(name, value)| (name.as_str(), value.reveal().as_bytes()));
@@ -78,10 +76,6 @@ impl Outgoing {
         );
         Outgoing { head, body }
     }
-}
-
-fn begins_with(name: &str, prefix: &str) -> bool {
-    name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
 /// The field that shows `key` to a provider as the API of the request has it; none where the provider's own headers, asked

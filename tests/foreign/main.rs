@@ -7,6 +7,7 @@
 
 mod clients;
 mod heartbeats;
+mod http_edges;
 mod providers;
 #[path = "../support/mod.rs"]
 mod support;
