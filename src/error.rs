@@ -148,12 +148,26 @@ pub enum Error {
         /// As asked for, without the query.
         path: String,
     },
+    /// The path holds one endpoint behind another, since a base URL ends in an endpoint: 404.
+    DoubledEndpoint {
+        /// As asked for, without the query.
+        path: String,
+        /// What of it the base URL ends in, e.g. `/v1/chat/completions`.
+        base: String,
+    },
     /// The path exists under other methods: 405.
     MethodNotAllowed {
         /// As sent.
         method: String,
         /// The value of Allow.
         allow: &'static str,
+    },
+    /// An upgrade to WebSocket is asked for: 426.
+    WebSocketNotSupported,
+    /// The body is compressed: 415 (RFC 9110 section 15.5.16).
+    UnsupportedContentEncoding {
+        /// The coding, as sent.
+        coding: String,
     },
     /// `server.auth_token` is set and was not sent: 401.
     InvalidApiKey,
@@ -340,9 +354,25 @@ impl Error {
                 "There is nothing at {}. The API is below /v1, for example POST /v1/chat/completions.",
                 quote(path)
             ),
+            Error::DoubledEndpoint { path, base } => format!(
+                "The path {} holds two endpoints, because the client's base URL ends in {}. Write a base \
+                 URL that ends in /v1, for example http://localhost:8080/v1.",
+                quote(path),
+                quote(base)
+            ),
             Error::MethodNotAllowed { method, allow } => {
                 format!("The method {} is not allowed here. Use {allow}.", quote(method))
             }
+            Error::WebSocketNotSupported => {
+                "WebSocket is not served here. Send the same request over HTTP, for example POST \
+                 /v1/responses with `stream` set to true."
+                    .into()
+            }
+            Error::UnsupportedContentEncoding { coding } => format!(
+                "The request body has the content encoding {}, which is not supported. Send the body \
+                 uncompressed.",
+                quote(coding)
+            ),
             Error::InvalidApiKey => {
                 "The API key is missing or wrong. Send the gateway's own key as `Authorization: Bearer KEY` or \
                  `x-api-key: KEY`."
@@ -478,6 +508,10 @@ impl Error {
             Error::ShuttingDown => RESTART_RETRY_AFTER,
             Error::MethodNotAllowed { allow, .. } => return vec![("Allow", (*allow).to_owned())],
             Error::InvalidApiKey => return vec![("WWW-Authenticate", "Bearer".to_owned())],
+            Error::WebSocketNotSupported => return vec![("Upgrade", "HTTP/1.1".to_owned())],
+            Error::UnsupportedContentEncoding { .. } => {
+                return vec![("Accept-Encoding", "identity".to_owned())];
+            }
             _ => return Vec::new(),
         };
         come_back_after(retry_after)
@@ -528,7 +562,12 @@ impl Error {
             Error::InvalidHeader { .. } => (400, INVALID, "invalid_header"),
             Error::ModelNotFound { .. } => (404, INVALID, "model_not_found"),
             Error::UnknownPath { .. } => (404, INVALID, "unknown_path"),
+            Error::DoubledEndpoint { .. } => (404, INVALID, "doubled_endpoint"),
             Error::MethodNotAllowed { .. } => (405, INVALID, "method_not_allowed"),
+            Error::WebSocketNotSupported => (426, INVALID, "websocket_not_supported"),
+            Error::UnsupportedContentEncoding { .. } => {
+                (415, INVALID, "unsupported_content_encoding")
+            }
             Error::InvalidApiKey => (401, AUTH, "invalid_api_key"),
             Error::QueueWaitExceeded { .. } => (503, RATE, "queue_wait_exceeded"),
             Error::QueueFull { .. } => (503, RATE, "queue_full"),

@@ -38,7 +38,13 @@ samples! {
     InvalidHeader { name: "X-Limitrate-Priority", value: "urgent".into(), wanted: "high, normal or low" }
     ModelNotFound { model: "gpt4\"o\n".into(), nearest: vec!["gpt-4o".into(), "openai/gpt-4o".into()] }
     UnknownPath { path: "/v2/chat".into() }
+    DoubledEndpoint {
+        path: "/v1/chat/completions/chat/completions".into(),
+        base: "/v1/chat/completions".into(),
+    }
     MethodNotAllowed { method: "PUT".into(), allow: "GET, HEAD" }
+    WebSocketNotSupported {}
+    UnsupportedContentEncoding { coding: "zstd".into() }
     InvalidApiKey {}
     QueueWaitExceeded {
         provider: "nim".into(),

@@ -73,7 +73,7 @@ fn an_unknown_path_is_a_404() {
         "/v1",
         "/v2/chat/completions",
         "/admin/nope",
-        "/admin/stats/",
+        "/admin/stats/more",
         "/v1chat",
         "/favicon.ico",
     ] {

@@ -179,7 +179,7 @@ fn the_path_and_the_query_go_to_any_base_url() {
             "/chat/completions",
             "/embeddings?x=%20a&y=1/2?",
             "/audio/some%2Fthing/deeper",
-            "/v1/rerank",
+            "/rerank/v1",
             "/responses",
         ] {
             assert_eq!(

@@ -22,7 +22,7 @@ use super::lifecycle::Watch;
 use super::reload::Front;
 use super::request_body::{self, Body, Stopped};
 use super::stream::Stream;
-use super::{Gateway, routes, terms, tls};
+use super::{Gateway, routes, target, terms, tls};
 use crate::deadline::{after, within};
 use crate::error::Error;
 use crate::http1::{self, Framing, ReadError, Reader, RequestHead};
@@ -128,6 +128,7 @@ impl Connection {
                 return self.refuse(refusal.as_deref().unwrap_or(&error)).await;
             }
         };
+        target::tidy(&mut head.target);
         let refusal = self.admission.refusal.take();
         self.caller.answer_to(&head, Cors::of(&self.gateway.config.cors_origins, &head.headers));
         let client = self.peer.client(&self.gateway.config.trusted_proxies, &head.headers);

@@ -26,6 +26,7 @@ mod request_body;
 mod routes;
 mod seam;
 mod stream;
+mod target;
 mod terms;
 mod tls;
 mod token;

@@ -10,6 +10,7 @@ use super::cors::{self, Cors};
 use super::lifecycle::Watch;
 use super::proxy;
 use super::request_body::Body;
+use super::target;
 use super::token::presents;
 use crate::admin;
 use crate::error::Error;
@@ -62,6 +63,9 @@ pub fn route(gateway: &Gateway, head: &RequestHead, cors: &Cors) -> Result<Route
     if !matches!(path, "/admin/health" | "/admin" | "/admin/") {
         authorize(gateway, head)?;
     }
+    if path.starts_with("/v1/") {
+        check_api(path, head)?;
+    }
     let route = Route::Ours(match path {
         "/admin/health" => Ours::Health,
         "/admin/stats" if asks_for_metrics(head) => Ours::Metrics,
@@ -71,7 +75,7 @@ pub fn route(gateway: &Gateway, head: &RequestHead, cors: &Cors) -> Result<Route
         "/admin/" => Ours::Page,
         "/admin" => Ours::ToPage,
         "/metrics" => Ours::Metrics,
-        "/v1/models" | "/v1/models/" => Ours::Models,
+        "/v1/models" => Ours::Models,
         _ => match path.strip_prefix("/v1/models/") {
             Some(id) => Ours::Model(percent_decode(id).into_owned()),
             None if path.len() > 4 && path.starts_with("/v1/") => return forwarded(path, head),
@@ -87,10 +91,32 @@ pub fn is_for_the_operator(head: &RequestHead) -> bool {
     matches!(&*head.method, "GET" | "HEAD") && matches!(path, "/admin/health" | "/metrics")
 }
 
+/// What no path of the API takes, whatever its method.
+fn check_api(path: &str, head: &RequestHead) -> Result<(), Error> {
+    if head.headers.items("upgrade").any(is_websocket) {
+        return Err(Error::WebSocketNotSupported);
+    }
+    if let Some(base) = target::doubled_endpoint(path) {
+        return Err(Error::DoubledEndpoint { path: path.into(), base: base.into() });
+    }
+    Ok(())
+}
+
+/// Whether an item of Upgrade names WebSocket, with a version or without (RFC 9110 section 7.8).
+fn is_websocket(item: &[u8]) -> bool {
+    let name = item.split(|byte| *byte == b'/').next().unwrap_or_default();
+    name.eq_ignore_ascii_case(b"websocket")
+}
+
 fn forwarded(path: &str, head: &RequestHead) -> Result<Route, Error> {
     allowed("POST", head)?;
     if climbs(path) {
         return Err(Error::UnknownPath { path: path.into() });
+    }
+    let is_coding = |item: &&[u8]| !item.is_empty() && !item.eq_ignore_ascii_case(b"identity");
+    if let Some(coding) = head.headers.items("content-encoding").find(is_coding) {
+        let coding = String::from_utf8_lossy(coding).into_owned();
+        return Err(Error::UnsupportedContentEncoding { coding });
     }
     Ok(Route::Forward)
 }
