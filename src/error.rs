@@ -171,6 +171,17 @@ pub enum Error {
     },
     /// `server.auth_token` is set and was not sent: 401.
     InvalidApiKey,
+    /// A web page of an origin that may not call, without `server.auth_token`: 403.
+    OriginNotAllowed {
+        /// As the browser sent it.
+        origin: String,
+    },
+    /// A Host that could be a stranger's name for this machine (DNS rebinding), without
+    /// `server.auth_token`: 403.
+    HostNotAllowed {
+        /// As sent.
+        host: String,
+    },
     /// Waiting would take (or took) longer than `max_wait_seconds`: 503.
     QueueWaitExceeded {
         /// The provider's name.
@@ -373,6 +384,22 @@ impl Error {
                  uncompressed.",
                 quote(coding)
             ),
+            // No list can name it: the pages of all local files and sandboxes have it.
+            Error::OriginNotAllowed { origin } if origin == "null" => {
+                "Web pages without an origin (`null`), such as local files, may not use this gateway. Set \
+                 server.auth_token, or allow every page with server.cors_origins: [\"*\"]."
+                    .into()
+            }
+            Error::OriginNotAllowed { origin } => format!(
+                "Web pages of the origin {} may not use this gateway. Add the origin to \
+                 server.cors_origins, or set server.auth_token.",
+                quote(origin)
+            ),
+            Error::HostNotAllowed { host } => format!(
+                "The gateway does not know the host name {} as its own. Add the name to server.hosts, or \
+                 set server.auth_token.",
+                quote(host)
+            ),
             Error::InvalidApiKey => {
                 "The API key is missing or wrong. Send the gateway's own key as `Authorization: Bearer KEY` or \
                  `x-api-key: KEY`."
@@ -544,6 +571,7 @@ impl Error {
     fn class(&self) -> (u16, &'static str, &'static str) {
         const INVALID: &str = "invalid_request_error";
         const AUTH: &str = "authentication_error";
+        const PERMISSION: &str = "permission_error";
         const RATE: &str = "rate_limit_error";
         const API: &str = "api_error";
         match self {
@@ -569,6 +597,8 @@ impl Error {
                 (415, INVALID, "unsupported_content_encoding")
             }
             Error::InvalidApiKey => (401, AUTH, "invalid_api_key"),
+            Error::OriginNotAllowed { .. } => (403, PERMISSION, "origin_not_allowed"),
+            Error::HostNotAllowed { .. } => (403, PERMISSION, "host_not_allowed"),
             Error::QueueWaitExceeded { .. } => (503, RATE, "queue_wait_exceeded"),
             Error::QueueFull { .. } => (503, RATE, "queue_full"),
             Error::ClientQueueFull { .. } => (503, RATE, "client_queue_full"),

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use limitrate::config::{
-    self, Budget, Config, CooldownScope, Day, DayReset, Fairness, Mode, ModelLimit, Origins, Pace,
-    Priority, RateLimit, Retry, Routing, Socket, TrustedProxies,
+    self, Budget, Config, CooldownScope, Day, DayReset, Fairness, Hosts, Mode, ModelLimit, Origins,
+    Pace, Priority, RateLimit, Retry, Routing, Socket, TrustedProxies,
 };
 use proptest::prelude::*;
 
@@ -136,8 +136,8 @@ fn defaults() {
     assert_eq!(server.auth_token, None);
     assert_eq!(server.tls, None);
     assert_eq!(
-        (&server.trusted_proxies, &server.cors_origins),
-        (&TrustedProxies::default(), &Origins::Unset)
+        (&server.trusted_proxies, &server.cors_origins, &server.hosts),
+        (&TrustedProxies::default(), &Origins::Unset, &Hosts::default())
     );
     assert_eq!((server.max_body_bytes, server.max_head_bytes), (32 << 20, 32 << 10));
     assert_eq!((server.max_connections, server.max_connections_per_client), (1024, 512));
@@ -208,6 +208,7 @@ fn every_key_arrives() {
     let origins = ["https://chat.example.com", "http://localhost:3000", "app://obsidian.md"]
         .map(str::to_owned);
     assert_eq!(server.cors_origins, Origins::Listed(origins.to_vec()));
+    assert_eq!(server.hosts.names(), ["gateway.example.com", "*.example.org"]);
     assert!(server.trusted_proxies.unix && server.trusted_proxies.networks.len() == 2);
     assert!(
         ["10.9.8.7", "::1"]
@@ -413,6 +414,7 @@ fn every_setting_of_the_example_can_be_switched_on() {
         auth_token: None,
         trusted_proxies: TrustedProxies::default(),
         cors_origins: Origins::Unset,
+        hosts: Hosts::default(),
         clients: Vec::new(),
         state_file: None,
         ..config.server.clone()

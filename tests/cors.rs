@@ -120,7 +120,8 @@ fn a_connection_goes_on_behind_its_preflight() {
 fn a_page_that_is_not_listed_is_told_nothing() {
     let own = "Access-Control-Allow-Origin: *\r\naccess-control-expose-headers: x\r\n";
     let upstream = Upstream::answering(move |_, _| Reply::with_headers(own, "{}"));
-    let gateway = gateway(LISTED, &upstream, UNSHAPED);
+    let gateway = gateway(&format!("{LISTED}\nauth_token: t"), &upstream, UNSHAPED);
+    let key = "Authorization: Bearer t\r\n";
     for origin in [
         "https://evil.example",
         "http://chat.example.com",
@@ -129,16 +130,17 @@ fn a_page_that_is_not_listed_is_told_nothing() {
         "HTTPS://chat.example.com",
     ] {
         let asked = preflight(&gateway, CHAT, origin, "");
-        assert_eq!(asked.status, 405, "{origin}");
+        assert_eq!(asked.status, 401, "{origin}");
         assert_told_nothing(&asked);
-        let answered = post_with(gateway.addr(), CHAT, &from_page(origin), BODY);
+        let answered =
+            post_with(gateway.addr(), CHAT, &format!("{}{key}", from_page(origin)), BODY);
         assert_eq!(answered.status, 200);
         assert_told_nothing(&answered);
         // A cache must not hand it to a page that may have it.
         assert_eq!(answered.headers.all("vary"), ["Origin"]);
     }
     // Who says no origin is no page.
-    assert_told_nothing(&post_with(gateway.addr(), CHAT, "", BODY));
+    assert_told_nothing(&post_with(gateway.addr(), CHAT, key, BODY));
 }
 
 #[test]

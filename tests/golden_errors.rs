@@ -46,6 +46,8 @@ samples! {
     WebSocketNotSupported {}
     UnsupportedContentEncoding { coding: "zstd".into() }
     InvalidApiKey {}
+    OriginNotAllowed { origin: "https://chat.example.com".into() }
+    HostNotAllowed { host: "gateway.example.com:8080".into() }
     QueueWaitExceeded {
         provider: "nim".into(),
         position: 42,

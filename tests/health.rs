@@ -88,6 +88,10 @@ fn whatever_else_answers_is_not_well() {
             "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
             "it answers with status 503",
         ),
+        (
+            "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n",
+            "it answers with status 403; server.hosts may lack this host name",
+        ),
         ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "what answers is not limitrate"),
         ("HTTP/1.1 200 OK\r\n\r\n<h1>It works!</h1>", "what answers is not limitrate"),
         ("HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{", "the body ended early"),

@@ -225,10 +225,22 @@ fn who_is_believed_and_which_pages_may_call_changes_between_two_requests_of_a_co
     let (file, process) = serve("", &provider);
     let mut client = Client::connect(process.addr());
     let headers = "X-Forwarded-For: 192.0.2.1\r\nOrigin: https://chat.example.com\r\n";
-    client.post_json_with(CHAT, headers, BODY);
-    assert_eq!(client.read_response().header("access-control-allow-origin"), None);
-    let front = "trusted_proxies: [127.0.0.1]\ncors_origins: [\"https://chat.example.com\"]";
+    let get_models = |host: &str| {
+        format!(
+            "GET /v1/models HTTP/1.1\r\nHost: {host}\r\nOrigin: https://chat.example.com\r\n\r\n"
+        )
+    };
+    client.post_json(CHAT, BODY);
+    assert_eq!(client.read_response().status, 200, "takes the slot");
+    client.send(get_models("gw.example.com"));
+    assert_eq!(client.read_response().code(), "host_not_allowed");
+    client.send(get_models("gateway"));
+    assert_eq!(client.read_response().code(), "origin_not_allowed");
+    let front = "trusted_proxies: [127.0.0.1]\ncors_origins: [\"https://chat.example.com\"]\n\
+                 hosts: [gw.example.com]";
     reload(&process, &file, &yaml(front, &provider));
+    client.send(get_models("gw.example.com"));
+    assert_eq!(client.read_response().status, 200);
     client.post_json_with(CHAT, headers, "{}");
     assert_eq!(
         client.read_response().header("access-control-allow-origin").as_deref(),

@@ -17,6 +17,10 @@ pub use stats::stats;
 
 use std::time::{Duration, Instant, SystemTime};
 
+/// No other page may show this in a frame (RFC 7034; CSP level 3, section 6.4.2).
+pub const UNFRAMED: [(&str, &str); 2] =
+    [("X-Frame-Options", "DENY"), ("Content-Security-Policy", "frame-ancestors 'none'")];
+
 /// `{"status":"ok","version":...,"uptime_seconds":...}`
 pub fn health(started: Instant) -> Vec<u8> {
     let health = serde_json::json!({

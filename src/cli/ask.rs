@@ -159,6 +159,10 @@ impl Target {
         match head.status {
             200 => {}
             401 => return Err(Problem::Locked),
+            403 => {
+                let words = "it answers with status 403; server.hosts may lack this host name";
+                return Err(Problem::Other(words.into()));
+            }
             status => return Err(Problem::Other(format!("it answers with status {status}"))),
         }
         let mut decoder = BodyDecoder::new(head.framing);

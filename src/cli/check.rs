@@ -84,6 +84,12 @@ fn settings(server: &Server) -> Vec<(&'static str, String)> {
             lines.push(("pages", format!("of {} may call", origins.join(", "))))
         }
     }
+    if !server.hosts.names().is_empty() {
+        let of_no_use =
+            if server.auth_token.is_some() { " (not checked with auth_token)" } else { "" };
+        let names = server.hosts.names().join(", ");
+        lines.push(("hosts", format!("{names}, besides local names{of_no_use}")));
+    }
     if server.routing == Routing::Earliest {
         lines.push((
             "routing",

@@ -12,7 +12,7 @@ use super::tree::{Kind, Node};
 /// The settings whose values may be seen.
 const OPEN: &str = "adaptive attempts body_timeout_seconds ca_file capacity cert_file connect_timeout_seconds cooldown \
     cors_origins day_resets_at drain_queue drain_seconds fairness fallback format header_timeout_seconds heartbeat heartbeat_after_seconds \
-    heartbeat_json host id idle_timeout_seconds interval_seconds keep_alive_seconds key_file level max_body_bytes \
+    heartbeat_json host hosts id idle_timeout_seconds interval_seconds keep_alive_seconds key_file level max_body_bytes \
     max_buffered_bytes max_buffered_bytes_per_client max_concurrent max_connections max_connections_per_client \
     max_cooldown_seconds max_head_bytes max_queue max_wait_seconds \
     mode models name pool_idle_seconds pool_max_idle port priority request_timeout_seconds routing rpd rpm socket \

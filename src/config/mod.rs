@@ -13,7 +13,8 @@
 //! | `sharing` | the same for `clients:`, `api_keys:` and what else is shared |
 //! | `socket` | the same for `port:` and `socket:` |
 //! | `tls` | the same for `tls:`, and the certificate with its key |
-//! | `network`, `origins` | the same for `trusted_proxies:` and `cors_origins:` |
+//! | `network` | the same for `trusted_proxies:` |
+//! | `origins`, `hosts` | the same for `cors_origins:` and `hosts:` |
 //! | `base_url`, `proxy`, `expand`, `day_reset` | the small grammars inside values |
 //! | `faults`, `excerpt` | how faults are printed, and what of the file may be seen with them |
 
@@ -22,6 +23,7 @@ mod day_reset;
 mod excerpt;
 mod expand;
 mod faults;
+mod hosts;
 mod limits;
 mod nearest;
 mod network;
@@ -44,6 +46,7 @@ use crate::log;
 
 pub use base_url::url_fault;
 pub use faults::Faults;
+pub use hosts::{Hosts, is_below};
 pub use network::{Network, TrustedProxies};
 pub use origins::Origins;
 pub use socket::Socket;
@@ -127,6 +130,8 @@ pub struct Server {
     pub trusted_proxies: TrustedProxies,
     /// The web pages that may call; default: what the browser does with none named.
     pub cors_origins: Origins,
+    /// Names that clients may reach it by, besides those of a local network; default none.
+    pub hosts: Hosts,
     /// The largest request body, default 32 MiB; past it 413.
     pub max_body_bytes: u64,
     /// All request bodies held at once, over all connections, default 256 MiB; past it 503.

@@ -11,8 +11,8 @@ use std::path::Path;
 use super::section::{Found, SECONDS_MIN, Section, Walk, join};
 use super::tree::{Kind, Node};
 use super::{
-    BaseUrl, Config, Model, Provider, Secret, Server, base_url, limits, network, origins, proxy,
-    read_bounded, sharing, socket, tls,
+    BaseUrl, Config, Model, Provider, Secret, Server, base_url, hosts, limits, network, origins,
+    proxy, read_bounded, sharing, socket, tls,
 };
 
 const KIB: u64 = 1 << 10;
@@ -69,6 +69,7 @@ fn server(mut keys: Section<'_, '_, '_>) -> Server {
         auth_token,
         trusted_proxies: network::trusted_proxies(&mut keys),
         cors_origins: origins::cors_origins(&mut keys),
+        hosts: hosts::hosts(&mut keys),
         max_body_bytes: bytes.one,
         max_buffered_bytes: bytes.all,
         max_buffered_bytes_per_client: bytes.each,

@@ -22,7 +22,7 @@ use super::lifecycle::Watch;
 use super::reload::Front;
 use super::request_body::{self, Body, Stopped};
 use super::stream::Stream;
-use super::{Gateway, routes, target, terms, tls};
+use super::{Gateway, routes, target, terms, tls, web_guard};
 use crate::deadline::{after, within};
 use crate::error::Error;
 use crate::http1::{self, Framing, ReadError, Reader, RequestHead};
@@ -130,7 +130,12 @@ impl Connection {
         };
         target::tidy(&mut head.target);
         let refusal = self.admission.refusal.take();
-        self.caller.answer_to(&head, Cors::of(&self.gateway.config.cors_origins, &head.headers));
+        let admitted = web_guard::check(&self.gateway.config, &head);
+        let cors = match admitted {
+            Ok(()) => Cors::of(&self.gateway.config.cors_origins, &head.headers),
+            Err(_) => Cors::Off,
+        };
+        self.caller.answer_to(&head, cors);
         let client = self.peer.client(&self.gateway.config.trusted_proxies, &head.headers);
         self.caller.trace().comes_from(&client);
         if refusal.is_some() || self.admission.entry.is_leaving() {
@@ -141,7 +146,8 @@ impl Connection {
         {
             return self.refuse(&refusal).await;
         }
-        let route = match routes::route(&self.gateway, &head, self.caller.cors()) {
+        let route = admitted.and_then(|()| routes::route(&self.gateway, &head, self.caller.cors()));
+        let route = match route {
             Ok(route) => route,
             Err(error) => {
                 if head.framing != Framing::Empty {

@@ -5,7 +5,8 @@
 //! [`routes`] decides what a request is for, [`terms`] what it asks for beside its answer,
 //! [`proxy`] sends it on and relays the answer, [`heartbeat`] keeps its caller patient meanwhile, [`seam`] knows where a
 //! stream may break, [`caller`] writes, [`client_address`] says who asks,
-//! [`cors`] which web pages may. [`keeper`] remembers for the next start, [`reload`] changes everything while it
+//! [`cors`] which web pages may read an answer, [`web_guard`] which may ask at all, [`target`] which
+//! path is meant. [`keeper`] remembers for the next start, [`reload`] changes everything while it
 //! runs. [`listener`], [`stream`] and [`tls`] are the ways in; [`turns`] says which task runs next.
 //! Knows nothing of how a provider is reached or shaped.
 
@@ -31,6 +32,7 @@ mod terms;
 mod tls;
 mod token;
 mod turns;
+mod web_guard;
 
 use std::convert::Infallible;
 use std::hash::RandomState;

@@ -154,7 +154,7 @@ async fn answer_ourselves(
     let models = || gateway.registry.models();
     match ours {
         Ours::Preflight => caller.no_content(&cors::preflight_fields(head)).await,
-        Ours::Health => caller.json(200, &[], &admin::health(gateway.started)).await,
+        Ours::Health => caller.json(200, &admin::UNFRAMED, &admin::health(gateway.started)).await,
         Ours::Stats => {
             let stats = admin::stats(
                 &gateway.config,
@@ -172,16 +172,18 @@ async fn answer_ourselves(
         }
         Ours::Queue(limit) => {
             let queue = admin::queue(&gateway.providers, limit).await;
-            caller.json(200, &[NO_STORE], &queue).await
+            caller.json(200, &LIVE, &queue).await
         }
         Ours::Requests(limit) => {
-            caller.json(200, &[NO_STORE], &admin::requests(&gateway.telemetry, limit)).await
+            caller.json(200, &LIVE, &admin::requests(&gateway.telemetry, limit)).await
         }
         Ours::Page => {
             caller.whole(200, "text/html; charset=utf-8", &admin::PAGE_HEADERS, admin::PAGE).await
         }
         Ours::ToPage => {
-            caller.whole(308, "text/plain", &[("Location", "admin/")], b"It is at /admin/\n").await
+            let [options, policy] = admin::UNFRAMED;
+            let headers = [("Location", "admin/"), options, policy];
+            caller.whole(308, "text/plain", &headers, b"It is at /admin/\n").await
         }
         Ours::Models => caller.json(200, &[], &openai::model_list(models(), created)).await,
         Ours::Model(id) => match gateway.registry.get(&id) {
@@ -193,8 +195,11 @@ async fn answer_ourselves(
 
 const NO_STORE: (&str, &str) = ("Cache-Control", "no-store");
 
-/// Of a page with two forms.
-const VARIES: [(&str, &str); 2] = [NO_STORE, ("Vary", "Accept")];
+/// Of what changes from moment to moment.
+const LIVE: [(&str, &str); 3] = [NO_STORE, admin::UNFRAMED[0], admin::UNFRAMED[1]];
+
+/// The same with two forms.
+const VARIES: [(&str, &str); 4] = [LIVE[0], LIVE[1], LIVE[2], ("Vary", "Accept")];
 
 fn asks_for_metrics(head: &RequestHead) -> bool {
     head.headers

@@ -17,7 +17,7 @@ pub fn make(rng: &mut fastrand::Rng) -> Garbage {
     let get = |fields: &str| {
         format!("GET /v1/models HTTP/1.1\r\nHost: gateway\r\n{fields}\r\n").into_bytes()
     };
-    let (bytes, status) = match rng.u8(..22) {
+    let (bytes, status) = match rng.u8(..28) {
         0 => (b"hello\r\n\r\n".to_vec(), Some(400)),
         1 => (b"GET /v1/models HTTP/1.1\r\n\r\n".to_vec(), Some(400)),
         2 => (b"GET /v1/models HTTP/2.0\r\nHost: gateway\r\n\r\n".to_vec(), Some(505)),
@@ -38,6 +38,12 @@ pub fn make(rng: &mut fastrand::Rng) -> Garbage {
         17 => (post("Content-Length: 99999999999", ""), Some(413)),
         18 => (post("Content-Length: 12", "{\"model\":\"m\""), Some(400)),
         19 => (post("Content-Length: 18", "{\"model\":\"nobody\"}"), Some(404)),
+        20 => (post("Transfer-Encoding: chunked", "0\r\nno colon\r\n\r\n"), Some(400)),
+        21 => (post("Content-Length: 9\r\nOrigin: https://evil.example", "{"), Some(403)),
+        22 => (b"GET /v1/models HTTP/1.1\r\nHost: evil.example\r\n\r\n".to_vec(), Some(403)),
+        23 => (get("Upgrade: websocket\r\n"), Some(426)),
+        24 => (post("Content-Length: 9\r\nContent-Encoding: gzip", "{"), Some(415)),
+        25 => (b"GET /v1/responses/responses HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), Some(404)),
         _ => return cut_off(noise(rng), None),
     };
     Garbage { bytes, status, ends: false }
