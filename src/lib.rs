@@ -18,6 +18,7 @@
 //! | 2 | [`http1`] | heads and body framing; the only room that names `async_h1`, `http_types`, `httparse` |
 //! | 2 | [`openai`] | model-list objects, peeking at a body, usage (Anthropic's too), SSE events |
 //! | 1 | [`config`] | YAML -> validated [`config::Config`]; `${ENV}`; secrets |
+//! | 1 | [`tls`] | TLS sessions in both directions, by OpenSSL; why one failed, in plain words |
 //! | 0 | [`error`] | one `Error`; status and JSON, in either API's shape, are decided only there |
 //! | 0 | [`log`] | one line an event, on standard error |
 //! | 0 | [`deadline`] | work that may not take for ever; one timer for all who wait |
@@ -55,4 +56,5 @@ pub mod socket;
 pub mod stale_errors;
 pub mod state;
 pub mod telemetry;
+pub mod tls;
 pub mod upstream;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// Rooms from the ground up. A room may name rooms of lower floors, and itself.
 const FLOORS: [&[&str]; 8] = [
     &["aside", "deadline", "edits", "error", "heap", "log", "socket", "stale_errors"],
-    &["config"],
+    &["config", "tls"],
     &["http1", "openai", "shaping"],
     &["registry", "state", "telemetry", "upstream"],
     &["provider"],
@@ -123,4 +123,20 @@ fn no_pure_room_looks_at_the_clock() {
             assert!(!outside_tests.contains("::now()"), "{path} looks at the clock");
         }
     }
+}
+
+#[test]
+fn one_place_alone_is_unsafe() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut places = Vec::new();
+    for source in sources(&root) {
+        let code = code(&source);
+        for word in ["unsafe_code", "unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"] {
+            let file = source.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+            places.extend(code.matches(word).map(|word| (file.clone(), word.to_owned())));
+        }
+    }
+    // ARCHITECTURE.md and SECURITY.md promise this.
+    let known = ["unsafe_code", "unsafe {"].map(|word| ("tls/client.rs".into(), word.into()));
+    assert_eq!(places, known);
 }

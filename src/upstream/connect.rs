@@ -1,9 +1,9 @@
 //! Making one connection to a provider, by its proxy where it has one: look the name up, try its addresses, shake hands.
 //!
-//! TLS is verified, with SNI, from TLS 1.2 on. A context holds the system's CA bundle, parsed: that costs twenty handshakes, and as
-//! much memory. So one is shared by all connections that trust the same, for a while. async-native-tls makes one for each
-//! connection and has no way around it: native-tls is used without it here. What computes does so on a thread of its own,
-//! since the thread that relays streams must not wait for that.
+//! TLS is verified, with SNI, from TLS 1.2 on. A context holds the system's CA bundle, parsed: that
+//! costs twenty handshakes, and as much memory. So one is shared by all connections that trust the
+//! same, for a while, and with it the sessions that can be resumed. Handshakes compute on a thread
+//! of their own, since the thread that relays streams must not wait for them.
 
 use std::cell::RefCell;
 use std::io;
@@ -13,16 +13,17 @@ use std::time::{Duration, Instant};
 
 use async_io::Async;
 use futures_lite::future::{self, BoxedLocal};
-use native_tls::{Certificate, Protocol, TlsConnector};
+use openssl::x509::X509;
 use smol::lock::{OnceCell, Semaphore};
 
 use super::Failure;
-use super::stream::{Session, Stream};
+use super::stream::Stream;
 use super::tunnel;
 use crate::aside::aside;
 use crate::config::{self, BaseUrl, Proxy};
 use crate::deadline::within;
 use crate::socket::Socket;
+use crate::tls::{Advice, ClientContext, Problem, Session};
 
 /// RFC 8305 section 5: how long an address may take before the next one is tried beside it.
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(300);
@@ -33,7 +34,7 @@ const DNS_CACHE: Duration = Duration::from_secs(10);
 /// How long a TLS context is made use of: the CA bundle may be another one by then.
 const CONTEXT_LASTS: Duration = Duration::from_secs(600);
 
-/// The same after a handshake that failed, perhaps for want of a certificate that is there by now.
+/// The same after a certificate was refused, perhaps for want of a CA that is there by now.
 const DOUBTED_CONTEXT_LASTS: Duration = Duration::from_secs(10);
 
 thread_local! {
@@ -48,7 +49,7 @@ const MAX_CONNECTING: usize = 8;
 pub struct Connector {
     base_url: BaseUrl,
     proxy: Option<Proxy>,
-    extra_roots: Vec<Certificate>,
+    extra_roots: Vec<X509>,
     /// Of its own, where it trusts others than the system does.
     context: RefCell<Rc<Context>>,
     addresses: RefCell<Option<(Instant, Vec<SocketAddr>)>>,
@@ -66,9 +67,7 @@ impl Connector {
             base_url: provider.base_url.clone(),
             proxy: provider.proxy.clone(),
             // OpenSSL starts with the first call: not where nobody needs it.
-            extra_roots: pem
-                .and_then(|pem| Certificate::stack_from_pem(pem).ok())
-                .unwrap_or_default(),
+            extra_roots: pem.and_then(|pem| X509::stack_from_pem(pem).ok()).unwrap_or_default(),
             context: RefCell::default(),
             addresses: RefCell::new(None),
             connecting: Semaphore::new(MAX_CONNECTING),
@@ -111,9 +110,7 @@ impl Connector {
             return Ok(Stream::Plain(tcp));
         }
         let tls = self.shake_hands(tcp).await;
-        tls.map_err(|error| {
-            format!("TLS handshake with {} failed: {}", self.target(), last_of_stack(&error))
-        })
+        tls.map_err(|reason| format!("the TLS handshake with {} failed: {reason}", self.target()))
     }
 
     async fn look_up(&self) -> Result<Vec<SocketAddr>, String> {
@@ -139,26 +136,34 @@ impl Connector {
         Ok(addresses)
     }
 
-    async fn shake_hands(&self, tcp: Socket<TcpStream>) -> Result<Stream, native_tls::Error> {
-        let context = self.context().await?;
-        let host = self.base_url.host.clone();
-        let tls = aside(async move { Session::begin(&context, &host, tcp).await }).await;
-        let tls =
-            tls.inspect_err(|_| self.of_context(|context| retire(context, DOUBTED_CONTEXT_LASTS)))?;
-        Ok(Stream::Tls(Box::new(tls)))
-    }
-
-    /// Made once for all who ask meanwhile.
-    async fn context(&self) -> Result<TlsConnector, native_tls::Error> {
+    async fn shake_hands(&self, tcp: Socket<TcpStream>) -> Result<Stream, String> {
         let context = self.of_context(|context| {
             retire(context, CONTEXT_LASTS);
             context.borrow().clone()
         });
-        let connector = context.connector.get_or_try_init(|| {
+        // Made once for all connections that need it meanwhile.
+        let tls = context.tls.get_or_try_init(|| {
             let roots = self.extra_roots.clone();
-            aside(async move { trusting(&roots) })
+            aside(async move { ClientContext::new(&roots) })
         });
-        connector.await.cloned()
+        let tls = tls.await.map_err(|stack| Problem::of_stack(&stack, "").to_string())?;
+        let server = tls.server(&self.base_url.host, self.base_url.port);
+        let session = aside(Session::connect(server, tcp)).await;
+        session.map(Stream::Tls).map_err(|problem| self.failed(tls, &problem))
+    }
+
+    /// Puts a failed handshake in words, and doubts the context where it was about a certificate.
+    fn failed(&self, tls: &ClientContext, problem: &Problem) -> String {
+        if matches!(problem, Problem::Certificate(_)) {
+            self.of_context(|context| retire(context, DOUBTED_CONTEXT_LASTS));
+        }
+        let trust = match tls.trusts_nobody() {
+            true => {
+                "this machine has no CA certificates at all: install its package ca-certificates"
+            }
+            false => "name the CA's file with `ca_file`",
+        };
+        problem.of_handshake(&Advice { host: &self.base_url.host, url: "base_url", trust })
     }
 
     fn of_context<T>(&self, ask: impl FnOnce(&RefCell<Rc<Context>>) -> T) -> T {
@@ -177,15 +182,15 @@ impl Connector {
     }
 }
 
-/// What sessions have in common: who is trusted.
+/// What sessions have in common, once it is needed.
 struct Context {
     since: Instant,
-    connector: OnceCell<TlsConnector>,
+    tls: OnceCell<ClientContext>,
 }
 
 impl Default for Context {
     fn default() -> Self {
-        Context { since: Instant::now(), connector: OnceCell::new() }
+        Context { since: Instant::now(), tls: OnceCell::new() }
     }
 }
 
@@ -194,16 +199,6 @@ fn retire(context: &RefCell<Rc<Context>>, age: Duration) {
     if context.borrow().since.elapsed() >= age {
         context.take();
     }
-}
-
-/// Trusts these and whom the system trusts. Reads and parses the CA bundle.
-fn trusting(roots: &[Certificate]) -> Result<TlsConnector, native_tls::Error> {
-    let mut builder = TlsConnector::builder();
-    builder.min_protocol_version(Some(Protocol::Tlsv12));
-    for root in roots {
-        builder.add_root_certificate(root.clone());
-    }
-    builder.build()
 }
 
 /// RFC 8305 section 4: addresses of both families in turn, beginning with the family that the resolver prefers.
@@ -251,12 +246,6 @@ async fn first_success(mut one: Attempt, mut other: Attempt) -> io::Result<Async
     }
 }
 
-/// OpenSSL prints every step that failed, the cause first; the last one says what stopped the handshake and why.
-fn last_of_stack(error: &native_tls::Error) -> String {
-    let stack = error.to_string();
-    stack.rsplit(", error:").next().unwrap_or_default().trim_start_matches("error:").to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,7 +268,7 @@ mod tests {
     #[test]
     fn a_context_is_kept_until_it_is_old() {
         let since = Instant::now().checked_sub(CONTEXT_LASTS / 2).unwrap();
-        let first = Rc::new(Context { since, connector: OnceCell::new() });
+        let first = Rc::new(Context { since, tls: OnceCell::new() });
         let context = RefCell::new(first.clone());
         retire(&context, CONTEXT_LASTS);
         assert!(Rc::ptr_eq(&first, &context.borrow()));

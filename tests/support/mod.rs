@@ -16,6 +16,7 @@ mod process;
 mod proxy;
 mod silent;
 pub mod sse;
+mod tls_server;
 mod upstream;
 mod wire;
 
@@ -27,6 +28,7 @@ pub use line::Line;
 pub use process::Process;
 pub use proxy::{Manner, Proxy};
 pub use silent::SilentPort;
+pub use tls_server::{Handshake, Manners, Then, TlsServer};
 pub use upstream::{Ending, Gate, Gone, Recorded, Reply, Upstream};
 pub use wire::{Head, Headers};
 
