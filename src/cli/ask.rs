@@ -2,7 +2,9 @@
 //!
 //! Owns where a gateway is to be found and one GET. What the answer means is for who asks.
 
+use std::error::Error;
 use std::fmt::Display;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,12 +13,14 @@ use async_native_tls::TlsConnector;
 use async_net::TcpStream;
 use async_net::unix::UnixStream;
 use futures_lite::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use openssl::error::ErrorStack;
 use serde::de::DeserializeOwned;
 use url::Url;
 
 use crate::config::{self, Secret, url_fault};
 use crate::deadline::within;
-use crate::http1::{self, BodyDecoder, Reader};
+use crate::http1::{self, BodyDecoder, ReadFault, Reader};
+use crate::tls::{self, Advice};
 
 /// Where a gateway serves, unless something else is said.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:8080";
@@ -137,8 +141,26 @@ impl Target {
         let tls = tls
             .connect(name.as_deref().unwrap_or("localhost"), tcp)
             .await
-            .map_err(|error| unconnected(&error))?;
+            .map_err(|error| unconnected(&self.why(&error)))?;
         self.get(tls, path, limit_bytes).await
+    }
+
+    /// Why a handshake failed, without OpenSSL's source lines.
+    fn why(&self, error: &async_native_tls::Error) -> String {
+        let text = error.to_string();
+        let problem = match error.source().map(|source| source.downcast_ref::<ErrorStack>()) {
+            None => tls::Problem::Closed,
+            Some(None) => return text,
+            // native-tls tells why a certificate is refused in brackets at the end of its text, and
+            // nowhere else.
+            Some(Some(stack)) => {
+                let refused = text.strip_suffix(')').and_then(|text| text.rsplit_once(" ("));
+                tls::Problem::of_stack(stack, refused.map_or("", |(_, reason)| reason))
+            }
+        };
+        let host = if let Way::Tls(Some(name)) = &self.way { name } else { &self.authority };
+        let trust = "name the CA's file in the variable SSL_CERT_FILE";
+        problem.of_handshake(&Advice { host, url: "the URL", trust })
     }
 
     async fn get(
@@ -152,16 +174,25 @@ impl Target {
         let headers = token.iter().map(|token| ("Authorization", token.as_bytes()));
         let mut request = Vec::new();
         http1::write_request_head(&mut request, "GET", path, &self.authority, headers, None);
-        reader.get_mut().write_all(&request).await.map_err(|error| error.to_string())?;
-        let head = http1::read_response_head(&mut reader, false)
-            .await
-            .map_err(|fault| fault.to_string())?;
+        let broken = |error: io::Error| tls::Problem::plain(error).to_string();
+        reader.get_mut().write_all(&request).await.map_err(broken)?;
+        let head = http1::read_response_head(&mut reader, false).await;
+        let head = head.map_err(|fault| match fault {
+            ReadFault::Io { error, .. } => broken(error),
+            other => other.to_string(),
+        })?;
         match head.status {
             200 => {}
             401 => return Err(Problem::Locked),
             403 => {
                 let words = "it answers with status 403; server.hosts may lack this host name";
                 return Err(Problem::Other(words.into()));
+            }
+            // Where `server.tls` is set, the port answers plain HTTP with this.
+            400 if self.way == Way::Plain => {
+                return Err(Problem::Other(
+                    "it answers with status 400; if it serves TLS, try https:// in the URL".into(),
+                ));
             }
             status => return Err(Problem::Other(format!("it answers with status {status}"))),
         }
@@ -170,7 +201,7 @@ impl Target {
         while !decoder.drain(&mut reader, &mut body).map_err(|fault| fault.to_string())?
             && body.len() <= limit_bytes
         {
-            if reader.fill().await.map_err(|error| error.to_string())? == 0 {
+            if reader.fill().await.map_err(broken)? == 0 {
                 decoder.at_eof().map_err(|fault| fault.to_string())?;
                 break;
             }

@@ -37,6 +37,10 @@ pub struct ResponseHead {
     pub keep_alive: bool,
 }
 
+/// The first byte of a record with an alert (RFC 8446 section 5.1). A server that expects a
+/// handshake sends one.
+const TLS_ALERT: u8 = 21;
+
 /// Why there is no response head. `received` counts all bytes of the response until then: with 0 on a reused connection,
 /// the provider had closed it before our request came.
 #[derive(Debug)]
@@ -64,6 +68,7 @@ impl fmt::Display for ReadFault {
             Self::Eof { received } => {
                 write!(f, "the connection was closed after {received} bytes of a response head")
             }
+            Self::Io { error, received: 0 } => error.fmt(f),
             Self::Io { error, received } => {
                 write!(f, "{error}, after {received} bytes of a response head")
             }
@@ -140,7 +145,11 @@ fn find_end(buf: &[u8], searched: usize) -> Result<Option<usize>, String> {
     let start = b"HTTP/1.";
     let common = buf.len().min(start.len());
     if buf[..common] != start[..common] {
-        return Err("not an HTTP/1.x response".to_owned());
+        return Err(match buf[0] {
+            TLS_ALERT => "not an HTTP/1.x response but a TLS alert: that port speaks TLS",
+            _ => "not an HTTP/1.x response",
+        }
+        .to_owned());
     }
     let window = &buf[..buf.len().min(RESPONSE_HEAD_LIMIT_BYTES)];
     let is_end = |at: &usize| window[..*at].ends_with(b"\n") || window[..*at].ends_with(b"\n\r");
@@ -293,6 +302,7 @@ mod tests {
             ("\r\nHTTP/1.1 200 OK\r\n\r\n", "not an HTTP/1.x response"),
             ("ICY 200 OK\r\n\r\n", "not an HTTP/1.x response"),
             ("<html>", "not an HTTP/1.x response"),
+            ("\x15\x03\x03\0\x02\x02\x32", "not an HTTP/1.x response but a TLS alert"),
             (&format!("HTTP/1.1 200 OK\r\n{many}\r\n"), "more than 128 response headers"),
         ] {
             let error = parse(head).unwrap_err();

@@ -5,7 +5,7 @@
 //! same, for a while, and with it the sessions that can be resumed. Handshakes compute on a thread
 //! of their own, since the thread that relays streams must not wait for them.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::rc::Rc;
@@ -17,7 +17,7 @@ use openssl::x509::X509;
 use smol::lock::{OnceCell, Semaphore};
 
 use super::Failure;
-use super::stream::Stream;
+use super::stream::{Plain, Stream};
 use super::tunnel;
 use crate::aside::aside;
 use crate::config::{self, BaseUrl, Proxy};
@@ -54,6 +54,8 @@ pub struct Connector {
     context: RefCell<Rc<Context>>,
     addresses: RefCell<Option<(Instant, Vec<SocketAddr>)>>,
     connecting: Semaphore,
+    /// Whether an answer without TLS ever came.
+    has_answered: Rc<Cell<bool>>,
 }
 
 impl Connector {
@@ -71,6 +73,7 @@ impl Connector {
             context: RefCell::default(),
             addresses: RefCell::new(None),
             connecting: Semaphore::new(MAX_CONNECTING),
+            has_answered: Rc::default(),
         }
     }
 
@@ -107,7 +110,7 @@ impl Connector {
             format!("cannot use the connection to {}: {error}", self.next_hop())
         })?;
         if !self.base_url.tls {
-            return Ok(Stream::Plain(tcp));
+            return Ok(Stream::Plain(Plain::new(tcp, self.has_answered.clone())));
         }
         let tls = self.shake_hands(tcp).await;
         tls.map_err(|reason| format!("the TLS handshake with {} failed: {reason}", self.target()))
