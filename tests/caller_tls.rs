@@ -11,6 +11,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use limitrate::tls::ClientContext;
 use openssl::ec::EcKey;
 use openssl::pkey::PKey;
 use openssl::rsa::Rsa;
@@ -400,6 +401,40 @@ fn a_reload_takes_the_new_certificate_though_the_file_is_the_same_and_no_faulty_
     assert!(said.contains(&format!("now on at http://{}/v1", process.addr())), "{said}");
     process.wait_log("reloaded");
     assert_eq!(post(process.addr(), CHAT, BODY).status, 200);
+}
+
+#[test]
+fn a_clients_session_is_resumed_after_a_reload_that_keeps_the_certificate() {
+    let upstream = Upstream::answering(|_, _| Reply::ok());
+    let authority = Identity::authority();
+    let tls = authority.issue(&localhost(), 1).tls();
+    let process =
+        Process::serve(&Process::file("config.yaml", &file_text(&format!("  {tls}\n"), &upstream)));
+    let context = ClientContext::new(std::slice::from_ref(&authority.certificate)).unwrap();
+    let resumes = || {
+        let ssl = context.server("localhost", process.addr().port()).ssl().unwrap();
+        let mut session = SslStream::new(ssl, TcpStream::connect(process.addr()).unwrap()).unwrap();
+        session.connect().unwrap();
+        let resumed = session.ssl().session_reused();
+        // The tickets come before the answer.
+        let mut client = Client::over_tls(session);
+        client.post_json(CHAT, BODY);
+        assert_eq!(client.read_response().status, 200);
+        resumed
+    };
+    let reload = |part: &str| {
+        process.signal(Signal::HUP);
+        process.wait_log(part);
+    };
+    assert_eq!([resumes(), resumes()], [false, true]);
+    reload("reloaded: nothing is different");
+    assert!(resumes(), "the keys of its tickets are gone");
+    let identity = authority.issue(&localhost(), 1);
+    let [cert_file, key_file] = files(&tls);
+    fs::write(cert_file, identity.certificate.to_pem().unwrap()).unwrap();
+    fs::write(key_file, identity.key.private_key_to_pem_pkcs8().unwrap()).unwrap();
+    reload("reloaded: server is changed");
+    assert!(!resumes(), "a session is resumed that another certificate began");
 }
 
 #[test]

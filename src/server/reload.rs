@@ -54,7 +54,8 @@ pub(super) fn reload(
     config: Config,
 ) -> Vec<Listener> {
     let before = front.gateway();
-    let Config { log: settings, server, providers: configs } = config;
+    let Config { log: settings, mut server, providers: configs } = config;
+    keep_ticket_keys(&before.config, &mut server);
     let places = listeners.places(before.config.tls.is_some());
     let left = match listeners.move_to(&before.config, &server) {
         Ok(left) => left,
@@ -97,6 +98,14 @@ pub(super) fn reload(
     front.configured.replace(configs);
     log::info(format_args!("reloaded: {changes}"));
     left
+}
+
+/// Keeps the TLS context where the certificate is the same: the keys in it are those of the
+/// clients' session tickets.
+fn keep_ticket_keys(before: &config::Server, after: &mut config::Server) {
+    if before.tls == after.tls {
+        after.tls.clone_from(&before.tls);
+    }
 }
 
 /// What is different, in one line.
