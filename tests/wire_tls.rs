@@ -6,14 +6,17 @@
 mod support;
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener};
+use std::sync::mpsc::channel;
+use std::thread;
 
 use openssl::ssl::SslVersion;
 use openssl::x509::extension::SubjectAlternativeName;
 
 use support::{
     Client, Ended, Gateway, Identity, Manner, Manners, PATIENCE, Process, Proxy, Response, Then,
-    TlsServer, UNSHAPED, localhost, post, provider_at,
+    TlsServer, UNSHAPED, burst, localhost, post, provider_at,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -205,4 +208,32 @@ fn a_long_upload_arrives_whole() {
         request.len(),
         body.len()
     );
+}
+
+#[test]
+fn a_burst_begins_all_its_handshakes_at_once() {
+    const BURST: u32 = 64;
+    // Nobody answers, so a handshake that waits for another one would wait for ever.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}/v1", listener.local_addr().unwrap());
+    let provider = provider_at("p", &url, &["m"], &burst(1, BURST), "connect_timeout_seconds: 60");
+    let gateway = Gateway::start(&provider);
+    let ask = |_| {
+        let mut client = Client::connect(gateway.addr());
+        client.post_json(CHAT, BODY);
+        client
+    };
+    let _clients: Vec<Client> = (0..BURST).map(ask).collect();
+    let (begun, hellos) = channel();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, mut first) = (stream.unwrap(), [0]);
+            stream.read_exact(&mut first).unwrap();
+            // The test is over where this fails.
+            let _ = begun.send((first, stream));
+        }
+    });
+    let next = |_| hellos.recv_timeout(PATIENCE).expect("a handshake that has begun");
+    let all: Vec<_> = (0..BURST).map(next).collect();
+    assert!(all.iter().all(|(first, _)| *first == [22]), "RFC 8446 section 5.1: a handshake");
 }

@@ -42,8 +42,9 @@ thread_local! {
     static SYSTEMS: RefCell<Rc<Context>> = RefCell::default();
 }
 
-/// Connections being made at once, per provider.
-const MAX_CONNECTING: usize = 8;
+/// Connections being made at once, per provider: as many as a burst prepares (`MAX_PREPARED` in
+/// `shaping::line`), since those behind them would wait for whole round trips.
+const MAX_CONNECTING: usize = 64;
 
 /// Makes connections to one base_url.
 pub struct Connector {
