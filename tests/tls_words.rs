@@ -189,6 +189,21 @@ fn a_client_certificate_that_is_demanded_is_told_so() {
         acceptor.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
     });
     assert!(reason.contains("or it demands a client certificate"), "{reason}");
+    // In TLS 1.3 the server says so after the handshake: before a request is sent, or after it.
+    let mut acceptor = TlsServer::acceptor(&authority.issue(&localhost(), 1), SslVersion::TLS1_3);
+    acceptor.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
+    let server = TlsServer::with(acceptor.build(), Manners::POLITE);
+    for rate_limit in [UNSHAPED, "{mode: window, rpm: 30}"] {
+        let url = server.at("localhost");
+        let gateway =
+            Gateway::start(&provider_at("p", &url, &["m"], rate_limit, &authority.ca_file()));
+        let response = post(gateway.addr(), CHAT, BODY);
+        let message = response.error()["message"].as_str().unwrap().to_owned();
+        assert!(
+            message.contains("it demands a client certificate, and limitrate has none"),
+            "{message}"
+        );
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! Each slot is of one configuration: what is sent on a connection is what was configured for its target.
 
+use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -53,8 +54,8 @@ impl From<NoSlot> for Lost {
 /// What ended the wait for a grant.
 enum Waited {
     Granted(Result<Permit, NoSlot>),
-    /// The connection is of no use any more.
-    Spoiled,
+    /// The connection is of no use any more, because of this where it broke.
+    Spoiled(Option<io::Error>),
     /// The connection has rested for too long.
     Aged,
 }
@@ -90,6 +91,7 @@ impl Provider {
         fresh: bool,
     ) -> Result<Slot, Lost> {
         let mut lost = 0;
+        let mut broke = None;
         while lost < MAX_LOST_CONNECTIONS {
             let setup = self.setup();
             let idle = if fresh { None } else { setup.pool.take() };
@@ -122,15 +124,19 @@ impl Provider {
                     // A slot on a connection that is known to be closed would be lost.
                     let place_kept = place.lost_connection()?;
                     place = place_kept.unwrap_or_else(|| self.join_again(errand, offer));
-                    if matches!(ended, Waited::Spoiled) && !connection.has_rested() {
+                    if let Waited::Spoiled(error) = ended
+                        && !connection.has_rested()
+                    {
                         lost += 1;
+                        broke = error;
                         Timer::after(RECONNECT_PAUSE).await;
                     }
                 }
             }
         }
         place.leave();
-        let detail = "it closes every connection before a request is sent on it".into();
+        let cause = broke.map_or(String::new(), |error| format!(": {error}"));
+        let detail = format!("it closes every connection before a request is sent on it{cause}");
         Err(Lost::Connection(Failure::Disconnected(detail)))
     }
 
@@ -211,9 +217,6 @@ async fn wait_for_grant(place: &Place, connection: &mut Connection, rest: Durati
         until(aged_at).await;
         Waited::Aged
     };
-    let spoiled = async {
-        connection.spoiled().await;
-        Waited::Spoiled
-    };
+    let spoiled = async { Waited::Spoiled(connection.spoiled().await.err()) };
     future::or(spoiled, future::or(granted, aged)).await
 }

@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::io;
 use std::pin::pin;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
@@ -40,9 +41,9 @@ impl Connection {
     }
 
     /// Waits until the provider closes this idle connection, or says something nobody asked for: either way it is of
-    /// no use any more.
-    pub async fn spoiled(&mut self) {
-        let _ = self.reader.fill().await;
+    /// no use any more. An error where it broke.
+    pub async fn spoiled(&mut self) -> io::Result<()> {
+        self.reader.fill().await.map(|_| ())
     }
 
     /// Whether it has carried a request before.
