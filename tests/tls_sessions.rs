@@ -115,10 +115,13 @@ fn a_fatal_alert_forgets_the_sessions_with_that_server() {
     let authority = Identity::authority();
     let identity = authority.issue(&localhost(), 1);
     for newest in BOTH {
-        let manners = Manners { newest, then: Then::Breaks, ..Manners::POLITE };
+        let manners = Manners { newest, answer: "", then: Then::Breaks };
         let server = TlsServer::start(&identity, manners);
         let gateway = gateway(&authority, &server);
-        assert_eq!(resumed(&gateway, &server, 3), [false; 3], "{newest:?}");
+        for _ in 0..3 {
+            assert_eq!(ask(gateway.addr(), "m").code(), "upstream_disconnected");
+            assert!(!server.next_is_resumed(), "{newest:?}");
+        }
     }
 }
 
