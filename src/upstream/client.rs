@@ -3,6 +3,7 @@
 //! The permit is consumed here, so that a send without one does not compile. A connection returns to the pool only at
 //! the proven end of the response body.
 
+use std::io::ErrorKind;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -97,11 +98,19 @@ enum Ending {
 }
 
 impl Ending {
+    /// Whether the connection closed without a byte.
     fn is_silent_close(&self) -> bool {
-        matches!(
-            self,
-            Ending::Fault(ReadFault::Eof { received: 0 } | ReadFault::Io { received: 0, .. })
-        )
+        const CLOSES: [ErrorKind; 4] = [
+            ErrorKind::BrokenPipe,
+            ErrorKind::ConnectionAborted,
+            ErrorKind::ConnectionReset,
+            ErrorKind::UnexpectedEof,
+        ];
+        match self {
+            Ending::Fault(ReadFault::Eof { received: 0 }) => true,
+            Ending::Fault(ReadFault::Io { received: 0, error }) => CLOSES.contains(&error.kind()),
+            _ => false,
+        }
     }
 
     fn into_failure(self, timeout: Duration) -> Failure {
